@@ -1,0 +1,1 @@
+//! Egret's compiler: raise, rewrite, fuse, schedule, emit.

@@ -1,0 +1,1 @@
+//! Egret's graph IR: types, operators, tracer, text form, reference interpreter, autodiff.

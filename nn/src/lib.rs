@@ -1,0 +1,1 @@
+//! Layers, losses, optimisers and data sets for Egret.

@@ -1,0 +1,1 @@
+//! Egret's compiled program: plain data between compiler and runtime.

@@ -1,0 +1,1 @@
+//! Egret's runtime: devices, sessions, CPU drivers, CUDA.

@@ -1,0 +1,1 @@
+//! A PTX interpreter with checks: runs CUDA kernels where there is no GPU.

@@ -1,0 +1,1 @@
+//! CPU micro-kernels, packing and vector mathematics of Egret.
