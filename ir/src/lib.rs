@@ -1,1 +1,5 @@
-//! Egret's graph IR: types, operators, tracer, text form, reference interpreter, autodiff.
+//! Egret's graph IR: types, operators, tracer, text form, reference interpreter and autodiff.
+
+pub mod dtype;
+
+pub use dtype::DType;
