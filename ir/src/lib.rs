@@ -1,5 +1,21 @@
 //! Egret's graph IR: types, operators, tracer, text form, reference interpreter and autodiff.
 
+pub mod diagnostic;
+pub mod dim;
 pub mod dtype;
+pub mod graph;
+pub mod ops;
+pub mod scalar;
+pub mod tensor;
+pub mod types;
+pub mod weights;
 
+pub use diagnostic::{Diagnostic, Origin};
+pub use dim::{Atom, AtomKind, Bindings, Dim, DimError, Truth};
 pub use dtype::DType;
+pub use graph::{Assumption, Graph, Node, NodeId};
+pub use ops::{InferCx, Op, Operator};
+pub use scalar::{ExprKind, Literal, ScalarExpr, ScalarFn, ScalarValue};
+pub use tensor::{Element, Tensor};
+pub use types::{Shape, TensorType, Type, f32, i64};
+pub use weights::{Weight, Weights};

@@ -1,0 +1,245 @@
+//! The graph: nodes in topological order by construction.
+
+use std::cmp::Ordering;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use crate::diagnostic::{Diagnostic, Origin};
+use crate::ops::{Equality, InferCx, Op};
+use crate::types::{TensorType, Type};
+use crate::weights::Weights;
+
+/// A node, and the value it computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(u32);
+
+impl NodeId {
+    /// The place of the node in [`Graph::nodes`].
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+
+    /// The id of the node at `index`.
+    pub fn new(index: usize) -> NodeId {
+        NodeId(index as u32)
+    }
+}
+
+/// An operator applied to operands.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Node {
+    /// The operator with its attributes.
+    pub op: Op,
+    /// Operands, all earlier in the graph.
+    pub operands: SmallVec<[NodeId; 4]>,
+    /// The type of the value.
+    pub ty: Type,
+}
+
+/// An equality of dims that a node needs; checked when symbols are bound.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Assumption {
+    /// The node.
+    pub node: NodeId,
+    /// What must hold.
+    pub equality: Equality,
+}
+
+/// A program of nodes. Equality, order and hash are of the structure; origins and weights do not count.
+#[derive(Clone, Debug, Default)]
+pub struct Graph {
+    nodes: Vec<Node>,
+    inputs: Vec<NodeId>,
+    outputs: Vec<(String, NodeId)>,
+    updates: Vec<(String, NodeId)>,
+    assumptions: Vec<Assumption>,
+    origins: Vec<SmallVec<[Arc<Origin>; 1]>>,
+    /// Values of params and states.
+    pub weights: Arc<Weights>,
+}
+
+impl Graph {
+    /// An empty graph.
+    pub fn new() -> Graph {
+        Graph::default()
+    }
+
+    /// Appends a node and infers its type.
+    ///
+    /// # Errors
+    /// `E0101` when the operands do not fit the operator.
+    pub fn add(&mut self, op: impl Into<Op>, operands: &[NodeId]) -> Result<NodeId, Diagnostic> {
+        self.add_from(op, operands, SmallVec::new())
+    }
+
+    /// Appends a node that comes from `origins`.
+    ///
+    /// # Errors
+    /// `E0101` when the operands do not fit the operator; the diagnostic names the origins.
+    pub fn add_from(
+        &mut self,
+        op: impl Into<Op>,
+        operands: &[NodeId],
+        origins: SmallVec<[Arc<Origin>; 1]>,
+    ) -> Result<NodeId, Diagnostic> {
+        let op = op.into();
+        let mut cx = InferCx::default();
+        let types: SmallVec<[Type; 4]> = operands.iter().map(|id| self.ty(*id).clone()).collect();
+        let ty = op.home().infer(&types, &mut cx).map_err(|why| {
+            let mut error = Diagnostic::new("E0101", format!("{}: {why}", op.home().name()));
+            error.origin = origins.iter().map(|o| (**o).clone()).collect();
+            error.note(format!("operands: {types:?}"))
+        })?;
+        let node = NodeId::new(self.nodes.len());
+        self.assumptions.extend(cx.assumptions.into_iter().map(|equality| Assumption { node, equality }));
+        if matches!(op, Op::Input(_)) {
+            self.inputs.push(node);
+        }
+        self.nodes.push(Node { op, operands: operands.into(), ty });
+        self.origins.push(origins);
+        Ok(node)
+    }
+
+    /// Names `value` as a result.
+    pub fn add_output(&mut self, name: impl Into<String>, value: NodeId) {
+        self.outputs.push((name.into(), value));
+    }
+
+    /// Sets the state `name` to `value` at the end of each run. A later update of one name replaces the earlier.
+    pub fn add_update(&mut self, name: impl Into<String>, value: NodeId) {
+        let name = name.into();
+        self.updates.retain(|(have, _)| *have != name);
+        self.updates.push((name, value));
+    }
+
+    /// Adds assumptions of a graph that this one was made from.
+    pub fn assume(&mut self, assumption: Assumption) {
+        if !self.assumptions.contains(&assumption) {
+            self.assumptions.push(assumption);
+        }
+    }
+
+    /// All nodes, operands before users.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// All nodes with their ids.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (NodeId, &Node)> {
+        self.nodes.iter().enumerate().map(|(i, node)| (NodeId::new(i), node))
+    }
+
+    /// A node.
+    pub fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[id.index()]
+    }
+
+    /// The type of a value.
+    pub fn ty(&self, id: NodeId) -> &Type {
+        &self.nodes[id.index()].ty
+    }
+
+    /// The tensor type of a value that is not a tuple; of a tuple, that of its first part.
+    pub fn tensor_type(&self, id: NodeId) -> &TensorType {
+        &self.ty(id).parts()[0]
+    }
+
+    /// The inputs, in order of creation.
+    pub fn inputs(&self) -> &[NodeId] {
+        &self.inputs
+    }
+
+    /// The results by name, in order.
+    pub fn outputs(&self) -> &[(String, NodeId)] {
+        &self.outputs
+    }
+
+    /// New values of states by name.
+    pub fn updates(&self) -> &[(String, NodeId)] {
+        &self.updates
+    }
+
+    /// What must hold of symbols.
+    pub fn assumptions(&self) -> &[Assumption] {
+        &self.assumptions
+    }
+
+    /// Where a node came from.
+    pub fn origins(&self, id: NodeId) -> &SmallVec<[Arc<Origin>; 1]> {
+        &self.origins[id.index()]
+    }
+
+    /// Adds origins to a node.
+    pub fn add_origins(&mut self, id: NodeId, origins: &[Arc<Origin>]) {
+        let have = &mut self.origins[id.index()];
+        for origin in origins {
+            if !have.contains(origin) {
+                have.push(origin.clone());
+            }
+        }
+    }
+
+    /// Values that leave the graph: outputs, then updates.
+    pub fn roots(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.outputs.iter().chain(&self.updates).map(|(_, id)| *id)
+    }
+
+    /// By node, the nodes that read it, ascending, once each.
+    pub fn users(&self) -> Vec<SmallVec<[NodeId; 4]>> {
+        let mut users: Vec<SmallVec<[NodeId; 4]>> = vec![SmallVec::new(); self.nodes.len()];
+        for (id, node) in self.iter() {
+            for operand in &node.operands {
+                if users[operand.index()].last() != Some(&id) {
+                    users[operand.index()].push(id);
+                }
+            }
+        }
+        users
+    }
+
+    /// By node, whether a root reads it, directly or through others. Inputs count as live.
+    pub fn live(&self) -> Vec<bool> {
+        let mut live = vec![false; self.nodes.len()];
+        for root in self.roots().chain(self.inputs.iter().copied()) {
+            live[root.index()] = true;
+        }
+        for (id, node) in self.iter().rev() {
+            if live[id.index()] {
+                node.operands.iter().for_each(|o| live[o.index()] = true);
+            }
+        }
+        live
+    }
+
+    fn key(&self) -> (&[Node], &[(String, NodeId)], &[(String, NodeId)]) {
+        (&self.nodes, &self.outputs, &self.updates)
+    }
+}
+
+impl PartialEq for Graph {
+    fn eq(&self, other: &Graph) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for Graph {}
+
+impl PartialOrd for Graph {
+    fn partial_cmp(&self, other: &Graph) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Graph {
+    fn cmp(&self, other: &Graph) -> Ordering {
+        self.key().cmp(&other.key())
+    }
+}
+
+impl Hash for Graph {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
+    }
+}

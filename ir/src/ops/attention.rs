@@ -1,0 +1,112 @@
+//! `attention`: softmax of scores between queries and keys, applied to values.
+
+use std::sync::Arc;
+
+use super::{InferCx, InferError, Labels, Operator, operand, same_dtype};
+use crate::dim::Dim;
+use crate::dtype::DType;
+use crate::scalar::ScalarExpr;
+use crate::types::{TensorType, Type};
+
+/// `(q, k, v, extras…) → (o, lse)`.
+///
+/// The raw scores are the contraction of `q` and `k` with result labels `scores`, whose last label runs over keys. The
+/// program `score` maps them (argument 0) and the extras (arguments 1…, broadcast to the scores) to logits; their
+/// softmax over keys, contracted with `v`, is `o`. `lse` is the log-sum-exp of each row of logits (f32), which the
+/// gradient reads. A row whose logits are all −inf gives NaN. Labels are canonical in the order q, k, v, o, scores.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Attention {
+    /// Labels of the queries.
+    pub q: Labels,
+    /// Labels of the keys.
+    pub k: Labels,
+    /// Labels of the values.
+    pub v: Labels,
+    /// Labels of the result.
+    pub o: Labels,
+    /// Labels of the scores; the last one runs over keys.
+    pub scores: Labels,
+    /// From raw score (argument 0) and extras to logit.
+    pub score: ScalarExpr,
+}
+
+impl Attention {
+    /// Renames labels by first use.
+    pub fn canonical(mut self) -> Attention {
+        Labels::canonical(&mut [&mut self.q, &mut self.k, &mut self.v, &mut self.o, &mut self.scores]);
+        self
+    }
+
+    /// Types of `o` and of the scores.
+    fn types(&self, operands: &[Type], cx: &mut InferCx) -> Result<(TensorType, TensorType), InferError> {
+        let (q, k, v) = (operand(operands, 0)?, operand(operands, 1)?, operand(operands, 2)?);
+        let dtype = same_dtype(&[q, k, v])?;
+        if !dtype.is_float() {
+            return Err(format!("is not defined on {dtype}"));
+        }
+        let mut extents: [Option<Dim>; 26] = Default::default();
+        self.q.bind(q, &mut extents, cx)?;
+        self.k.bind(k, &mut extents, cx)?;
+        self.v.bind(v, &mut extents, cx)?;
+        let scores = self.scores.shape(&extents)?;
+        let key = self.scores.0.last().ok_or("the scores have no axis")?;
+        if self.q.has(*key) || !self.k.has(*key) || !self.v.has(*key) || self.o.has(*key) {
+            return Err(format!("`{}` is no key axis of {self:?}", char::from(*key)));
+        }
+        Ok((TensorType { dtype, shape: self.o.shape(&extents)? }, TensorType { dtype, shape: scores }))
+    }
+
+    fn check_extras(&self, extras: &[Type], scores: &TensorType, cx: &mut InferCx) -> Result<(), InferError> {
+        for i in 0..extras.len() {
+            let extra = operand(extras, i)?;
+            let shape = cx.broadcast([&extra.shape, &scores.shape])?;
+            if shape.rank() != scores.shape.rank() {
+                return Err(format!("{extra} does not broadcast to the scores {scores}"));
+            }
+        }
+        if self.score.args().iter().any(|arg| *arg > extras.len()) {
+            return Err(format!("the score program {} reads more than {} extras", self.score, extras.len()));
+        }
+        Ok(())
+    }
+}
+
+impl Operator for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn infer(&self, operands: &[Type], cx: &mut InferCx) -> Result<Type, InferError> {
+        let (o, scores) = self.types(operands, cx)?;
+        self.check_extras(&operands[3..], &scores, cx)?;
+        let rows = scores.shape[..scores.shape.rank() - 1].iter().cloned().collect();
+        Ok(Type::Tuple(Arc::from([o, TensorType { dtype: DType::F32, shape: rows }])))
+    }
+}
+
+/// `(q, k, v, o, lse, do, extras…) → (dq, dk, dv)` of [`Attention`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AttentionGrad {
+    /// The forward operator.
+    pub of: Attention,
+}
+
+impl Operator for AttentionGrad {
+    fn name(&self) -> &'static str {
+        "attention_grad"
+    }
+
+    fn infer(&self, operands: &[Type], cx: &mut InferCx) -> Result<Type, InferError> {
+        let (o, scores) = self.of.types(operands, cx)?;
+        for i in [3, 5] {
+            let given = operand(operands, i)?;
+            if given.shape.rank() != o.shape.rank() || given.dtype != o.dtype {
+                return Err(format!("operand {i}, {given}, is not of type {o}"));
+            }
+        }
+        operand(operands, 4)?;
+        self.of.check_extras(&operands[6..], &scores, cx)?;
+        let parts: Result<Vec<TensorType>, _> = (0..3).map(|i| operand(operands, i).cloned()).collect();
+        Ok(Type::Tuple(parts?.into()))
+    }
+}

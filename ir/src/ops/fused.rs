@@ -1,0 +1,79 @@
+//! `fused`: an anchor with what it absorbed. Only rewriting makes it.
+
+use std::sync::Arc;
+
+use super::{InferCx, InferError, Op, Operator, operand};
+use crate::dtype::DType;
+use crate::scalar::ScalarExpr;
+use crate::types::{TensorType, Type};
+
+/// An anchor, and a scalar program over its result and extra operands.
+///
+/// Operands are the anchor's own (`bases` of them), then the extras. The program reads the anchor's element as argument
+/// 0 and extra `i` as argument `i + 1`; extras broadcast to the anchor's result. With `rows`, the operator named there
+/// (softmax or norm over the last axis) is applied to the program's result, and `finish` to that (argument 0) and the
+/// extras. Each of `taps` is one more result, a program like `epilogue`, in the result's element type; then the type is
+/// a tuple.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Fused {
+    /// The operator that loops.
+    pub anchor: Box<Op>,
+    /// Number of operands of the anchor.
+    pub bases: usize,
+    /// From the anchor's element and the extras to the result.
+    pub epilogue: ScalarExpr,
+    /// Element type of the epilogue's result.
+    pub dtype: DType,
+    /// Row operator after the epilogue, with the program after it.
+    pub rows: Option<(Box<Op>, ScalarExpr)>,
+    /// Further results.
+    pub taps: Vec<ScalarExpr>,
+}
+
+impl Fused {
+    /// The anchor with a program and nothing else.
+    pub fn epilogue(anchor: Op, bases: usize, epilogue: ScalarExpr, dtype: DType) -> Fused {
+        Fused { anchor: Box::new(anchor), bases, epilogue, dtype, rows: None, taps: Vec::new() }
+    }
+}
+
+impl Operator for Fused {
+    fn name(&self) -> &'static str {
+        "fused"
+    }
+
+    fn infer(&self, operands: &[Type], cx: &mut InferCx) -> Result<Type, InferError> {
+        if operands.len() < self.bases {
+            return Err(format!("takes at least {} operands", self.bases));
+        }
+        let base = self.anchor.home().infer(&operands[..self.bases], cx)?;
+        let Some(base) = base.tensor() else { return Err("the anchor is a tuple".into()) };
+        let extras = &operands[self.bases..];
+        let mut dtypes = vec![base.dtype];
+        for i in 0..extras.len() {
+            let extra = operand(extras, i)?;
+            if cx.broadcast([&extra.shape, &base.shape])?.rank() != base.shape.rank() {
+                return Err(format!("{extra} does not broadcast to {base}"));
+            }
+            dtypes.push(extra.dtype);
+        }
+        let programs = self.taps.iter().chain([&self.epilogue]);
+        for program in programs {
+            if program.args().iter().any(|arg| *arg > extras.len()) {
+                return Err(format!("{program} reads more than {} extras", extras.len()));
+            }
+            if program.dtype(&dtypes) != self.dtype {
+                return Err(format!("{program} is {}, not {}", program.dtype(&dtypes), self.dtype));
+            }
+        }
+        let mut result: Type = TensorType { dtype: self.dtype, shape: base.shape.clone() }.into();
+        if let Some((rows, _)) = &self.rows {
+            result = rows.home().infer(&[result], cx)?;
+        }
+        match (result.tensor(), self.taps.len()) {
+            (Some(_), 0) => Ok(result),
+            (Some(ty), n) => Ok(Type::Tuple(Arc::from(vec![ty.clone(); n + 1]))),
+            (None, _) => Err("the row operator is a tuple".into()),
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Operators: one file each holds attributes, type rule, evaluation, gradient, cost and text form.
+
+use std::fmt;
+
+use smallvec::SmallVec;
+
+use crate::dim::{Dim, Truth};
+use crate::dtype::DType;
+use crate::types::{Shape, TensorType, Type};
+
+/// An equality that a graph needs and that its symbols do not decide; checked when they are bound.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Equality {
+    /// One side.
+    pub left: Dim,
+    /// The other.
+    pub right: Dim,
+    /// What needs it: `the contracted dimension`.
+    pub what: &'static str,
+}
+
+/// Gives type rules their operands, and takes the equalities that they could not decide.
+#[derive(Default)]
+pub struct InferCx {
+    /// Equalities assumed so far.
+    pub assumptions: Vec<Equality>,
+}
+
+/// Why operands do not fit an operator: one sentence with the shapes.
+pub type InferError = String;
+
+impl InferCx {
+    /// Needs `left = right`.
+    ///
+    /// # Errors
+    /// When they are never equal.
+    pub fn require_equal(&mut self, left: &Dim, right: &Dim, what: &'static str) -> Result<(), InferError> {
+        match left.equals(right) {
+            Truth::Yes => Ok(()),
+            Truth::No => Err(format!("{what}: {left} is not {right}")),
+            Truth::Unknown => {
+                self.assumptions.push(Equality { left: left.clone(), right: right.clone(), what });
+                Ok(())
+            }
+        }
+    }
+
+    /// The shape that all broadcast to by NumPy's rule: aligned at the end, extents equal or 1.
+    ///
+    /// # Errors
+    /// When two extents can be neither equal nor 1.
+    pub fn broadcast<'a>(&mut self, shapes: impl IntoIterator<Item = &'a Shape>) -> Result<Shape, InferError> {
+        let mut result: SmallVec<[Dim; 6]> = SmallVec::new();
+        for shape in shapes {
+            while result.len() < shape.rank() {
+                result.insert(0, Dim::ONE);
+            }
+            let offset = result.len() - shape.rank();
+            for (have, dim) in result[offset..].iter_mut().zip(shape.iter()) {
+                if have.is(1) {
+                    *have = dim.clone();
+                } else if !dim.is(1) {
+                    self.require_equal(have, dim, "extents that broadcast together")?;
+                }
+            }
+        }
+        Ok(result.into_iter().collect())
+    }
+}
+
+/// The tensor type of operand `i`.
+///
+/// # Errors
+/// When it is missing or a tuple.
+pub fn operand(operands: &[Type], i: usize) -> Result<&TensorType, InferError> {
+    let ty = operands.get(i).ok_or_else(|| format!("operand {i} is missing"))?;
+    ty.tensor().ok_or_else(|| format!("operand {i} is a tuple; read it with proj"))
+}
+
+/// Checks the number of operands.
+///
+/// # Errors
+/// When it differs.
+pub fn arity(operands: &[Type], n: usize) -> Result<(), InferError> {
+    if operands.len() == n { Ok(()) } else { Err(format!("takes {n} operands, not {}", operands.len())) }
+}
+
+/// An f64 attribute compared by its bits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Real(u64);
+
+impl Real {
+    /// The attribute of that value.
+    pub fn new(value: f64) -> Real {
+        Real(value.to_bits())
+    }
+
+    /// The value.
+    pub fn get(self) -> f64 {
+        f64::from_bits(self.0)
+    }
+}
+
+impl fmt::Debug for Real {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.get())
+    }
+}
+
+mod attention;
+mod conv;
+mod cross_entropy;
+mod dot_general;
+mod fused;
+mod gather;
+mod grad;
+mod iota;
+mod leaf;
+mod movement;
+mod norm;
+mod pointwise;
+mod reduce;
+mod reduce_window;
+mod scan;
+mod softmax;
+
+pub use attention::{Attention, AttentionGrad};
+pub use conv::{Conv, ConvForm};
+pub use cross_entropy::CrossEntropy;
+pub use dot_general::{DotGeneral, Labels};
+pub use fused::Fused;
+pub use gather::{Gather, ScatterAdd};
+pub use grad::{Grad, Proj, StopGradient};
+pub use iota::Iota;
+pub use leaf::{Const, Input, Param, State};
+pub use movement::{Broadcast, Concat, Pad, Reshape, Reverse, Slice, Transpose};
+pub use norm::{Norm, NormGrad, NormKind};
+pub use pointwise::{Cast, Pointwise};
+pub use reduce::{Reduce, ReduceKind};
+pub use reduce_window::{ReduceWindow, ReduceWindowGrad, Window, WindowKind};
+pub use scan::Scan;
+pub use softmax::{Softmax, SoftmaxGrad};
+
+/// An operator's home: what the rest of the compiler asks of it.
+pub trait Operator {
+    /// The name in text forms.
+    fn name(&self) -> &'static str;
+
+    /// The type of the result.
+    ///
+    /// # Errors
+    /// When the operands do not fit, in one sentence with the shapes.
+    fn infer(&self, operands: &[Type], cx: &mut InferCx) -> Result<Type, InferError>;
+}
+
+macro_rules! operators {
+    ($($variant:ident),* $(,)?) => {
+        /// An operator with its attributes.
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Op { $(#[doc = concat!("See [`", stringify!($variant), "`].")] $variant($variant)),* }
+
+        $(impl From<$variant> for Op { fn from(op: $variant) -> Op { Op::$variant(op) } })*
+
+        impl Op {
+            /// The operator's home.
+            pub fn home(&self) -> &dyn Operator { match self { $(Op::$variant(op) => op),* } }
+        }
+    };
+}
+
+operators! {
+    Input, Param, State, Const, Iota,
+    Pointwise, Cast,
+    Reshape, Transpose, Broadcast, Slice, Pad, Concat, Reverse,
+    DotGeneral, Conv, Reduce, ReduceWindow, ReduceWindowGrad,
+    Softmax, SoftmaxGrad, CrossEntropy, Norm, NormGrad, Attention, AttentionGrad,
+    Gather, ScatterAdd, Scan, Fused, Proj, Grad, StopGradient,
+}
+
+/// A result dtype that must be one of the operands'.
+pub(crate) fn same_dtype(types: &[&TensorType]) -> Result<DType, InferError> {
+    let first = types[0].dtype;
+    match types.iter().find(|ty| ty.dtype != first) {
+        Some(other) => Err(format!("operands differ in element type: {} and {other}", types[0])),
+        None => Ok(first),
+    }
+}
+
+/// A list of axes, all below `rank`, without repeats.
+pub(crate) fn check_axes(axes: &[usize], rank: usize) -> Result<(), InferError> {
+    for (i, axis) in axes.iter().enumerate() {
+        if *axis >= rank {
+            return Err(format!("axis {axis} is outside rank {rank}"));
+        }
+        if axes[..i].contains(axis) {
+            return Err(format!("axis {axis} is given twice"));
+        }
+    }
+    Ok(())
+}

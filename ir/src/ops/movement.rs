@@ -1,0 +1,217 @@
+//! Data movement: the same elements in another place.
+
+use smallvec::SmallVec;
+
+use super::{InferCx, InferError, Operator, arity, check_axes, operand, same_dtype};
+use crate::dim::Dim;
+use crate::scalar::Literal;
+use crate::types::{Shape, TensorType, Type};
+
+/// The same elements, in row-major order, in another shape.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Reshape {
+    /// The shape of the result.
+    pub shape: Shape,
+}
+
+impl Operator for Reshape {
+    fn name(&self) -> &'static str {
+        "reshape"
+    }
+
+    fn infer(&self, operands: &[Type], cx: &mut InferCx) -> Result<Type, InferError> {
+        arity(operands, 1)?;
+        let x = operand(operands, 0)?;
+        cx.require_equal(&x.shape.elements(), &self.shape.elements(), "the number of elements of a reshape")?;
+        Ok(TensorType { dtype: x.dtype, shape: self.shape.clone() }.into())
+    }
+}
+
+/// Axes in another order: axis `i` of the result is axis `permutation[i]` of the operand.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Transpose {
+    /// Which axis of the operand each axis of the result is.
+    pub permutation: SmallVec<[usize; 6]>,
+}
+
+impl Operator for Transpose {
+    fn name(&self) -> &'static str {
+        "transpose"
+    }
+
+    fn infer(&self, operands: &[Type], _: &mut InferCx) -> Result<Type, InferError> {
+        arity(operands, 1)?;
+        let x = operand(operands, 0)?;
+        check_axes(&self.permutation, x.shape.rank())?;
+        if self.permutation.len() != x.shape.rank() {
+            return Err(format!("permutation {:?} does not fit rank {}", self.permutation, x.shape.rank()));
+        }
+        let shape = self.permutation.iter().map(|axis| x.shape[*axis].clone()).collect();
+        Ok(TensorType { dtype: x.dtype, shape }.into())
+    }
+}
+
+/// Repeats extents of 1, and adds leading axes, by NumPy's rule.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Broadcast {
+    /// The shape of the result.
+    pub shape: Shape,
+}
+
+impl Operator for Broadcast {
+    fn name(&self) -> &'static str {
+        "broadcast"
+    }
+
+    fn infer(&self, operands: &[Type], cx: &mut InferCx) -> Result<Type, InferError> {
+        arity(operands, 1)?;
+        let x = operand(operands, 0)?;
+        let Some(offset) = self.shape.rank().checked_sub(x.shape.rank()) else {
+            return Err(format!("{} does not broadcast to {}", x.shape, self.shape));
+        };
+        for (have, want) in x.shape.iter().zip(&self.shape[offset..]) {
+            if !have.is(1) {
+                cx.require_equal(have, want, "an extent that is broadcast")?;
+            }
+        }
+        Ok(TensorType { dtype: x.dtype, shape: self.shape.clone() }.into())
+    }
+}
+
+/// Elements `start, start + step, …` below `limit`, of every axis.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Slice {
+    /// First index by axis.
+    pub start: SmallVec<[Dim; 4]>,
+    /// One past the last index by axis.
+    pub limit: SmallVec<[Dim; 4]>,
+    /// Distance of taken indices by axis, at least 1.
+    pub step: SmallVec<[i64; 4]>,
+}
+
+impl Operator for Slice {
+    fn name(&self) -> &'static str {
+        "slice"
+    }
+
+    fn infer(&self, operands: &[Type], _: &mut InferCx) -> Result<Type, InferError> {
+        arity(operands, 1)?;
+        let x = operand(operands, 0)?;
+        let rank = x.shape.rank();
+        if [self.start.len(), self.limit.len(), self.step.len()] != [rank; 3] {
+            return Err(format!("start, limit and step must have {rank} entries for {}", x.shape));
+        }
+        let mut shape = Shape::default();
+        for axis in 0..rank {
+            let (start, limit) = (&self.start[axis], &self.limit[axis]);
+            let inside = start.range().0 >= 0
+                && (x.shape[axis].clone() - limit.clone()).range().1 >= 0
+                && (limit.clone() - start.clone()).range().1 >= 0;
+            if self.step[axis] < 1 || !inside {
+                return Err(format!(
+                    "slice {start}..{limit} step {} is outside extent {} of axis {axis}",
+                    self.step[axis], x.shape[axis]
+                ));
+            }
+            shape.push((limit.clone() - start.clone()).ceil_div(&Dim::from(self.step[axis])));
+        }
+        Ok(TensorType { dtype: x.dtype, shape }.into())
+    }
+}
+
+/// Surrounds the elements with `value`; `interior` puts that many between neighbours.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Pad {
+    /// Elements before, by axis; negative is not legal.
+    pub low: SmallVec<[Dim; 4]>,
+    /// Elements after, by axis.
+    pub high: SmallVec<[Dim; 4]>,
+    /// Elements between neighbours, by axis.
+    pub interior: SmallVec<[i64; 4]>,
+    /// The element put in.
+    pub value: Literal,
+}
+
+impl Operator for Pad {
+    fn name(&self) -> &'static str {
+        "pad"
+    }
+
+    fn infer(&self, operands: &[Type], _: &mut InferCx) -> Result<Type, InferError> {
+        arity(operands, 1)?;
+        let x = operand(operands, 0)?;
+        let rank = x.shape.rank();
+        if [self.low.len(), self.high.len(), self.interior.len()] != [rank; 3] {
+            return Err(format!("low, high and interior must have {rank} entries for {}", x.shape));
+        }
+        if self.value.dtype != x.dtype {
+            return Err(format!("the padding value {:?} is not {}", self.value, x.dtype));
+        }
+        if self.low.iter().chain(&self.high).any(|pad| pad.range().0 < 0) || self.interior.iter().any(|n| *n < 0) {
+            return Err(format!("negative padding {:?} {:?} {:?}", self.low, self.high, self.interior));
+        }
+        let shape = (0..rank).map(|axis| {
+            let inner = x.shape[axis].clone();
+            let spread = match self.interior[axis] {
+                0 => inner,
+                gap => ((inner - Dim::ONE) * Dim::from(gap + 1) + Dim::ONE).maximum(&Dim::ZERO),
+            };
+            spread + self.low[axis].clone() + self.high[axis].clone()
+        });
+        Ok(TensorType { dtype: x.dtype, shape: shape.collect() }.into())
+    }
+}
+
+/// Tensors one after the other along an axis.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Concat {
+    /// The axis.
+    pub axis: usize,
+}
+
+impl Operator for Concat {
+    fn name(&self) -> &'static str {
+        "concat"
+    }
+
+    fn infer(&self, operands: &[Type], cx: &mut InferCx) -> Result<Type, InferError> {
+        let types: Vec<&TensorType> = (0..operands.len()).map(|i| operand(operands, i)).collect::<Result<_, _>>()?;
+        let Some(first) = types.first() else { return Err("takes at least one operand".into()) };
+        let dtype = same_dtype(&types)?;
+        let mut shape = first.shape.clone();
+        check_axes(&[self.axis], shape.rank())?;
+        for ty in &types[1..] {
+            if ty.shape.rank() != shape.rank() {
+                return Err(format!("parts differ in rank: {first} and {ty}"));
+            }
+            for axis in 0..shape.rank() {
+                if axis == self.axis {
+                    shape.dims_mut()[axis] = shape[axis].clone() + ty.shape[axis].clone();
+                } else {
+                    cx.require_equal(&shape[axis], &ty.shape[axis], "extents of concatenated parts")?;
+                }
+            }
+        }
+        Ok(TensorType { dtype, shape }.into())
+    }
+}
+
+/// Axes run backwards.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Reverse {
+    /// The axes.
+    pub axes: SmallVec<[usize; 4]>,
+}
+
+impl Operator for Reverse {
+    fn name(&self) -> &'static str {
+        "reverse"
+    }
+
+    fn infer(&self, operands: &[Type], _: &mut InferCx) -> Result<Type, InferError> {
+        arity(operands, 1)?;
+        let x = operand(operands, 0)?;
+        check_axes(&self.axes, x.shape.rank())?;
+        Ok(x.clone().into())
+    }
+}
