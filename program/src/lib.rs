@@ -1,1 +1,5 @@
 //! Egret's compiled program: plain data between compiler and runtime.
+
+pub mod description;
+
+pub use description::{DescriptionError, DeviceDescription, Target};
