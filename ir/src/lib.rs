@@ -1,9 +1,12 @@
 //! Egret's graph IR: types, operators, tracer, text form, reference interpreter and autodiff.
 
+pub mod bind;
 pub mod diagnostic;
 pub mod dim;
 pub mod dtype;
+pub mod eval;
 pub mod graph;
+pub mod interpret;
 pub mod ops;
 pub mod scalar;
 pub mod tensor;
@@ -13,7 +16,9 @@ pub mod weights;
 pub use diagnostic::{Diagnostic, Origin};
 pub use dim::{Atom, AtomKind, Bindings, Dim, DimError, Truth};
 pub use dtype::DType;
+pub use eval::{EvalCx, EvalError, Tensors};
 pub use graph::{Assumption, Graph, Node, NodeId};
+pub use interpret::{InterpretError, Outcome, interpret};
 pub use ops::{InferCx, Op, Operator};
 pub use scalar::{ExprKind, Literal, ScalarExpr, ScalarFn, ScalarValue};
 pub use tensor::{Element, Tensor};

@@ -1,6 +1,8 @@
 //! `cross_entropy`: the negative log-likelihood of classes under logits.
 
 use super::{InferCx, InferError, Operator, arity, operand};
+use crate::eval::{EvalCx, EvalError, Num};
+use crate::tensor::Tensor;
 use crate::types::{TensorType, Type};
 
 /// `(logits […, C], labels i64 […]) → losses […]`: `log Σ exp(logits) − logits[label]`, without overflow.
@@ -25,5 +27,23 @@ impl Operator for CrossEntropy {
             cx.require_equal(a, b, "leading extents of logits and labels")?;
         }
         Ok(TensorType { dtype: logits.dtype, shape: labels.shape.clone() }.into())
+    }
+
+    fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
+        let (dtype, shape) = cx.result(self, operands)?;
+        let logits = f64::load(&operands[0]);
+        let axis = operands[0].shape().len() - 1;
+        let extent = operands[0].shape()[axis];
+        let mut losses = Vec::new();
+        for (row, label) in operands[1].values().enumerate() {
+            let row = &logits[row * extent..][..extent];
+            let index = label.as_int();
+            let at = usize::try_from(index).ok().filter(|i| *i < extent);
+            let at = at.ok_or(EvalError::Index { index, extent, axis })?;
+            let max = row.iter().fold(f64::NEG_INFINITY, |m, x| m.greater(*x));
+            let sum: f64 = row.iter().map(|x| (x - max).exp()).sum();
+            losses.push(sum.ln() + max - row[at]);
+        }
+        Ok(vec![f64::store(dtype, &shape, &losses)])
     }
 }

@@ -6,6 +6,8 @@ use smallvec::SmallVec;
 
 use super::{InferCx, InferError, Operator, arity, operand, same_dtype};
 use crate::dim::Dim;
+use crate::eval::{EvalCx, EvalError, Num, by_kind, contract};
+use crate::tensor::Tensor;
 use crate::types::{TensorType, Type};
 
 /// The axes of an operand by einsum label: `abc`.
@@ -139,5 +141,16 @@ impl Operator for DotGeneral {
         self.lhs.bind(a, &mut extents, cx)?;
         self.rhs.bind(b, &mut extents, cx)?;
         Ok(TensorType { dtype, shape: self.out.shape(&extents)? }.into())
+    }
+
+    fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
+        fn go<N: Num>(dot: &DotGeneral, operands: &[Tensor], dtype: crate::DType, shape: &[usize]) -> Tensor {
+            let (a, b) = (N::load(&operands[0]), N::load(&operands[1]));
+            let out =
+                contract((&a, &dot.lhs.0, operands[0].shape()), (&b, &dot.rhs.0, operands[1].shape()), &dot.out.0);
+            N::store(dtype, shape, &out)
+        }
+        let (dtype, shape) = cx.result(self, operands)?;
+        Ok(vec![by_kind!(dtype, go(self, operands, dtype, &shape))])
     }
 }

@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
+use super::pointwise::map_elements;
 use super::{InferCx, InferError, Op, Operator, operand};
 use crate::dtype::DType;
-use crate::scalar::ScalarExpr;
+use crate::eval::{EvalCx, EvalError};
+use crate::scalar::{ScalarExpr, ScalarProgram};
+use crate::tensor::Tensor;
 use crate::types::{TensorType, Type};
 
 /// An anchor, and a scalar program over its result and extra operands.
@@ -75,5 +78,28 @@ impl Operator for Fused {
             (Some(ty), n) => Ok(Type::Tuple(Arc::from(vec![ty.clone(); n + 1]))),
             (None, _) => Err("the row operator is a tuple".into()),
         }
+    }
+
+    fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
+        cx.results(self, operands)?;
+        let (bases, extras) = operands.split_at(self.bases);
+        let mut anchor = self.anchor.home().eval(bases, cx)?;
+        let Some(anchor) = anchor.pop().filter(|_| anchor.is_empty()) else {
+            return Err(EvalError::Operands("the anchor is a tuple".into()));
+        };
+        // a step of a program rounds as the elementwise operator that it was
+        let apply = |program: &ScalarExpr, first: &Tensor| {
+            let args: Vec<Tensor> = std::iter::once(first).chain(extras).cloned().collect();
+            let dtypes: Vec<DType> = args.iter().map(Tensor::dtype).collect();
+            map_elements(&mut ScalarProgram::new(program, &dtypes), &args, self.dtype, first.shape())
+        };
+        let mut result = apply(&self.epilogue, &anchor)?;
+        if let Some((rows, finish)) = &self.rows {
+            let mut parts = rows.home().eval(&[result], cx)?;
+            let Some(part) = parts.pop() else { return Err(EvalError::Operands("the row operator is empty".into())) };
+            result = apply(finish, &part)?;
+        }
+        let taps: Vec<Tensor> = self.taps.iter().map(|tap| apply(tap, &anchor)).collect::<Result<_, _>>()?;
+        Ok(std::iter::once(result).chain(taps).collect())
     }
 }

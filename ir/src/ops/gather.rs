@@ -1,6 +1,8 @@
 //! `gather` and its adjoint.
 
 use super::{InferCx, InferError, Operator, arity, check_axes, operand, same_dtype};
+use crate::eval::{EvalCx, EvalError, Num, by_kind};
+use crate::tensor::Tensor;
 use crate::types::{Shape, TensorType, Type};
 
 /// `(x, indices) → y`: `axis` of `x` is replaced by the axes of `indices`. An index outside `0..n` is reported and
@@ -29,6 +31,27 @@ impl Operator for Gather {
         let (x, indices) = (operand(operands, 0)?, operand(operands, 1)?);
         Ok(TensorType { dtype: x.dtype, shape: gathered(self.axis, x, indices)? }.into())
     }
+
+    fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
+        let (dtype, shape) = cx.result(self, operands)?;
+        let x = &operands[0];
+        let rows = checked_indices(&operands[1], x.shape(), self.axis)?;
+        let run = x.shape()[self.axis + 1..].iter().product::<usize>() * dtype.size();
+        let extent = x.shape()[self.axis];
+        let mut out = Tensor::zeros(dtype, &shape);
+        let source = x.bytes();
+        if run > 0 {
+            let mut slots = out.bytes_mut().chunks_exact_mut(run);
+            for outer in 0..x.shape()[..self.axis].iter().product() {
+                for row in &rows {
+                    if let Some(slot) = slots.next() {
+                        slot.copy_from_slice(&source[(outer * extent + row) * run..][..run]);
+                    }
+                }
+            }
+        }
+        Ok(vec![out])
+    }
 }
 
 /// `(x, indices, updates) → x` with updates added at the places that [`Gather`] reads, in order of the indices.
@@ -56,4 +79,31 @@ impl Operator for ScatterAdd {
         }
         Ok(x.clone().into())
     }
+
+    fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
+        fn go<N: Num>(axis: usize, operands: &[Tensor], rows: &[usize]) -> Tensor {
+            let shape = operands[0].shape();
+            let (mut x, updates) = (N::load(&operands[0]), N::load(&operands[2]));
+            let run: usize = shape[axis + 1..].iter().product();
+            for (i, update) in updates.iter().enumerate() {
+                let (row, inner) = (i / run, i % run);
+                let at = (row / rows.len() * shape[axis] + rows[row % rows.len()]) * run + inner;
+                x[at] = x[at].plus(*update);
+            }
+            N::store(operands[0].dtype(), shape, &x)
+        }
+        let (dtype, _) = cx.result(self, operands)?;
+        let rows = checked_indices(&operands[1], operands[0].shape(), self.axis)?;
+        Ok(vec![by_kind!(dtype, go(self.axis, operands, &rows))])
+    }
+}
+
+/// The indices as places on `axis`.
+fn checked_indices(indices: &Tensor, shape: &[usize], axis: usize) -> Result<Vec<usize>, EvalError> {
+    let extent = shape[axis];
+    let check = |index: i128| match usize::try_from(index) {
+        Ok(row) if row < extent => Ok(row),
+        _ => Err(EvalError::Index { index, extent, axis }),
+    };
+    indices.values().map(|v| check(v.as_int())).collect()
 }

@@ -1,6 +1,8 @@
 //! Tuples, and the nodes that differentiation reads.
 
 use super::{InferCx, InferError, Operator, arity, operand};
+use crate::eval::{EvalCx, EvalError};
+use crate::tensor::Tensor;
 use crate::types::{TensorType, Type};
 
 /// Part `index` of a tuple.
@@ -22,6 +24,11 @@ impl Operator for Proj {
             other => Err(format!("{other} has no part {}", self.index)),
         }
     }
+
+    fn eval(&self, operands: &[Tensor], _: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
+        let missing = || EvalError::Operands(format!("a tuple of {} has no part {}", operands.len(), self.index));
+        operands.get(self.index).map(|part| vec![part.clone()]).ok_or_else(missing)
+    }
 }
 
 /// `(loss, wrt…) → gradients`, a tuple typed like `wrt`; expanded by autodiff.
@@ -41,6 +48,10 @@ impl Operator for Grad {
         let parts: Result<Vec<TensorType>, _> = (1..operands.len()).map(|i| operand(operands, i).cloned()).collect();
         Ok(Type::Tuple(parts?.into()))
     }
+
+    fn eval(&self, _: &[Tensor], _: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
+        Err(EvalError::Unexpanded(self.name()))
+    }
 }
 
 /// The operand; no gradient flows through it.
@@ -55,5 +66,10 @@ impl Operator for StopGradient {
     fn infer(&self, operands: &[Type], _: &mut InferCx) -> Result<Type, InferError> {
         arity(operands, 1)?;
         Ok(operand(operands, 0)?.clone().into())
+    }
+
+    fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
+        cx.result(self, operands)?;
+        Ok(vec![operands[0].clone()])
     }
 }

@@ -1,6 +1,9 @@
 //! `iota`: indices along an axis.
 
 use super::{InferCx, InferError, Operator, arity};
+use crate::eval::{EvalCx, EvalError, broadcast_strides, copy_elements};
+use crate::scalar::ScalarValue;
+use crate::tensor::Tensor;
 use crate::types::{TensorType, Type};
 
 /// A tensor whose elements are their own index along `axis`.
@@ -21,5 +24,14 @@ impl Operator for Iota {
         arity(operands, 0)?;
         super::check_axes(&[self.axis], self.ty.shape.rank())?;
         Ok(self.ty.clone().into())
+    }
+
+    fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
+        let (dtype, shape) = cx.result(self, operands)?;
+        let mut line = vec![1; shape.len()];
+        line[self.axis] = shape[self.axis];
+        let mut indices = Tensor::zeros(dtype, &line);
+        (0..shape[self.axis]).for_each(|i| indices.set(i, ScalarValue::Int(i as i128)));
+        Ok(vec![copy_elements(&indices, &shape, &broadcast_strides(&line, &shape), 0)])
     }
 }

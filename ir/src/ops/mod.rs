@@ -6,6 +6,8 @@ use smallvec::SmallVec;
 
 use crate::dim::{Dim, Truth};
 use crate::dtype::DType;
+use crate::eval::{EvalCx, EvalError};
+use crate::tensor::Tensor;
 use crate::types::{Shape, TensorType, Type};
 
 /// An equality that a graph needs and that its symbols do not decide; checked when they are bound.
@@ -151,6 +153,12 @@ pub trait Operator {
     /// # Errors
     /// When the operands do not fit, in one sentence with the shapes.
     fn infer(&self, operands: &[Type], cx: &mut InferCx) -> Result<Type, InferError>;
+
+    /// The parts of the value on these operands; a tuple operand is given as its parts.
+    ///
+    /// # Errors
+    /// When the operands do not fit, or hold an index or divisor that has no meaning.
+    fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError>;
 }
 
 macro_rules! operators {

@@ -4,7 +4,9 @@ use smallvec::SmallVec;
 
 use super::{InferCx, InferError, Operator, arity, check_axes, operand, same_dtype};
 use crate::dim::Dim;
+use crate::eval::{EvalCx, EvalError, broadcast_strides, copy_elements, place_elements, row_major};
 use crate::scalar::Literal;
+use crate::tensor::Tensor;
 use crate::types::{Shape, TensorType, Type};
 
 /// The same elements, in row-major order, in another shape.
@@ -24,6 +26,12 @@ impl Operator for Reshape {
         let x = operand(operands, 0)?;
         cx.require_equal(&x.shape.elements(), &self.shape.elements(), "the number of elements of a reshape")?;
         Ok(TensorType { dtype: x.dtype, shape: self.shape.clone() }.into())
+    }
+
+    fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
+        let (_, shape) = cx.result(self, operands)?;
+        let wrong = || EvalError::Operands(format!("{:?} has not the elements of {shape:?}", operands[0].shape()));
+        operands[0].reshaped(&shape).map(|y| vec![y]).ok_or_else(wrong)
     }
 }
 
@@ -48,6 +56,13 @@ impl Operator for Transpose {
         }
         let shape = self.permutation.iter().map(|axis| x.shape[*axis].clone()).collect();
         Ok(TensorType { dtype: x.dtype, shape }.into())
+    }
+
+    fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
+        let (_, shape) = cx.result(self, operands)?;
+        let own = row_major(operands[0].shape());
+        let strides: Vec<isize> = self.permutation.iter().map(|axis| own[*axis]).collect();
+        Ok(vec![copy_elements(&operands[0], &shape, &strides, 0)])
     }
 }
 
@@ -75,6 +90,11 @@ impl Operator for Broadcast {
             }
         }
         Ok(TensorType { dtype: x.dtype, shape: self.shape.clone() }.into())
+    }
+
+    fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
+        let (_, shape) = cx.result(self, operands)?;
+        Ok(vec![copy_elements(&operands[0], &shape, &broadcast_strides(operands[0].shape(), &shape), 0)])
     }
 }
 
@@ -116,6 +136,24 @@ impl Operator for Slice {
             shape.push((limit.clone() - start.clone()).ceil_div(&Dim::from(self.step[axis])));
         }
         Ok(TensorType { dtype: x.dtype, shape }.into())
+    }
+
+    fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
+        let (_, shape) = cx.result(self, operands)?;
+        let x = &operands[0];
+        let own = row_major(x.shape());
+        let mut offset = 0;
+        let mut strides = Vec::new();
+        for (axis, own) in own.iter().enumerate() {
+            let (start, limit) = (self.start[axis].eval(cx.bindings)?, self.limit[axis].eval(cx.bindings)?);
+            let extent = x.shape()[axis] as i64;
+            if start < 0 || start > limit || limit > extent {
+                return Err(EvalError::Operands(format!("slice {start}..{limit} is outside extent {extent}")));
+            }
+            offset += start as isize * own;
+            strides.push(own * self.step[axis] as isize);
+        }
+        Ok(vec![copy_elements(x, &shape, &strides, offset)])
     }
 }
 
@@ -160,6 +198,23 @@ impl Operator for Pad {
         });
         Ok(TensorType { dtype: x.dtype, shape: shape.collect() }.into())
     }
+
+    fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
+        let (_, shape) = cx.result(self, operands)?;
+        let own = row_major(&shape);
+        let mut offset = 0;
+        for (axis, own) in own.iter().enumerate() {
+            let (low, high) = (self.low[axis].eval(cx.bindings)?, self.high[axis].eval(cx.bindings)?);
+            if low < 0 || high < 0 {
+                return Err(EvalError::Operands(format!("negative padding {low}, {high} of axis {axis}")));
+            }
+            offset += low as isize * own;
+        }
+        let strides: Vec<isize> = own.iter().zip(&self.interior).map(|(s, gap)| s * (*gap as isize + 1)).collect();
+        let mut out = Tensor::splat(self.value, &shape);
+        place_elements(&operands[0], &mut out, &strides, offset);
+        Ok(vec![out])
+    }
 }
 
 /// Tensors one after the other along an axis.
@@ -194,6 +249,18 @@ impl Operator for Concat {
         }
         Ok(TensorType { dtype, shape }.into())
     }
+
+    fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
+        let (dtype, shape) = cx.result(self, operands)?;
+        let own = row_major(&shape);
+        let mut out = Tensor::zeros(dtype, &shape);
+        let mut offset = 0;
+        for part in operands {
+            place_elements(part, &mut out, &own, offset);
+            offset += part.shape()[self.axis] as isize * own[self.axis];
+        }
+        Ok(vec![out])
+    }
 }
 
 /// Axes run backwards.
@@ -213,5 +280,16 @@ impl Operator for Reverse {
         let x = operand(operands, 0)?;
         check_axes(&self.axes, x.shape.rank())?;
         Ok(x.clone().into())
+    }
+
+    fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
+        let (_, shape) = cx.result(self, operands)?;
+        let mut strides = row_major(&shape);
+        let mut offset = 0;
+        for axis in &self.axes {
+            offset += (shape[*axis] as isize - 1) * strides[*axis];
+            strides[*axis] = -strides[*axis];
+        }
+        Ok(vec![copy_elements(&operands[0], &shape, &strides, offset)])
     }
 }

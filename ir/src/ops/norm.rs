@@ -1,6 +1,8 @@
 //! Normalisation of rows: layer norm and RMS norm, without their affine part.
 
 use super::{InferCx, InferError, Operator, Real, arity, operand, same_dtype};
+use crate::eval::{EvalCx, EvalError, Num};
+use crate::tensor::Tensor;
 use crate::types::Type;
 
 /// Which normalisation.
@@ -39,6 +41,17 @@ impl Operator for Norm {
         }
         Ok(x.clone().into())
     }
+
+    fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
+        let (dtype, shape) = cx.result(self, operands)?;
+        let mut x = f64::load(&operands[0]);
+        let width: usize = shape[self.axis..].iter().product();
+        for row in x.chunks_exact_mut(width.max(1)) {
+            let (mean, scale) = statistics(self.kind, self.eps, row);
+            row.iter_mut().for_each(|x| *x = (*x - mean) * scale);
+        }
+        Ok(vec![f64::store(dtype, &shape, &x)])
+    }
 }
 
 /// `(x, dy) → dx` of [`Norm`].
@@ -72,4 +85,32 @@ impl Operator for NormGrad {
         }
         Ok(x.clone().into())
     }
+
+    fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
+        let (dtype, shape) = cx.result(self, operands)?;
+        let (x, mut dy) = (f64::load(&operands[0]), f64::load(&operands[1]));
+        let width: usize = shape[self.axis..].iter().product::<usize>().max(1);
+        for (x, dy) in x.chunks_exact(width).zip(dy.chunks_exact_mut(width)) {
+            let (mean, scale) = statistics(self.kind, self.eps, x);
+            let n = width as f64;
+            let along = x.iter().zip(dy.iter()).map(|(x, dy)| (x - mean) * scale * dy).sum::<f64>() / n;
+            let level = match self.kind {
+                NormKind::Layer => dy.iter().sum::<f64>() / n,
+                NormKind::Rms => 0.0,
+            };
+            x.iter().zip(dy.iter_mut()).for_each(|(x, dy)| *dy = scale * (*dy - level - (x - mean) * scale * along));
+        }
+        Ok(vec![f64::store(dtype, &shape, &dy)])
+    }
+}
+
+/// What is subtracted from a row, and what it is multiplied by.
+fn statistics(kind: NormKind, eps: Real, row: &[f64]) -> (f64, f64) {
+    let n = row.len() as f64;
+    let mean = match kind {
+        NormKind::Layer => row.iter().sum::<f64>() / n,
+        NormKind::Rms => 0.0,
+    };
+    let variance = row.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / n;
+    (mean, 1.0 / (variance + eps.get()).sqrt())
 }

@@ -2,7 +2,9 @@
 
 use super::{InferCx, InferError, Operator, arity, operand};
 use crate::dtype::DType;
-use crate::scalar::ScalarFn;
+use crate::eval::{EvalCx, EvalError, broadcast_strides, copy_elements};
+use crate::scalar::{Meaning, ScalarExpr, ScalarFn, ScalarProgram, ScalarValue};
+use crate::tensor::Tensor;
 use crate::types::{Shape, TensorType, Type};
 
 /// A scalar function of tensors that broadcast together by NumPy's rule.
@@ -25,6 +27,22 @@ impl Operator for Pointwise {
         let shapes: Vec<&Shape> = types.iter().map(|ty| &ty.shape).collect();
         Ok(TensorType { dtype, shape: cx.broadcast(shapes)? }.into())
     }
+
+    fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
+        let (dtype, shape) = cx.result(self, operands)?;
+        let dtypes: Vec<DType> = operands.iter().map(Tensor::dtype).collect();
+        if let (Meaning::Primitive(f), DType::F32) = (self.f.meaning(), dtype)
+            && self.f != ScalarFn::Select
+        {
+            return Ok(vec![primitive_f32(f, operands, &shape)]);
+        }
+        let args = (0..operands.len()).map(ScalarExpr::arg);
+        let expr = ScalarExpr::apply(self.f, args, dtype);
+        let mut order = expr.args();
+        order.sort_unstable();
+        debug_assert_eq!(order.len(), operands.len());
+        map_elements(&mut ScalarProgram::new(&expr, &dtypes), operands, dtype, &shape).map(|y| vec![y])
+    }
 }
 
 /// A conversion: integers wrap, float to integer truncates and saturates, NaN becomes 0.
@@ -43,4 +61,59 @@ impl Operator for Cast {
         arity(operands, 1)?;
         Ok(TensorType { dtype: self.dtype, shape: operand(operands, 0)?.shape.clone() }.into())
     }
+
+    fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
+        let (dtype, shape) = cx.result(self, operands)?;
+        let mut out = Tensor::zeros(dtype, &shape);
+        operands[0].values().enumerate().for_each(|(i, v)| out.set(i, v));
+        Ok(vec![out])
+    }
+}
+
+/// A primitive of f32 operands, all of whose operands and result are f32.
+fn primitive_f32(f: fn(&[ScalarValue]) -> ScalarValue, operands: &[Tensor], shape: &[usize]) -> Tensor {
+    let operands: Vec<Tensor> = operands.iter().map(|t| expanded(t, shape)).collect();
+    let values: Vec<&[f32]> = operands.iter().map(|t| t.as_slice::<f32>().unwrap_or(&[])).collect();
+    let float = |x: &f32| ScalarValue::Float(f64::from(*x));
+    let mut out = Tensor::zeros(DType::F32, shape);
+    let Some(result) = out.as_mut_slice::<f32>() else { return out };
+    match values.as_slice() {
+        [a] => result.iter_mut().zip(*a).for_each(|(y, a)| *y = f(&[float(a)]).as_f64() as f32),
+        [a, b] => {
+            result.iter_mut().zip(*a).zip(*b).for_each(|((y, a), b)| *y = f(&[float(a), float(b)]).as_f64() as f32)
+        }
+        _ => {}
+    }
+    out
+}
+
+/// The tensor broadcast to `shape`.
+pub(super) fn expanded(tensor: &Tensor, shape: &[usize]) -> Tensor {
+    if tensor.shape() == shape {
+        return tensor.clone();
+    }
+    copy_elements(tensor, shape, &broadcast_strides(tensor.shape(), shape), 0)
+}
+
+/// A scalar program over the elements of operands broadcast to `shape`.
+pub(super) fn map_elements(
+    program: &mut ScalarProgram,
+    operands: &[Tensor],
+    dtype: DType,
+    shape: &[usize],
+) -> Result<Tensor, EvalError> {
+    let operands: Vec<Tensor> = operands.iter().map(|t| expanded(t, shape)).collect();
+    let mut out = Tensor::zeros(dtype, shape);
+    let mut args = vec![ScalarValue::Bool(false); operands.len()];
+    for i in 0..out.elements() {
+        for (arg, operand) in args.iter_mut().zip(&operands) {
+            *arg = operand.get(i);
+        }
+        let (value, by_zero) = program.run(&args);
+        if by_zero {
+            return Err(EvalError::DivisionByZero { element: i });
+        }
+        out.set(i, value);
+    }
+    Ok(out)
 }

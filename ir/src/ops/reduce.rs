@@ -4,6 +4,10 @@ use smallvec::SmallVec;
 
 use super::{InferCx, InferError, Operator, arity, check_axes, operand};
 use crate::dim::Dim;
+use crate::dtype::DType;
+use crate::eval::{EvalCx, EvalError, Num, by_kind, gathered, row_major};
+use crate::scalar::{Literal, ScalarValue};
+use crate::tensor::Tensor;
 use crate::types::{TensorType, Type};
 
 /// What a reduction computes.
@@ -32,6 +36,24 @@ pub struct Reduce {
     pub keep: bool,
 }
 
+impl Reduce {
+    /// The extremum of no elements: the element type's own opposite extremum, as in ONNX.
+    fn of_nothing(&self, dtype: DType) -> Literal {
+        let least = match dtype {
+            _ if dtype.is_float() => ScalarValue::Float(f64::NEG_INFINITY),
+            _ if dtype.is_unsigned() => ScalarValue::Int(0),
+            _ => ScalarValue::Int(-1 << (8 * dtype.size() - 1)),
+        };
+        let value = match (self.kind, least) {
+            (ReduceKind::Min, ScalarValue::Float(x)) => ScalarValue::Float(-x),
+            // all bits but the sign of a signed integer, all bits of an unsigned one
+            (ReduceKind::Min, other) => ScalarValue::Int(if dtype.is_unsigned() { -1 } else { !other.as_int() }),
+            (_, least) => least,
+        };
+        Literal::new(value, dtype)
+    }
+}
+
 impl Operator for Reduce {
     fn name(&self) -> &'static str {
         match self.kind {
@@ -50,7 +72,7 @@ impl Operator for Reduce {
         if !self.axes.is_sorted() {
             return Err(format!("axes {:?} are not ascending", self.axes));
         }
-        if self.kind == ReduceKind::Mean && !x.dtype.is_float() || x.dtype == crate::DType::Bool {
+        if self.kind == ReduceKind::Mean && !x.dtype.is_float() || x.dtype == DType::Bool {
             return Err(format!("is not defined on {}", x.dtype));
         }
         let dims = x.shape.iter().enumerate().filter_map(|(axis, dim)| match self.axes.contains(&axis) {
@@ -58,5 +80,34 @@ impl Operator for Reduce {
             false => Some(dim.clone()),
         });
         Ok(TensorType { dtype: x.dtype, shape: dims.collect() }.into())
+    }
+
+    fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
+        fn go<N: Num>(op: &Reduce, x: &Tensor, shape: &[usize]) -> Tensor {
+            let (dims, own) = (x.shape(), row_major(x.shape()));
+            let kept = (0..dims.len()).filter(|axis| !op.axes.contains(axis));
+            let order: Vec<usize> = kept.chain(op.axes.iter().copied()).collect();
+            let turned: Vec<usize> = order.iter().map(|axis| dims[*axis]).collect();
+            let strides: Vec<isize> = order.iter().map(|axis| own[*axis]).collect();
+            let values = gathered(&N::load(x), &turned, &strides, 0);
+            let count: usize = op.axes.iter().map(|axis| dims[*axis]).product();
+            let groups: usize = shape.iter().product();
+            let lines = (0..groups).map(|i| &values[i * count..][..count]);
+            let reduced: Vec<N> = match op.kind {
+                ReduceKind::Sum => lines.map(|l| l.iter().fold(N::ZERO, |s, v| s.plus(*v))).collect(),
+                ReduceKind::Mean => {
+                    lines.map(|l| l.iter().fold(N::ZERO, |s, v| s.plus(*v)).over_count(count)).collect()
+                }
+                ReduceKind::Prod => lines.map(|l| l.iter().fold(N::ONE, |s, v| s.times(*v))).collect(),
+                ReduceKind::Max | ReduceKind::Min if count == 0 => {
+                    return Tensor::splat(op.of_nothing(x.dtype()), shape);
+                }
+                ReduceKind::Max => lines.map(|l| l.iter().fold(l[0], |m, v| m.greater(*v))).collect(),
+                ReduceKind::Min => lines.map(|l| l.iter().fold(l[0], |m, v| m.lesser(*v))).collect(),
+            };
+            N::store(x.dtype(), shape, &reduced)
+        }
+        let (dtype, shape) = cx.result(self, operands)?;
+        Ok(vec![by_kind!(dtype, go(self, &operands[0], &shape))])
     }
 }

@@ -4,6 +4,8 @@ use smallvec::SmallVec;
 
 use super::{InferCx, InferError, Operator, arity, operand};
 use crate::dim::Dim;
+use crate::eval::{EvalCx, EvalError, Num, PADDING, Taps, by_kind};
+use crate::tensor::Tensor;
 use crate::types::{Shape, TensorType, Type};
 
 /// What a window computes.
@@ -17,6 +19,13 @@ pub enum WindowKind {
     MeanValid,
     /// The mean over the whole window, padding counted as zeros.
     MeanAll,
+}
+
+impl WindowKind {
+    /// Whether the sum is divided.
+    fn is_mean(self) -> bool {
+        matches!(self, WindowKind::MeanValid | WindowKind::MeanAll)
+    }
 }
 
 /// A window over the last axes of a tensor.
@@ -60,6 +69,41 @@ impl Window {
         }
         Ok(shape)
     }
+
+    /// Offsets of window elements in one plane of the windowed axes.
+    fn taps(&self, x: &[usize], y: &[usize]) -> Taps {
+        let lead = x.len() - self.size.len();
+        let size: Vec<usize> = self.size.iter().map(|n| *n as usize).collect();
+        Taps::new(&x[lead..], &size, &y[lead..], &self.stride, &self.pad_low, &self.dilation)
+    }
+
+    /// That planes and tables of offsets can be numbered.
+    fn check(&self, x: &[usize], y: &[usize]) -> Result<(), EvalError> {
+        let lead = x.len() - self.size.len();
+        let plane: usize = x[lead..].iter().product();
+        let elements = self.size.iter().try_fold(1usize, |n, k| n.checked_mul(*k as usize));
+        let table = elements.and_then(|n| n.checked_mul(y[lead..].iter().product()));
+        match table {
+            Some(table) if table < 1 << 34 && plane < PADDING as usize => Ok(()),
+            _ => Err(EvalError::TooLarge { shape: y.to_vec() }),
+        }
+    }
+
+    /// The planes of the windowed axes.
+    fn planes<'a, N>(&self, values: &'a [N], x: &[usize]) -> std::slice::ChunksExact<'a, N> {
+        let plane: usize = x[x.len() - self.size.len()..].iter().product();
+        values.chunks_exact(plane.max(1))
+    }
+
+    /// By window, what a mean divides by.
+    fn counts(&self, kind: WindowKind, taps: &Taps) -> Vec<usize> {
+        match kind {
+            WindowKind::MeanValid => {
+                (0..taps.windows).map(|w| (0..taps.elements).filter(|e| taps.of(*e)[w] != PADDING).count()).collect()
+            }
+            _ => vec![taps.elements; taps.windows],
+        }
+    }
 }
 
 /// A reduction over windows of the last axes.
@@ -85,6 +129,39 @@ impl Operator for ReduceWindow {
         arity(operands, 1)?;
         let x = operand(operands, 0)?;
         Ok(TensorType { dtype: x.dtype, shape: self.window.output(&x.shape)? }.into())
+    }
+
+    fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
+        fn go<N: Num>(op: &ReduceWindow, x: &Tensor, shape: &[usize]) -> Tensor {
+            let taps = op.window.taps(x.shape(), shape);
+            let counts = op.window.counts(op.kind, &taps);
+            let values = N::load(x);
+            let mut out: Vec<N> = Vec::with_capacity(shape.iter().product());
+            for plane in op.window.planes(&values, x.shape()) {
+                let mut results: Vec<Option<N>> = vec![None; taps.windows];
+                for element in 0..taps.elements {
+                    for (result, at) in results.iter_mut().zip(taps.of(element)) {
+                        if *at != PADDING {
+                            let value = plane[*at as usize];
+                            *result = Some(match (*result, op.kind) {
+                                (None, _) => value,
+                                (Some(have), WindowKind::Max) => have.greater(value),
+                                (Some(have), _) => have.plus(value),
+                            });
+                        }
+                    }
+                }
+                out.extend(results.iter().zip(&counts).map(|(result, count)| match result {
+                    Some(value) if op.kind.is_mean() => value.over_count(*count),
+                    Some(value) => *value,
+                    None => N::ZERO,
+                }));
+            }
+            N::store(x.dtype(), shape, &out)
+        }
+        let (dtype, shape) = cx.result(self, operands)?;
+        self.window.check(operands[0].shape(), &shape)?;
+        Ok(vec![by_kind!(dtype, go(self, &operands[0], &shape))])
     }
 }
 
@@ -118,5 +195,31 @@ impl Operator for ReduceWindowGrad {
             cx.require_equal(a, b, "extents of a window's gradient")?;
         }
         Ok(x.clone().into())
+    }
+
+    fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
+        let (dtype, shape) = cx.result(self, operands)?;
+        let (x, dy) = (f64::load(&operands[0]), f64::load(&operands[1]));
+        self.window.check(&shape, operands[1].shape())?;
+        let taps = self.window.taps(&shape, operands[1].shape());
+        let counts = self.window.counts(self.kind, &taps);
+        let mut dx = vec![0.0; x.len()];
+        let size: usize = shape[shape.len() - self.window.size.len()..].iter().product();
+        for (i, dy) in dy.chunks_exact(taps.windows.max(1)).enumerate() {
+            let (plane, dx) = (&x[i * size..][..size], &mut dx[i * size..][..size]);
+            for (window, dy) in dy.iter().enumerate() {
+                let places = (0..taps.elements).map(|e| taps.of(e)[window]).filter(|at| *at != PADDING);
+                let places = places.map(|at| at as usize);
+                if self.kind == WindowKind::Max {
+                    let max = places.clone().fold(f64::NEG_INFINITY, |m, at| m.greater(plane[at]));
+                    let wins = |at: &usize| plane[*at] == max || max.is_nan() && plane[*at].is_nan();
+                    let ties = places.clone().filter(wins).count() as f64;
+                    places.filter(wins).for_each(|at| dx[at] += dy / ties);
+                } else {
+                    places.for_each(|at| dx[at] += if self.kind.is_mean() { dy / counts[window] as f64 } else { *dy });
+                }
+            }
+        }
+        Ok(vec![f64::store(dtype, &shape, &dx)])
     }
 }

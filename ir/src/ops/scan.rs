@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use super::{InferCx, InferError, Operator, operand};
 use crate::dim::Dim;
+use crate::eval::{EvalCx, EvalError, copy_elements, row_major};
 use crate::graph::Graph;
+use crate::interpret::evaluate;
+use crate::tensor::Tensor;
 use crate::types::{TensorType, Type};
 
 /// `(carries…, xs…, captured…) → (carries…, ys…)`.
@@ -65,5 +68,37 @@ impl Operator for Scan {
             }
         }
         Ok(Type::Tuple(parts.into()))
+    }
+
+    fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
+        let results = cx.results(self, operands)?;
+        let steps = usize::try_from(self.length.eval(cx.bindings)?).unwrap_or(0);
+        let (carries, rest) = operands.split_at(self.carried);
+        let (scanned, captured) = rest.split_at(self.scanned);
+        let mut carries = carries.to_vec();
+        let mut stacked: Vec<Tensor> =
+            results[self.carried..].iter().map(|(dtype, shape)| Tensor::zeros(*dtype, shape)).collect();
+        for step in 0..steps {
+            let row = if self.reverse { steps - 1 - step } else { step };
+            let slices = scanned.iter().map(|x| {
+                let own = row_major(x.shape());
+                copy_elements(x, &x.shape()[1..], &own[1..], row as isize * own[0])
+            });
+            let inputs: Vec<Tensor> = carries.iter().cloned().chain(slices).chain(captured.iter().cloned()).collect();
+            let mut outputs = evaluate(&self.body, &inputs, cx).map_err(|e| e.error)?;
+            let slices = outputs.split_off(self.carried);
+            carries = outputs;
+            for (y, slice) in stacked.iter_mut().zip(slices) {
+                let bytes = slice.bytes();
+                y.bytes_mut()[row * bytes.len()..][..bytes.len()].copy_from_slice(bytes);
+            }
+        }
+        for (carry, (dtype, shape)) in carries.iter().zip(&results) {
+            if carry.dtype() != *dtype || carry.shape() != shape {
+                return Err(EvalError::Operands("a carried value changes its type".into()));
+            }
+        }
+        carries.extend(stacked);
+        Ok(carries)
     }
 }

@@ -1,6 +1,8 @@
 //! `softmax` and `log_softmax` along an axis.
 
 use super::{InferCx, InferError, Operator, arity, check_axes, operand, same_dtype};
+use crate::eval::{EvalCx, EvalError, Num};
+use crate::tensor::Tensor;
 use crate::types::Type;
 
 /// `exp(x − max x) / Σ exp(x − max x)`, or its logarithm, along `axis`. A row of −inf gives NaN.
@@ -25,6 +27,17 @@ impl Operator for Softmax {
             return Err(format!("is not defined on {}", x.dtype));
         }
         Ok(x.clone().into())
+    }
+
+    fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
+        let (dtype, shape) = cx.result(self, operands)?;
+        let mut x = f64::load(&operands[0]);
+        for_each_row(&shape, self.axis, |row| {
+            let max = row.clone().fold(f64::NEG_INFINITY, |m, i| m.greater(x[i]));
+            let sum: f64 = row.clone().map(|i| (x[i] - max).exp()).sum();
+            row.for_each(|i| x[i] = if self.log { x[i] - max - sum.ln() } else { (x[i] - max).exp() / sum });
+        });
+        Ok(vec![f64::store(dtype, &shape, &x)])
     }
 }
 
@@ -54,5 +67,30 @@ impl Operator for SoftmaxGrad {
             cx.require_equal(a, b, "extents of a softmax's gradient")?;
         }
         Ok(y.clone().into())
+    }
+
+    fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
+        let (dtype, shape) = cx.result(self, operands)?;
+        let (y, mut dy) = (f64::load(&operands[0]), f64::load(&operands[1]));
+        for_each_row(&shape, self.axis, |row| {
+            if self.log {
+                let sum: f64 = row.clone().map(|i| dy[i]).sum();
+                row.for_each(|i| dy[i] -= y[i].exp() * sum);
+            } else {
+                let sum: f64 = row.clone().map(|i| dy[i] * y[i]).sum();
+                row.for_each(|i| dy[i] = y[i] * (dy[i] - sum));
+            }
+        });
+        Ok(vec![f64::store(dtype, &shape, &dy)])
+    }
+}
+
+/// Calls `f` with the offsets of each line along `axis`.
+fn for_each_row(shape: &[usize], axis: usize, mut f: impl FnMut(std::iter::StepBy<std::ops::Range<usize>>)) {
+    let inner: usize = shape[axis + 1..].iter().product();
+    let outer: usize = shape[..axis].iter().product();
+    let line = shape[axis] * inner;
+    for start in (0..outer).flat_map(|o| (0..inner).map(move |i| o * line + i)) {
+        f((start..start - start % inner.max(1) + line).step_by(inner.max(1)));
     }
 }

@@ -5,9 +5,11 @@
 //! anchor, the score of an attention, the body of a fused map.
 
 mod expr;
+mod program;
 mod table;
 mod value;
 
 pub use expr::{ExprKind, ScalarExpr};
+pub use program::ScalarProgram;
 pub use table::{Meaning, ScalarFn};
 pub use value::{Literal, ScalarValue};

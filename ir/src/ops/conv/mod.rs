@@ -1,9 +1,13 @@
 //! `conv`: N-dimensional convolution in the three forms that are closed under differentiation.
 
+mod eval;
+
 use smallvec::SmallVec;
 
 use super::{InferCx, InferError, Operator, arity, operand, same_dtype};
 use crate::dim::Dim;
+use crate::eval::{EvalCx, EvalError};
+use crate::tensor::Tensor;
 use crate::types::{Shape, TensorType, Type};
 
 /// Which of the three bilinear maps of a convolution. `x [N, C, in…]`, `w [O, C/groups, k…]`, `y [N, O, out…]`.
@@ -131,5 +135,9 @@ impl Operator for Conv {
             }
         }
         Ok(TensorType { dtype, shape }.into())
+    }
+
+    fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
+        eval::eval(self, operands, cx)
     }
 }

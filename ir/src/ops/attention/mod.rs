@@ -1,11 +1,15 @@
 //! `attention`: softmax of scores between queries and keys, applied to values.
 
+mod eval;
+
 use std::sync::Arc;
 
 use super::{InferCx, InferError, Labels, Operator, operand, same_dtype};
 use crate::dim::Dim;
 use crate::dtype::DType;
+use crate::eval::{EvalCx, EvalError};
 use crate::scalar::ScalarExpr;
+use crate::tensor::Tensor;
 use crate::types::{TensorType, Type};
 
 /// `(q, k, v, extras…) → (o, lse)`.
@@ -78,9 +82,13 @@ impl Operator for Attention {
 
     fn infer(&self, operands: &[Type], cx: &mut InferCx) -> Result<Type, InferError> {
         let (o, scores) = self.types(operands, cx)?;
-        self.check_extras(&operands[3..], &scores, cx)?;
+        self.check_extras(operands.get(3..).unwrap_or_default(), &scores, cx)?;
         let rows = scores.shape[..scores.shape.rank() - 1].iter().cloned().collect();
         Ok(Type::Tuple(Arc::from([o, TensorType { dtype: DType::F32, shape: rows }])))
+    }
+
+    fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
+        eval::forward(self, operands, cx)
     }
 }
 
@@ -105,8 +113,12 @@ impl Operator for AttentionGrad {
             }
         }
         operand(operands, 4)?;
-        self.of.check_extras(&operands[6..], &scores, cx)?;
+        self.of.check_extras(operands.get(6..).unwrap_or_default(), &scores, cx)?;
         let parts: Result<Vec<TensorType>, _> = (0..3).map(|i| operand(operands, i).cloned()).collect();
         Ok(Type::Tuple(parts?.into()))
+    }
+
+    fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
+        eval::backward(self, operands, cx)
     }
 }
