@@ -1,1 +1,4 @@
 //! Egret's compiler: raise, rewrite, fuse, schedule, emit.
+
+pub mod emit;
+pub mod kernel;

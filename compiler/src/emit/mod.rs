@@ -1,0 +1,1 @@
+//! Emitters: kernel IR printed as machine code (CPU) or CUDA C.

@@ -1,0 +1,4 @@
+//! Strips.
+
+/// Elements of a strip.
+pub const STRIP: usize = 256;
