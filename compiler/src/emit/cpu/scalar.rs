@@ -1,7 +1,7 @@
 //! Scalar expressions.
 
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
-use cranelift_codegen::ir::{InstBuilder, Type, Value, types};
+use cranelift_codegen::ir::{InstBuilder, MemFlagsData, Type, Value, types};
 use egret_ir::DType;
 
 use super::Symbol;
@@ -242,7 +242,7 @@ impl Lower<'_, '_> {
         let mask = if self.b.func.dfg.value_type(mask) == ty {
             mask
         } else {
-            self.b.ins().bitcast(ty, flags(), mask)
+            self.b.ins().bitcast(ty, MemFlagsData::new(), mask)
         };
         self.b.ins().bitselect(mask, a, b)
     }

@@ -62,7 +62,7 @@ fn vector_type(dtype: DType, lanes: u32) -> Option<Type> {
 }
 
 fn same_bytes() -> MemFlagsData {
-    flags().with_endianness(Endianness::Little)
+    MemFlagsData::new().with_endianness(Endianness::Little)
 }
 
 impl Lower<'_, '_> {
@@ -620,7 +620,7 @@ impl Lower<'_, '_> {
             (DType::I32, DType::F32) => self.b.ins().fcvt_from_sint(ty, x),
             (DType::Bool, DType::F32 | DType::F64) => {
                 let one = self.float(ty, 1.0);
-                let bits = self.b.ins().bitcast(ty, flags(), x);
+                let bits = self.b.ins().bitcast(ty, MemFlagsData::new(), x);
                 self.b.ins().band(bits, one)
             }
             (DType::Bool, _) => self.b.ins().ineg(x),
