@@ -1,1 +1,3 @@
 //! Egret's compiled program: plain data between compiler and runtime.
+
+pub mod driver;

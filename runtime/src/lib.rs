@@ -1,1 +1,3 @@
 //! Egret's runtime: devices, sessions, CPU drivers, CUDA.
+
+pub mod cpu;

@@ -50,22 +50,22 @@ unsafe fn blocks<V: Vector>(
                 let to = dst.add(j * dst_row + i);
                 let mut block = [V::zero(); 16];
                 if height == l && width == l {
-                    for k in 0..l {
-                        block[k] = V::load(from.add(k * src_row));
+                    for (k, row) in block.iter_mut().enumerate().take(l) {
+                        *row = V::load(from.add(k * src_row));
                     }
                     V::transpose(&mut block[..l]);
-                    for k in 0..l {
-                        block[k].store(to.add(k * dst_row));
+                    for (k, row) in block.iter().enumerate().take(l) {
+                        row.store(to.add(k * dst_row));
                     }
                 } else {
                     let mask = V::first(width);
-                    for k in 0..height {
-                        block[k] = V::load_masked(from.add(k * src_row), mask);
+                    for (k, row) in block.iter_mut().enumerate().take(height) {
+                        *row = V::load_masked(from.add(k * src_row), mask);
                     }
                     V::transpose(&mut block[..l]);
                     let mask = V::first(height);
-                    for k in 0..width {
-                        block[k].store_masked(to.add(k * dst_row), mask);
+                    for (k, row) in block.iter().enumerate().take(width) {
+                        row.store_masked(to.add(k * dst_row), mask);
                     }
                 }
                 j += l;

@@ -74,7 +74,7 @@ unsafe fn log_positive<V: Vector>(x: V, shift: V) -> V {
         let low = offset.and(V::bits(0x007f_ffff));
         let m = low.add_int(V::bits(0x3f35_04f3));
         let biased = offset.xor(V::bits(0x8000_0000)).shr_int::<23>();
-        let e = biased.from_int().sub(V::splat(256.0)).add(shift);
+        let e = biased.int_to_float().sub(V::splat(256.0)).add(shift);
         let f = m.sub(V::splat(1.0));
         let z = f.mul(f);
         let p = polynomial(
@@ -88,7 +88,7 @@ unsafe fn log_positive<V: Vector>(x: V, shift: V) -> V {
                 -1.666_805_7e-1,
                 2.000_071_5e-1,
                 -2.499_999_4e-1,
-                3.333_333_1e-1,
+                3.333_333e-1,
             ],
         );
         let y = p.mul(f).mul(z);
@@ -143,7 +143,7 @@ pub(super) unsafe fn log1p<V: Vector>(x: V) -> V {
                     -1.666_805_7e-1,
                     2.000_071_5e-1,
                     -2.499_999_4e-1,
-                    3.333_333_1e-1,
+                    3.333_333e-1,
                 ],
             );
             x.add(z.fma(V::splat(-0.5), p.mul(x).mul(z)))
@@ -268,7 +268,7 @@ unsafe fn sine<V: Vector>(x: V, quarter: u32, scalar: fn(f64) -> f64) -> V {
 #[inline(never)]
 fn far_lanes(x: &[f32; 16], y: &mut [f32; 16], scalar: fn(f64) -> f64) {
     for (x, y) in x.iter().zip(y) {
-        if !(x.abs() < REDUCED) {
+        if x.abs() >= REDUCED || x.is_nan() {
             *y = scalar(*x as f64) as f32;
         }
     }

@@ -58,7 +58,7 @@ pub(crate) trait Vector: Copy {
     /// Floats to integers (nearest).
     unsafe fn to_int(self) -> Self;
     /// Integers to floats.
-    unsafe fn from_int(self) -> Self;
+    unsafe fn int_to_float(self) -> Self;
     /// Lanes as integers: equal.
     unsafe fn eq_int(self, o: Self) -> Self::Mask;
     /// Transposes a `LANES` x `LANES` block held in rows.

@@ -50,8 +50,8 @@ impl Vector for Portable8 {
     }
     #[inline(always)]
     unsafe fn store_masked(self, p: *mut f32, mask: [bool; 8]) {
-        for i in 0..8 {
-            if mask[i] {
+        for (i, &stored) in mask.iter().enumerate() {
+            if stored {
                 unsafe { *p.add(i) = self.0[i] };
             }
         }
@@ -156,7 +156,7 @@ impl Vector for Portable8 {
         unsafe { self.round() }.map(|a| f32::from_bits(a as i32 as u32))
     }
     #[inline(always)]
-    unsafe fn from_int(self) -> Self {
+    unsafe fn int_to_float(self) -> Self {
         self.map(|a| a.to_bits() as i32 as f32)
     }
     #[inline(always)]

@@ -121,7 +121,7 @@ impl Vector for __m512 {
         unsafe { _mm512_castsi512_ps(_mm512_cvtps_epi32(self)) }
     }
     #[inline(always)]
-    unsafe fn from_int(self) -> Self {
+    unsafe fn int_to_float(self) -> Self {
         unsafe { _mm512_cvtepi32_ps(_mm512_castps_si512(self)) }
     }
     #[inline(always)]
@@ -298,7 +298,7 @@ impl Vector for __m256 {
         unsafe { _mm256_castsi256_ps(_mm256_cvtps_epi32(self)) }
     }
     #[inline(always)]
-    unsafe fn from_int(self) -> Self {
+    unsafe fn int_to_float(self) -> Self {
         unsafe { _mm256_cvtepi32_ps(_mm256_castps_si256(self)) }
     }
     #[inline(always)]
