@@ -31,12 +31,7 @@ fn map(inputs: &[DType], output: DType, f: impl Fn(&[Expr], &Expr) -> Expr) -> K
     k.finish().unwrap_or_else(|e| panic!("{e:?}"))
 }
 
-fn run_map<A: Copy, B: Copy + Default>(
-    kernel: &Kernel,
-    inputs: &[Vec<A>],
-    n: usize,
-    chunk: i64,
-) -> Vec<B> {
+fn run_map<A: Copy, B: Copy + Default>(kernel: &Kernel, inputs: &[Vec<A>], n: usize, chunk: i64) -> Vec<B> {
     let mut inputs = inputs.to_vec();
     for x in &mut inputs {
         assert_eq!(x.len(), n);
@@ -45,29 +40,17 @@ fn run_map<A: Copy, B: Copy + Default>(
     let mut y = vec![B::default(); n + 8];
     let mut buffers: Vec<*mut u8> = inputs.iter_mut().map(|x| pointer(x)).collect();
     buffers.push(pointer(&mut y));
-    run(
-        kernel,
-        &buffers,
-        &[n as i64],
-        (n as i64 + BLOCK - 1) / BLOCK,
-        chunk,
-    );
+    run(kernel, &buffers, &[n as i64], (n as i64 + BLOCK - 1) / BLOCK, chunk);
     y.truncate(n);
     y
 }
 
 #[test]
 fn relu_of_a_line_in_every_chunking() {
-    let kernel = map(&[F32, F32], F32, |x, _| {
-        (&x[0] * 2.5f32 + &x[1]).max(0.0f32)
-    });
+    let kernel = map(&[F32, F32], F32, |x, _| (&x[0] * 2.5f32 + &x[1]).max(0.0f32));
     for n in SIZES {
         let (a, b) = (values(n, 1), values(n, 2));
-        let expected: Vec<f32> = a
-            .iter()
-            .zip(&b)
-            .map(|(a, b)| a.mul_add(2.5, *b).max(0.0))
-            .collect();
+        let expected: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a.mul_add(2.5, *b).max(0.0)).collect();
         for chunk in [1, 3, 1000] {
             let y: Vec<f32> = run_map(&kernel, &[a.clone(), b.clone()], n, chunk);
             for (y, e) in y.iter().zip(&expected) {
@@ -104,40 +87,20 @@ fn extrema_propagate_nan() {
         }
     }
     let n = a.len();
-    for (op, plain) in [
-        (BinaryOp::Max, f32::max as fn(f32, f32) -> f32),
-        (BinaryOp::Min, f32::min),
-    ] {
+    for (op, plain) in [(BinaryOp::Max, f32::max as fn(f32, f32) -> f32), (BinaryOp::Min, f32::min)] {
         let kernel = map(&[F32, F32], F32, |x, _| x[0].clone().binary(op, &x[1]));
         let y: Vec<f32> = run_map(&kernel, &[a.clone(), b.clone()], n, 1);
         let constant = map(&[F32, F32], F32, |x, _| x[0].clone().binary(op, 0.5f32));
         let z: Vec<f32> = run_map(&constant, &[a.clone(), b.clone()], n, 1);
         for i in 0..n {
-            let expected = if a[i].is_nan() || b[i].is_nan() {
-                f32::NAN
-            } else {
-                plain(a[i], b[i])
-            };
-            assert_eq!(
-                y[i].to_bits() & 0x7fff_ffff == 0x7fc0_0000,
-                expected.is_nan()
-            );
-            assert!(
-                expected.is_nan() || y[i] == expected,
-                "{} {} {}",
-                a[i],
-                b[i],
-                y[i]
-            );
+            let expected = if a[i].is_nan() || b[i].is_nan() { f32::NAN } else { plain(a[i], b[i]) };
+            assert_eq!(y[i].to_bits() & 0x7fff_ffff == 0x7fc0_0000, expected.is_nan());
+            assert!(expected.is_nan() || y[i] == expected, "{} {} {}", a[i], b[i], y[i]);
             assert_eq!(z[i].is_nan(), a[i].is_nan());
         }
         // And through a reduction, at any lane.
         for position in [0, 5, 17, 32] {
-            let op = if op == BinaryOp::Max {
-                ReduceOp::Max
-            } else {
-                ReduceOp::Min
-            };
+            let op = if op == BinaryOp::Max { ReduceOp::Max } else { ReduceOp::Min };
             let mut x = values(33, 9);
             assert!(!reduce(op, &mut x).is_nan());
             x[position] = f32::NAN;
@@ -157,18 +120,10 @@ fn reduce(op: ReduceOp, x: &mut [f32]) -> f32 {
         ReduceOp::Min => f32::INFINITY,
     };
     let sum = k.variable(first);
-    k.for_(0, n, LoopKind::Vector, |k, i| {
-        k.accumulate(sum, op, b.load(i))
-    });
+    k.for_(0, n, LoopKind::Vector, |k, i| k.accumulate(sum, op, b.load(i)));
     k.store(y, 0, sum);
     let mut result = [0f32];
-    run(
-        &k.finish().unwrap(),
-        &[pointer(x), pointer(&mut result)],
-        &[x.len() as i64],
-        1,
-        1,
-    );
+    run(&k.finish().unwrap(), &[pointer(x), pointer(&mut result)], &[x.len() as i64], 1, 1);
     result[0]
 }
 
@@ -204,14 +159,8 @@ fn integers_wrap_and_never_trap() {
         (BinaryOp::Add, i64::wrapping_add),
         (BinaryOp::Sub, i64::wrapping_sub),
         (BinaryOp::Mul, i64::wrapping_mul),
-        (
-            BinaryOp::Div,
-            |a, b| if b == 0 { 0 } else { a.wrapping_div(b) },
-        ),
-        (
-            BinaryOp::Rem,
-            |a, b| if b == 0 { 0 } else { a.wrapping_rem(b) },
-        ),
+        (BinaryOp::Div, |a, b| if b == 0 { 0 } else { a.wrapping_div(b) }),
+        (BinaryOp::Rem, |a, b| if b == 0 { 0 } else { a.wrapping_rem(b) }),
         (BinaryOp::Max, i64::max),
         (BinaryOp::Min, i64::min),
         (BinaryOp::And, |a, b| a & b),
@@ -242,41 +191,19 @@ fn integers_wrap_and_never_trap() {
             let bytes = |v: &[i64]| v.iter().map(|&v| v as u8).collect::<Vec<_>>();
             let kernel = map(&[U8, U8], U8, |x, _| x[0].clone().binary(op, &x[1]));
             let y: Vec<u8> = run_map(&kernel, &[bytes(&a), bytes(&b)], n, 1);
-            let expected: Vec<u8> = bytes(&a)
-                .iter()
-                .zip(bytes(&b))
-                .map(|(&a, b)| f(a.into(), b.into()) as u8)
-                .collect();
+            let expected: Vec<u8> =
+                bytes(&a).iter().zip(bytes(&b)).map(|(&a, b)| f(a.into(), b.into()) as u8).collect();
             assert_eq!(y, expected, "u8 {}", op.name());
         }
     }
     let by_seven = map(&[I64], I64, |x, _| &x[0] / 7 + &x[0] % -3);
     let y: Vec<i64> = run_map(&by_seven, &[a.clone()], n, 1);
-    assert_eq!(
-        y,
-        a.iter()
-            .map(|a| (a / 7).wrapping_add(a % -3))
-            .collect::<Vec<_>>()
-    );
+    assert_eq!(y, a.iter().map(|a| (a / 7).wrapping_add(a % -3)).collect::<Vec<_>>());
 }
 
 #[test]
 fn casts_saturate() {
-    let x = vec![
-        0.0f32,
-        -0.5,
-        1.5,
-        -1.5,
-        300.0,
-        -300.0,
-        3e9,
-        -3e9,
-        1e20,
-        -1e20,
-        f32::NAN,
-        f32::INFINITY,
-        2.5,
-    ];
+    let x = vec![0.0f32, -0.5, 1.5, -1.5, 300.0, -300.0, 3e9, -3e9, 1e20, -1e20, f32::NAN, f32::INFINITY, 2.5];
     let n = x.len();
     macro_rules! check {
         ($($dtype:ident $rust:ty),*) => { $(
@@ -299,54 +226,26 @@ fn casts_saturate() {
     check!(I32 i32, I64 i64, U8 u8, I8 i8, I16 i16, U16 u16, U32 u32, U64 u64);
     let kernel = map(&[F32], F64, |x, _| x[0].clone().cast(F64));
     let y: Vec<f64> = run_map(&kernel, &[x.clone()], n, 1);
-    assert!(
-        y.iter()
-            .zip(&x)
-            .all(|(y, x)| y.is_nan() && x.is_nan() || *y == f64::from(*x))
-    );
+    assert!(y.iter().zip(&x).all(|(y, x)| y.is_nan() && x.is_nan() || *y == f64::from(*x)));
 }
 
 #[test]
 fn bools_load_store_and_select() {
     for n in SIZES {
         let mask: Vec<u8> = (0..n).map(|i| (i * 7 % 3 == 0) as u8).collect();
-        let kernel = map(&[Bool], F32, |x, i| {
-            x[0].clone().select(i.clone().cast(F32), -1.0f32)
-        });
+        let kernel = map(&[Bool], F32, |x, i| x[0].clone().select(i.clone().cast(F32), -1.0f32));
         let y: Vec<f32> = run_map(&kernel, &[mask.clone()], n, 2);
-        assert_eq!(
-            y,
-            (0..n)
-                .map(|i| if mask[i] == 1 { i as f32 } else { -1.0 })
-                .collect::<Vec<_>>()
-        );
+        assert_eq!(y, (0..n).map(|i| if mask[i] == 1 { i as f32 } else { -1.0 }).collect::<Vec<_>>());
         let kernel = map(&[Bool], Bool, |x, i| (!x[0].clone()).or(i.less(5)));
         let y: Vec<u8> = run_map(&kernel, &[mask.clone()], n, 2);
-        assert_eq!(
-            y,
-            (0..n)
-                .map(|i| (mask[i] == 0 || i < 5) as u8)
-                .collect::<Vec<_>>()
-        );
+        assert_eq!(y, (0..n).map(|i| (mask[i] == 0 || i < 5) as u8).collect::<Vec<_>>());
         let a = values(n, 5);
-        let kernel = map(&[F32], Bool, |x, _| {
-            x[0].greater(0.0f32).and(x[0].less(2.0f32))
-        });
+        let kernel = map(&[F32], Bool, |x, _| x[0].greater(0.0f32).and(x[0].less(2.0f32)));
         let y: Vec<u8> = run_map(&kernel, &[a.clone()], n, 2);
-        assert_eq!(
-            y,
-            a.iter()
-                .map(|&a| (a > 0.0 && a < 2.0) as u8)
-                .collect::<Vec<_>>()
-        );
+        assert_eq!(y, a.iter().map(|&a| (a > 0.0 && a < 2.0) as u8).collect::<Vec<_>>());
         let kernel = map(&[Bool], I64, |x, i| x[0].clone().cast(I64) + i * 2);
         let y: Vec<i64> = run_map(&kernel, &[mask.clone()], n, 2);
-        assert_eq!(
-            y,
-            (0..n)
-                .map(|i| i64::from(mask[i]) + 2 * i as i64)
-                .collect::<Vec<_>>()
-        );
+        assert_eq!(y, (0..n).map(|i| i64::from(mask[i]) + 2 * i as i64).collect::<Vec<_>>());
         let a: Vec<f64> = a.into_iter().map(f64::from).collect();
         let kernel = map(&[F64], Bool, |x, _| x[0].greater(0.5f64));
         let y: Vec<u8> = run_map(&kernel, &[a.clone()], n, 2);
@@ -357,10 +256,7 @@ fn bools_load_store_and_select() {
 #[test]
 fn every_function_of_one_argument() {
     let n = 67;
-    let x: Vec<f32> = values(n - 4, 6)
-        .into_iter()
-        .chain([f32::NAN, 0.0, f32::INFINITY, -0.0])
-        .collect();
+    let x: Vec<f32> = values(n - 4, 6).into_iter().chain([f32::NAN, 0.0, f32::INFINITY, -0.0]).collect();
     for &op in UnaryOp::ALL {
         let f = |x: f64| match op {
             UnaryOp::Neg => -x,
@@ -401,11 +297,7 @@ fn every_function_of_one_argument() {
             continue;
         }
         let scale = if op == UnaryOp::Erf { 1e-3 } else { 1.0 };
-        let x: Vec<f32> = x
-            .iter()
-            .filter(|x| op != UnaryOp::Erf || x.is_finite())
-            .map(|x| x * scale)
-            .collect();
+        let x: Vec<f32> = x.iter().filter(|x| op != UnaryOp::Erf || x.is_finite()).map(|x| x * scale).collect();
         let (kernel, n) = (map(&[F32], F32, |x, _| x[0].clone().unary(op)), x.len());
         let y: Vec<f32> = run_map(&kernel, &[x.clone()], n, 2);
         let wide: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
@@ -413,23 +305,10 @@ fn every_function_of_one_argument() {
         let z: Vec<f64> = run_map(&kernel, &[wide.clone()], n, 2);
         for i in 0..n {
             let e = f(wide[i]);
-            let near = |a: f64, eps: f64| {
-                a == e || a.is_nan() && e.is_nan() || (a - e).abs() <= eps * e.abs().max(1e-3)
-            };
-            assert!(
-                near(y[i].into(), 2e-6),
-                "{}({}) = {} not {e}",
-                op.name(),
-                x[i],
-                y[i]
-            );
-            assert!(
-                near(z[i], 1e-5),
-                "{}({}) = {} not {e}",
-                op.name(),
-                x[i],
-                z[i]
-            );
+            let near =
+                |a: f64, eps: f64| a == e || a.is_nan() && e.is_nan() || (a - e).abs() <= eps * e.abs().max(1e-3);
+            assert!(near(y[i].into(), 2e-6), "{}({}) = {} not {e}", op.name(), x[i], y[i]);
+            assert!(near(z[i], 1e-5), "{}({}) = {} not {e}", op.name(), x[i], z[i]);
         }
     }
     let kernel = map(&[F32], Bool, |x, _| x[0].clone().unary(UnaryOp::IsNan));
@@ -445,11 +324,7 @@ fn return_zero() -> f64 {
 fn gathers_strides_and_masked_loads() {
     // y[i] = table[index[i]] + x[2 i] + (i >= 3 ? x[i - 3] : 0)
     let mut k = KernelBuilder::new();
-    let (table, index, x) = (
-        k.buffer(F32, Access::Read),
-        k.buffer(I64, Access::Read),
-        k.buffer(F32, Access::Read),
-    );
+    let (table, index, x) = (k.buffer(F32, Access::Read), k.buffer(I64, Access::Read), k.buffer(F32, Access::Read));
     let y = k.buffer(F32, Access::Write);
     let n = k.dim();
     k.for_(0, n, LoopKind::Vector, |k, i| {
@@ -463,12 +338,7 @@ fn gathers_strides_and_masked_loads() {
         let mut table = values(10, 7);
         let mut index: Vec<i64> = (0..n as i64).map(|i| i * i % 10).collect();
         let (mut x, mut y) = (values(2 * n + 1, 8), vec![0f32; n + 1]);
-        let buffers = [
-            pointer(&mut table),
-            pointer(&mut index),
-            pointer(&mut x),
-            pointer(&mut y),
-        ];
+        let buffers = [pointer(&mut table), pointer(&mut index), pointer(&mut x), pointer(&mut y)];
         run(&kernel, &buffers, &[n as i64], 1, 1);
         for i in 0..n {
             let edge = if i >= 3 { x[i - 3] } else { 0.0 };
@@ -481,10 +351,7 @@ fn gathers_strides_and_masked_loads() {
 fn in_place_loops_keep_their_order() {
     // x[i] = x[i] + 1, and the old value goes out: the load stays above the store.
     let mut k = KernelBuilder::new();
-    let (x, old) = (
-        k.buffer(I64, Access::ReadWrite),
-        k.buffer(F32, Access::Write),
-    );
+    let (x, old) = (k.buffer(I64, Access::ReadWrite), k.buffer(F32, Access::Write));
     let n = k.dim();
     k.for_(0, n, LoopKind::Vector, |k, i| {
         let before = k.bind(x.load(&i));
@@ -511,8 +378,7 @@ fn grids_of_three_axes_and_status() {
     for chunk in [1, 5, 100] {
         let mut y = vec![0i64; 24];
         assert_eq!(run(&kernel, &[pointer(&mut y)], &[2, 3, 4], 24, chunk), 3);
-        let expected = (0..2)
-            .flat_map(|i| (0..3).flat_map(move |j| (0..4).map(move |l| i * 100 + j * 10 + l)));
+        let expected = (0..2).flat_map(|i| (0..3).flat_map(move |j| (0..4).map(move |l| i * 100 + j * 10 + l)));
         assert!(y.iter().copied().eq(expected));
     }
 }
@@ -534,14 +400,9 @@ fn hooks_apply_bias_residual_and_relu_to_a_tile() {
     });
     let kernel = k.finish().unwrap();
     let (rows, cols, ld) = (5usize, 19usize, 23usize);
-    let (mut acc, mut bias, mut residual) =
-        (values(rows * ld, 1), values(rows, 2), values(rows * ld, 3));
+    let (mut acc, mut bias, mut residual) = (values(rows * ld, 1), values(rows, 2), values(rows * ld, 3));
     let mut out = vec![0f32; rows * cols];
-    let view = |p: &mut [f32], row: usize, col| View2 {
-        ptr: pointer(p),
-        row: row as i64,
-        col,
-    };
+    let view = |p: &mut [f32], row: usize, col| View2 { ptr: pointer(p), row: row as i64, col };
     run_hook(
         &kernel,
         view(&mut acc, ld, 1),
@@ -560,11 +421,7 @@ fn hooks_apply_bias_residual_and_relu_to_a_tile() {
 
 #[test]
 fn one_kernel_has_one_text_and_one_code() {
-    let build = || {
-        map(&[F32], F32, |x, _| {
-            x[0].clone().unary(UnaryOp::Tanh) * 2.0f32
-        })
-    };
+    let build = || map(&[F32], F32, |x, _| x[0].clone().unary(UnaryOp::Tanh) * 2.0f32);
     assert_eq!(build().name(), build().name());
     assert_eq!(support::clif(&build()), support::clif(&build()));
     assert_ne!(build().name(), map(&[F32], F32, |x, _| x[0].clone()).name());
@@ -574,54 +431,27 @@ fn one_kernel_has_one_text_and_one_code() {
 fn strips_of_wide_functions() {
     // y = x * sigmoid(x) + tanh(exp(x / 4)), and the sum of exp(x - 1).
     let mut k = KernelBuilder::new();
-    let (x, y, sum) = (
-        k.buffer(F32, Access::Read),
-        k.buffer(F32, Access::Write),
-        k.buffer(F32, Access::Write),
-    );
+    let (x, y, sum) = (k.buffer(F32, Access::Read), k.buffer(F32, Access::Write), k.buffer(F32, Access::Write));
     let n = k.dim();
     let total = k.variable(0.0f32);
     k.for_(0, n, LoopKind::Vector, |k, i| {
         let v = k.bind(x.load(&i) * 1.5f32 + x.load(&i) * x.load(&i));
         let gate = k.bind(&v * v.clone().unary(UnaryOp::Sigmoid));
         k.accumulate(total, ReduceOp::Sum, (&v - 1.0f32).unary(UnaryOp::Exp));
-        k.store(
-            y,
-            &i,
-            gate + (v / 4.0f32).unary(UnaryOp::Exp).unary(UnaryOp::Tanh),
-        );
+        k.store(y, &i, gate + (v / 4.0f32).unary(UnaryOp::Exp).unary(UnaryOp::Tanh));
     });
     k.store(sum, 0, total);
     let plain = k.finish().unwrap();
     let strips = plain.clone().with_strips();
-    strips
-        .verify()
-        .unwrap_or_else(|e| panic!("{e:?}\n{strips}"));
+    strips.verify().unwrap_or_else(|e| panic!("{e:?}\n{strips}"));
     assert_eq!(strips.text().matches("call").count(), 4, "{strips}");
     for n in SIZES {
         let mut x = values(n, 11).iter().map(|x| x / 4.0).collect::<Vec<f32>>();
         let (mut y, mut z) = (vec![0f32; n + 1], vec![0f32; n + 1]);
         let (mut a, mut b) = ([0f32], [0f32]);
-        run(
-            &plain,
-            &[pointer(&mut x), pointer(&mut y), pointer(&mut a)],
-            &[n as i64],
-            1,
-            1,
-        );
-        run(
-            &strips,
-            &[pointer(&mut x), pointer(&mut z), pointer(&mut b)],
-            &[n as i64],
-            1,
-            1,
-        );
-        assert!(
-            (a[0] - b[0]).abs() <= 1e-4 * a[0].abs(),
-            "{} {}",
-            a[0],
-            b[0]
-        );
+        run(&plain, &[pointer(&mut x), pointer(&mut y), pointer(&mut a)], &[n as i64], 1, 1);
+        run(&strips, &[pointer(&mut x), pointer(&mut z), pointer(&mut b)], &[n as i64], 1, 1);
+        assert!((a[0] - b[0]).abs() <= 1e-4 * a[0].abs(), "{} {}", a[0], b[0]);
         for i in 0..n {
             let v = f64::from(x[i]) * (1.5 + f64::from(x[i]));
             let e = v / (1.0 + (-v).exp()) + (v / 4.0).exp().tanh();
@@ -638,9 +468,7 @@ fn a_softmax_row_in_place() {
     let row = k.grid(rows);
     let base = k.bind(row * &cols);
     let max = k.variable(f32::NEG_INFINITY);
-    k.for_(0, cols.clone(), LoopKind::Vector, |k, c| {
-        k.accumulate(max, ReduceOp::Max, x.load(&base + c))
-    });
+    k.for_(0, cols.clone(), LoopKind::Vector, |k, c| k.accumulate(max, ReduceOp::Max, x.load(&base + c)));
     let sum = k.variable(0.0f32);
     k.for_(0, cols.clone(), LoopKind::Vector, |k, c| {
         let e = k.bind((x.load(&base + &c) - Expr::from(max)).unary(UnaryOp::Exp));
@@ -648,9 +476,7 @@ fn a_softmax_row_in_place() {
         k.accumulate(sum, ReduceOp::Sum, e);
     });
     let scale = k.bind(Expr::from(sum).unary(UnaryOp::Recip));
-    k.for_(0, cols, LoopKind::Vector, |k, c| {
-        k.store(x, &base + &c, x.load(&base + &c) * &scale)
-    });
+    k.for_(0, cols, LoopKind::Vector, |k, c| k.store(x, &base + &c, x.load(&base + &c) * &scale));
     let kernel = k.finish().unwrap().with_strips();
     kernel.verify().unwrap();
     assert_eq!(kernel.text().matches("call exp").count(), 1);

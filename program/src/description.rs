@@ -95,8 +95,7 @@ impl DeviceDescription {
             let known = DeviceDescription::names().collect::<Vec<_>>().join(", ");
             return Err(DescriptionError::Unknown { name: name.into(), known });
         };
-        serde_json::from_str(text)
-            .map_err(|e| DescriptionError::Malformed { name: name.into(), why: e.to_string() })
+        serde_json::from_str(text).map_err(|e| DescriptionError::Malformed { name: name.into(), why: e.to_string() })
     }
 
     /// f32 lanes of a vector; 1 on a GPU.

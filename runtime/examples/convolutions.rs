@@ -2,8 +2,7 @@
 //! multiply-add peak of the same minute. Usage: `convolutions [THREADS] [ISA]`.
 
 use egret_program::driver::{
-    Activation, Bias, ConvForm, ConvInput, ConvProblem, ConvSchedule, Epilogue, Operand,
-    PackProblem,
+    Activation, Bias, ConvForm, ConvInput, ConvProblem, ConvSchedule, Epilogue, Operand, PackProblem,
 };
 use egret_runtime::cpu::drivers::{ConvArgs, ConvPlan, PackPlan, ScratchNeed, ScratchPool};
 use egret_runtime::cpu::memory::Buffer;
@@ -27,10 +26,7 @@ struct Layer {
 fn resnet50() -> Vec<(usize, usize, usize, usize, usize, bool)> {
     let mut layers = vec![(3, 64, 7, 2, 224, false)];
     let (mut channels, mut extent) = (64, 56);
-    for (stage, (blocks, inner)) in [(3, 64), (4, 128), (6, 256), (3, 512)]
-        .into_iter()
-        .enumerate()
-    {
+    for (stage, (blocks, inner)) in [(3, 64), (4, 128), (6, 256), (3, 512)].into_iter().enumerate() {
         for block in 0..blocks {
             let stride = if block == 0 && stage > 0 { 2 } else { 1 };
             layers.push((channels, inner, 1, 1, extent, false));
@@ -49,10 +45,7 @@ fn resnet50() -> Vec<(usize, usize, usize, usize, usize, bool)> {
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     let threads = arguments.get(1).and_then(|n| n.parse().ok()).unwrap_or(1);
-    let isa = arguments
-        .get(2)
-        .and_then(|n| Isa::from_name(n))
-        .unwrap_or_else(Isa::detect);
+    let isa = arguments.get(2).and_then(|n| Isa::from_name(n)).unwrap_or_else(Isa::detect);
     let lanes = isa.lanes_f32();
     let team = Team::new(threads);
     let mut need = ScratchNeed::default();
@@ -62,21 +55,13 @@ fn main() {
             let image = i == 3;
             let halo = if image { 0 } else { k / 2 };
             let out = extent / s;
-            let batch_stride = |channels, extent, halo| {
-                ConvProblem::blocked_len(channels, &[extent, extent], &[halo, halo], lanes)
-            };
+            let batch_stride =
+                |channels, extent, halo| ConvProblem::blocked_len(channels, &[extent, extent], &[halo, halo], lanes);
             let out_stride = batch_stride(o, out, 0);
-            let full = Operand::Full {
-                halo: vec![0; 2],
-                batch_stride: out_stride,
-            };
+            let full = Operand::Full { halo: vec![0; 2], batch_stride: out_stride };
             let problem = ConvProblem {
                 form: ConvForm::Forward,
-                input: if image {
-                    ConvInput::Image
-                } else {
-                    ConvInput::Blocked
-                },
+                input: if image { ConvInput::Image } else { ConvInput::Blocked },
                 batch: 1,
                 in_channels: i,
                 out_channels: o,
@@ -116,9 +101,7 @@ fn main() {
         })
         .collect();
     let scratch = ScratchPool::new(team.size(), need).expect("memory");
-    let arena: Vec<Buffer> = (0..4)
-        .map(|_| Buffer::floats(64 * 116 * 116 + 4096).expect("memory"))
-        .collect();
+    let arena: Vec<Buffer> = (0..4).map(|_| Buffer::floats(64 * 116 * 116 + 4096).expect("memory")).collect();
     let ceiling = || peak(isa).expect("supported") * team.size() as f64;
     let mut ceilings = vec![ceiling()];
     for round in 0..16 {
@@ -126,11 +109,7 @@ fn main() {
         for (n, layer) in layers.iter_mut().enumerate() {
             let bias = layer.bias.as_ptr();
             let both = [bias, arena[(n + 2) % 4].as_ptr()];
-            let input = if layer.image {
-                &arena[3]
-            } else {
-                &arena[n % 4]
-            };
+            let input = if layer.image { &arena[3] } else { &arena[n % 4] };
             let args = ConvArgs {
                 input: input.as_ptr(),
                 weights: layer.weights.as_ptr(),
@@ -158,32 +137,17 @@ fn main() {
         best += layers[n].times[0];
         flops += layers[n].flops;
         seconds += median;
-        let first = layers
-            .iter()
-            .position(|l| l.name == layers[n].name)
-            .expect("itself");
+        let first = layers.iter().position(|l| l.name == layers[n].name).expect("itself");
         let entry = shapes.entry(first).or_default();
         *entry = (entry.0 + 1, entry.1 + median);
     }
     println!("{isa}, {threads} thread(s), peak {ceiling:.0} GFLOP/s");
     for (n, (count, time)) in shapes {
         let rate = layers[n].flops * count as f64 / time / 1e9;
-        println!(
-            "{:24} x{count}  {rate:6.1} GFLOP/s  {:3.0} %",
-            layers[n].name,
-            rate / ceiling * 100.0
-        );
+        println!("{:24} x{count}  {rate:6.1} GFLOP/s  {:3.0} %", layers[n].name, rate / ceiling * 100.0);
     }
     let rate = flops / seconds / 1e9;
-    println!(
-        "sum of medians {:.2} ms, {rate:.1} GFLOP/s, {:.1} %",
-        seconds * 1e3,
-        rate / ceiling * 100.0
-    );
+    println!("sum of medians {:.2} ms, {rate:.1} GFLOP/s, {:.1} %", seconds * 1e3, rate / ceiling * 100.0);
     let rate = flops / best / 1e9;
-    println!(
-        "sum of minima  {:.2} ms, {rate:.1} GFLOP/s, {:.1} %",
-        best * 1e3,
-        rate / ceiling * 100.0
-    );
+    println!("sum of minima  {:.2} ms, {rate:.1} GFLOP/s, {:.1} %", best * 1e3, rate / ceiling * 100.0);
 }

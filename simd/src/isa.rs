@@ -21,11 +21,7 @@ impl Isa {
 
     /// The best instruction set of the host.
     pub fn detect() -> Isa {
-        Isa::ALL
-            .into_iter()
-            .rev()
-            .find(|isa| isa.is_supported())
-            .unwrap_or(Isa::Portable)
+        Isa::ALL.into_iter().rev().find(|isa| isa.is_supported()).unwrap_or(Isa::Portable)
     }
 
     /// Whether the host can run kernels of this instruction set.

@@ -64,12 +64,7 @@ impl ConvPanels {
     ///
     /// # Panics
     /// If `dst` is shorter than [`len`](ConvPanels::len) or an index lies outside `src`.
-    pub fn pack(
-        &self,
-        dst: &mut [f32],
-        src: &[f32],
-        at: impl Fn(usize, usize, usize, usize) -> usize,
-    ) {
+    pub fn pack(&self, dst: &mut [f32], src: &[f32], at: impl Fn(usize, usize, usize, usize) -> usize) {
         let width = 2 * self.lanes;
         let mut rows = dst[..self.len()].chunks_exact_mut(width);
         for group in 0..self.groups {
@@ -82,11 +77,7 @@ impl ConvPanels {
                                 for (lane, x) in row.iter_mut().enumerate() {
                                     let output = panel * width + lane;
                                     let exists = output < self.outputs && input < self.inputs;
-                                    *x = if exists {
-                                        src[at(group, output, input, tap)]
-                                    } else {
-                                        0.0
-                                    };
+                                    *x = if exists { src[at(group, output, input, tap)] } else { 0.0 };
                                 }
                             }
                         }
@@ -114,11 +105,8 @@ pub fn depthwise_weights(
         for (k, &tap) in phases.iter().flatten().enumerate() {
             for lane in 0..lanes {
                 let channel = block * lanes + lane;
-                dst[(block * used + k) * lanes + lane] = if channel < channels {
-                    src[channel * taps + tap]
-                } else {
-                    0.0
-                };
+                dst[(block * used + k) * lanes + lane] =
+                    if channel < channels { src[channel * taps + tap] } else { 0.0 };
             }
         }
     }
@@ -138,9 +126,7 @@ pub struct PanelPacker {
 impl PanelPacker {
     /// `None` if the host lacks the instruction set.
     pub fn new(isa: Isa) -> Option<PanelPacker> {
-        Some(PanelPacker {
-            transpose: transpose(isa)?,
-        })
+        Some(PanelPacker { transpose: transpose(isa)? })
     }
 
     /// Writes one panel `dst[k][width]`, `dst[i][j] = src[i * k_stride + j * stride]` for `j < count`, zero for the
@@ -187,21 +173,13 @@ mod tests {
 
     #[test]
     fn convolution() {
-        let shape = ConvPanels {
-            lanes: 8,
-            block: 8,
-            groups: 1,
-            outputs: 17,
-            inputs: 3,
-            phases: vec![vec![0, 1, 2, 3]],
-        };
+        let shape =
+            ConvPanels { lanes: 8, block: 8, groups: 1, outputs: 17, inputs: 3, phases: vec![vec![0, 1, 2, 3]] };
         assert_eq!((shape.panels(), shape.len()), (2, 2 * 4 * 8 * 16));
         let src: Vec<f32> = (0..17 * 3 * 4).map(|x| x as f32 + 1.0).collect();
         let mut dst = vec![-1.0; shape.len()];
         shape.pack(&mut dst, &src, |_, o, i, t| (o * 3 + i) * 4 + t);
-        let at = |panel: usize, tap: usize, i: usize, o: usize| {
-            dst[((panel * 4 + tap) * 8 + i) * 16 + o]
-        };
+        let at = |panel: usize, tap: usize, i: usize, o: usize| dst[((panel * 4 + tap) * 8 + i) * 16 + o];
         assert_eq!(at(0, 1, 2, 5), src[(5 * 3 + 2) * 4 + 1]);
         assert_eq!(at(1, 3, 0, 0), src[16 * 12 + 3]);
         assert_eq!((at(1, 3, 0, 1), at(0, 0, 3, 0)), (0.0, 0.0));

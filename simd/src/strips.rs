@@ -43,13 +43,7 @@ pub fn strips(isa: Isa) -> Option<Strips> {
 }
 
 #[inline(always)]
-unsafe fn online<V: Vector>(
-    s: *mut f32,
-    rows: usize,
-    max: *mut f32,
-    sum: *mut f32,
-    factor: *mut f32,
-) {
+unsafe fn online<V: Vector>(s: *mut f32, rows: usize, max: *mut f32, sum: *mut f32, factor: *mut f32) {
     unsafe {
         let l = V::LANES;
         let width = 2 * l;
@@ -129,11 +123,7 @@ unsafe fn gradient<V: Vector>(
         let k = V::splat(k);
         for h in 0..2 {
             let column = |p: *const f32| {
-                if by_row {
-                    V::zero()
-                } else {
-                    V::load(p.add(h * l))
-                }
+                if by_row { V::zero() } else { V::load(p.add(h * l)) }
             };
             let (mut lse_v, mut delta_v) = (column(lse), column(delta));
             for r in 0..rows {
@@ -144,9 +134,7 @@ unsafe fn gradient<V: Vector>(
                 let at = r * 2 * l + h * l;
                 let p = exp(V::load(s.add(at)).sub(lse_v));
                 p.store(s.add(at));
-                p.mul(V::load(dp.add(at)).sub(delta_v))
-                    .mul(k)
-                    .store(dp.add(at));
+                p.mul(V::load(dp.add(at)).sub(delta_v)).mul(k).store(dp.add(at));
             }
         }
     }
@@ -227,8 +215,4 @@ instance!(portable, Portable8);
 #[cfg(target_arch = "x86_64")]
 instance!(avx2, std::arch::x86_64::__m256, "avx2,fma");
 #[cfg(target_arch = "x86_64")]
-instance!(
-    avx512,
-    std::arch::x86_64::__m512,
-    "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma"
-);
+instance!(avx512, std::arch::x86_64::__m512, "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma");

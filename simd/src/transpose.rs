@@ -7,14 +7,8 @@ use crate::vector::{Portable8, Vector};
 ///
 /// # Safety
 /// The host has the instruction set; `src` is readable and `dst` writable for exactly those elements.
-pub type TransposeFn = unsafe fn(
-    dst: *mut f32,
-    dst_row: usize,
-    src: *const f32,
-    src_row: usize,
-    rows: usize,
-    cols: usize,
-);
+pub type TransposeFn =
+    unsafe fn(dst: *mut f32, dst_row: usize, src: *const f32, src_row: usize, rows: usize, cols: usize);
 
 /// The transposition for `isa`; `None` if the host lacks it.
 pub fn transpose(isa: Isa) -> Option<TransposeFn> {
@@ -30,14 +24,7 @@ pub fn transpose(isa: Isa) -> Option<TransposeFn> {
 }
 
 #[inline(always)]
-unsafe fn blocks<V: Vector>(
-    dst: *mut f32,
-    dst_row: usize,
-    src: *const f32,
-    src_row: usize,
-    rows: usize,
-    cols: usize,
-) {
+unsafe fn blocks<V: Vector>(dst: *mut f32, dst_row: usize, src: *const f32, src_row: usize, rows: usize, cols: usize) {
     unsafe {
         let l = V::LANES;
         let mut i = 0;
@@ -102,23 +89,10 @@ mod tests {
                 let src: Vec<f32> = (0..rows * (cols + 3)).map(|x| x as f32).collect();
                 let mut dst = vec![-1.0; cols * (rows + 2)];
                 let f = transpose(isa).unwrap();
-                unsafe {
-                    f(
-                        dst.as_mut_ptr(),
-                        rows + 2,
-                        src.as_ptr(),
-                        cols + 3,
-                        rows,
-                        cols,
-                    )
-                };
+                unsafe { f(dst.as_mut_ptr(), rows + 2, src.as_ptr(), cols + 3, rows, cols) };
                 for j in 0..cols {
                     for i in 0..rows + 2 {
-                        let want = if i < rows {
-                            src[i * (cols + 3) + j]
-                        } else {
-                            -1.0
-                        };
+                        let want = if i < rows { src[i * (cols + 3) + j] } else { -1.0 };
                         assert_eq!(dst[j * (rows + 2) + i], want, "{isa} {rows}x{cols}");
                     }
                 }

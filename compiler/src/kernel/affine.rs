@@ -18,26 +18,17 @@ impl Affine {
     pub fn of(index: &Expr, var: Var) -> Option<Affine> {
         if !index.mentions(var) {
             let loads = index.any(&mut |e| matches!(e, Expr::Load { .. }));
-            return (!loads).then(|| Affine {
-                base: index.clone(),
-                coefficient: 0,
-            });
+            return (!loads).then(|| Affine { base: index.clone(), coefficient: 0 });
         }
         match index {
-            Expr::Var(_) => Some(Affine {
-                base: Expr::int(0),
-                coefficient: 1,
-            }),
+            Expr::Var(_) => Some(Affine { base: Expr::int(0), coefficient: 1 }),
             Expr::Binary(op @ (BinaryOp::Add | BinaryOp::Sub), a, b) => {
                 let (a, b) = (Affine::of(a, var)?, Affine::of(b, var)?);
                 let coefficient = match op {
                     BinaryOp::Add => a.coefficient.checked_add(b.coefficient)?,
                     _ => a.coefficient.checked_sub(b.coefficient)?,
                 };
-                Some(Affine {
-                    base: a.base.binary(*op, b.base),
-                    coefficient,
-                })
+                Some(Affine { base: a.base.binary(*op, b.base), coefficient })
             }
             Expr::Binary(BinaryOp::Mul, a, b) => {
                 let (inner, factor) = match (a.as_int(), b.as_int()) {
@@ -47,10 +38,7 @@ impl Affine {
                 };
                 let inner = Affine::of(inner, var)?;
                 let coefficient = inner.coefficient.checked_mul(factor)?;
-                Some(Affine {
-                    base: inner.base * factor,
-                    coefficient,
-                })
+                Some(Affine { base: inner.base * factor, coefficient })
             }
             _ => None,
         }
@@ -70,9 +58,6 @@ mod tests {
         assert_eq!(of(n.clone()), Some(0));
         assert_eq!(of(&n * &i), None);
         assert_eq!(of(&i / 2), None);
-        assert_eq!(
-            Affine::of(&(&n * 3 + &i + 5), Var(0)).map(|a| a.base),
-            Some(&n * 3 + 5)
-        );
+        assert_eq!(Affine::of(&(&n * 3 + &i + 5), Var(0)).map(|a| a.base), Some(&n * 3 + 5));
     }
 }

@@ -3,9 +3,7 @@
 use egret_ir::DType;
 
 use super::expr::{Expr, Memory, VectorFunction};
-use super::ir::{
-    Abi, Access, BufferParam, Kernel, LoopKind, ReduceOp, Scratch, Space, Stmt, Strip, Var,
-};
+use super::ir::{Abi, Access, BufferParam, Kernel, LoopKind, ReduceOp, Scratch, Space, Stmt, Strip, Var};
 use super::verify::Finding;
 
 /// Collects parameters and statements into a [`Kernel`]. Mistakes are found by [`KernelBuilder::finish`], which
@@ -54,25 +52,13 @@ impl KernelBuilder {
     /// A hook over a tile. The dims are there already: [`Hook::rows`], [`Hook::cols`] and a row stride a buffer.
     pub fn hook(acc: DType, extras: &[DType], outs: &[DType]) -> (Self, Hook) {
         let mut builder = Self::new();
-        builder.kernel.abi = Abi::Hook {
-            extras: extras.len() as u32,
-            outs: outs.len() as u32,
-        };
+        builder.kernel.abi = Abi::Hook { extras: extras.len() as u32, outs: outs.len() as u32 };
         let (rows, cols) = (builder.dim(), builder.dim());
         let acc = builder.buffer(acc, Access::ReadWrite);
-        let extras: Vec<_> = extras
-            .iter()
-            .map(|&t| builder.buffer(t, Access::Read))
-            .collect();
-        let outs: Vec<_> = outs
-            .iter()
-            .map(|&t| builder.buffer(t, Access::ReadWrite))
-            .collect();
+        let extras: Vec<_> = extras.iter().map(|&t| builder.buffer(t, Access::Read)).collect();
+        let outs: Vec<_> = outs.iter().map(|&t| builder.buffer(t, Access::ReadWrite)).collect();
         let mut strides = (0..1 + extras.len() + outs.len()).map(|_| builder.dim());
-        let mut strided = |memory| Tile {
-            memory,
-            row_stride: strides.next().unwrap_or_else(|| Expr::int(0)),
-        };
+        let mut strided = |memory| Tile { memory, row_stride: strides.next().unwrap_or_else(|| Expr::int(0)) };
         let hook = Hook {
             rows,
             cols,
@@ -111,8 +97,7 @@ impl KernelBuilder {
     /// Another axis of the grid, of an extent over dims; its index. Axes come before every other variable.
     pub fn grid(&mut self, extent: impl Into<Expr>) -> Expr {
         if self.kernel.vars.len() != self.kernel.grid.len() {
-            self.untyped
-                .push(Finding::new("grid-order", "a grid axis after a variable"));
+            self.untyped.push(Finding::new("grid-order", "a grid axis after a variable"));
         }
         self.kernel.grid.push(extent.into());
         Expr::Var(self.fresh(DType::I64))
@@ -125,10 +110,7 @@ impl KernelBuilder {
 
     fn typed(&mut self, value: &Expr) -> DType {
         value.dtype(&self.kernel).unwrap_or_else(|| {
-            self.untyped.push(Finding::new(
-                "undefined",
-                "a variable or memory that does not exist",
-            ));
+            self.untyped.push(Finding::new("undefined", "a variable or memory that does not exist"));
             DType::I64
         })
     }
@@ -163,28 +145,17 @@ impl KernelBuilder {
 
     /// `var = value`.
     pub fn assign(&mut self, var: Var, value: impl Into<Expr>) {
-        self.push(Stmt::Assign {
-            var,
-            value: value.into(),
-        });
+        self.push(Stmt::Assign { var, value: value.into() });
     }
 
     /// `var = op(var, value)`.
     pub fn accumulate(&mut self, var: Var, op: ReduceOp, value: impl Into<Expr>) {
-        self.push(Stmt::Accumulate {
-            var,
-            op,
-            value: value.into(),
-        });
+        self.push(Stmt::Accumulate { var, op, value: value.into() });
     }
 
     /// `memory[index] = value`.
     pub fn store(&mut self, memory: Memory, index: impl Into<Expr>, value: impl Into<Expr>) {
-        self.push(Stmt::Store {
-            memory,
-            index: index.into(),
-            value: value.into(),
-        });
+        self.push(Stmt::Store { memory, index: index.into(), value: value.into() });
     }
 
     /// A loop of step 1.
@@ -209,24 +180,13 @@ impl KernelBuilder {
     ) {
         let var = self.fresh(DType::I64);
         let body = self.nested(|k| body(k, Expr::Var(var)));
-        self.push(Stmt::For {
-            var,
-            start: start.into(),
-            end: end.into(),
-            step,
-            kind,
-            body,
-        });
+        self.push(Stmt::For { var, start: start.into(), end: end.into(), step, kind, body });
     }
 
     /// A conditional.
     pub fn if_(&mut self, condition: impl Into<Expr>, then: impl FnOnce(&mut Self)) {
         let then = self.nested(then);
-        self.push(Stmt::If {
-            condition: condition.into(),
-            then,
-            otherwise: Vec::new(),
-        });
+        self.push(Stmt::If { condition: condition.into(), then, otherwise: Vec::new() });
     }
 
     /// A conditional with both branches.
@@ -238,11 +198,7 @@ impl KernelBuilder {
     ) {
         let then = self.nested(then);
         let otherwise = self.nested(otherwise);
-        self.push(Stmt::If {
-            condition: condition.into(),
-            then,
-            otherwise,
-        });
+        self.push(Stmt::If { condition: condition.into(), then, otherwise });
     }
 
     fn nested(&mut self, body: impl FnOnce(&mut Self)) -> Vec<Stmt> {
@@ -252,31 +208,16 @@ impl KernelBuilder {
     }
 
     /// A strip-wise call of a wide function; strips are (scratch, first element).
-    pub fn call(
-        &mut self,
-        function: VectorFunction,
-        dst: (Memory, Expr),
-        src: (Memory, Expr),
-        len: impl Into<Expr>,
-    ) {
+    pub fn call(&mut self, function: VectorFunction, dst: (Memory, Expr), src: (Memory, Expr), len: impl Into<Expr>) {
         let mut strip = |(memory, index): (Memory, Expr)| match memory {
             Memory::Scratch(scratch) => Strip { scratch, index },
             Memory::Buffer(_) => {
-                self.untyped
-                    .push(Finding::new("call-strip", "a call on a buffer"));
-                Strip {
-                    scratch: u32::MAX,
-                    index,
-                }
+                self.untyped.push(Finding::new("call-strip", "a call on a buffer"));
+                Strip { scratch: u32::MAX, index }
             }
         };
         let (dst, src) = (strip(dst), strip(src));
-        self.push(Stmt::Call {
-            function,
-            dst,
-            src,
-            len: len.into(),
-        });
+        self.push(Stmt::Call { function, dst, src, len: len.into() });
     }
 
     /// A barrier of the block.
@@ -296,10 +237,7 @@ impl KernelBuilder {
 
     /// Raises the status word where the condition holds.
     pub fn status(&mut self, condition: impl Into<Expr>, code: u32) {
-        self.push(Stmt::Status {
-            condition: condition.into(),
-            code,
-        });
+        self.push(Stmt::Status { condition: condition.into(), code });
     }
 
     /// The kernel, canonical and verified.

@@ -18,20 +18,12 @@ pub enum Memory {
 impl Memory {
     /// The element at `index`.
     pub fn load(self, index: impl Into<Expr>) -> Expr {
-        Expr::Load {
-            memory: self,
-            index: Box::new(index.into()),
-            mask: None,
-        }
+        Expr::Load { memory: self, index: Box::new(index.into()), mask: None }
     }
 
     /// The element at `index` where `mask` is true, else zero; memory is then not touched at `index`.
     pub fn load_if(self, mask: impl Into<Expr>, index: impl Into<Expr>) -> Expr {
-        Expr::Load {
-            memory: self,
-            index: Box::new(index.into()),
-            mask: Some(Box::new(mask.into())),
-        }
+        Expr::Load { memory: self, index: Box::new(index.into()), mask: Some(Box::new(mask.into())) }
     }
 }
 
@@ -304,8 +296,7 @@ impl Expr {
                     None => Expr::Binary(op, Box::new(self), Box::new(other)),
                 }
             }
-            (BinaryOp::Add | BinaryOp::Sub, _, Some(0))
-            | (BinaryOp::Mul | BinaryOp::Div, _, Some(1)) => self,
+            (BinaryOp::Add | BinaryOp::Sub, _, Some(0)) | (BinaryOp::Mul | BinaryOp::Div, _, Some(1)) => self,
             (BinaryOp::Add, Some(0), _) | (BinaryOp::Mul, Some(1), _) => other,
             _ => Expr::Binary(op, Box::new(self), Box::new(other)),
         }

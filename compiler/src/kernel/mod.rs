@@ -34,8 +34,6 @@ mod walk;
 pub use affine::Affine;
 pub use build::{Hook, KernelBuilder, Tile};
 pub use expr::{BinaryOp, CompareOp, Expr, Literal, Memory, UnaryOp, VectorFunction};
-pub use ir::{
-    Abi, Access, BufferParam, Kernel, LoopKind, ReduceOp, Scratch, Space, Stmt, Strip, Var,
-};
+pub use ir::{Abi, Access, BufferParam, Kernel, LoopKind, ReduceOp, Scratch, Space, Stmt, Strip, Var};
 pub use strip::STRIP;
 pub use verify::{Finding, MAX_SHARED_BYTES, MAX_STACK_BYTES, MAX_STEPS};

@@ -35,56 +35,19 @@ impl Kernel {
         let mut result = Vec::with_capacity(body.len());
         for s in body {
             match s {
-                Stmt::For {
-                    var,
-                    start,
-                    end,
-                    step,
-                    kind: LoopKind::Vector,
-                    body,
-                } => match Splitter::split(self, var, &body) {
-                    Some(splitter) => splitter.print(self, start, end, pool, &mut result),
-                    None => result.push(Stmt::For {
-                        var,
-                        start,
-                        end,
-                        step,
-                        kind: LoopKind::Vector,
-                        body,
-                    }),
-                },
-                Stmt::For {
-                    var,
-                    start,
-                    end,
-                    step,
-                    kind,
-                    body,
-                } => {
-                    let body = self.strip_block(body, pool);
-                    result.push(Stmt::For {
-                        var,
-                        start,
-                        end,
-                        step,
-                        kind,
-                        body,
-                    });
+                Stmt::For { var, start, end, step, kind: LoopKind::Vector, body } => {
+                    match Splitter::split(self, var, &body) {
+                        Some(splitter) => splitter.print(self, start, end, pool, &mut result),
+                        None => result.push(Stmt::For { var, start, end, step, kind: LoopKind::Vector, body }),
+                    }
                 }
-                Stmt::If {
-                    condition,
-                    then,
-                    otherwise,
-                } => {
-                    let (then, otherwise) = (
-                        self.strip_block(then, pool),
-                        self.strip_block(otherwise, pool),
-                    );
-                    result.push(Stmt::If {
-                        condition,
-                        then,
-                        otherwise,
-                    });
+                Stmt::For { var, start, end, step, kind, body } => {
+                    let body = self.strip_block(body, pool);
+                    result.push(Stmt::For { var, start, end, step, kind, body });
+                }
+                Stmt::If { condition, then, otherwise } => {
+                    let (then, otherwise) = (self.strip_block(then, pool), self.strip_block(otherwise, pool));
+                    result.push(Stmt::If { condition, then, otherwise });
                 }
                 other => result.push(other),
             }
@@ -100,15 +63,8 @@ impl Kernel {
 
 /// A step of the body, calls taken out of its expressions.
 enum Item {
-    Value {
-        var: Var,
-        value: Expr,
-    },
-    Call {
-        var: Var,
-        function: VectorFunction,
-        argument: Expr,
-    },
+    Value { var: Var, value: Expr },
+    Call { var: Var, function: VectorFunction, argument: Expr },
     Effect(Stmt),
 }
 
@@ -139,12 +95,8 @@ struct Splitter {
 
 impl Splitter {
     fn split(kernel: &mut Kernel, var: Var, body: &[Stmt]) -> Option<Splitter> {
-        let straight = body.iter().all(|s| {
-            matches!(
-                s,
-                Stmt::Let { .. } | Stmt::Store { .. } | Stmt::Accumulate { .. }
-            )
-        });
+        let straight =
+            body.iter().all(|s| matches!(s, Stmt::Let { .. } | Stmt::Store { .. } | Stmt::Accumulate { .. }));
         let mut functions = false;
         for s in body {
             s.expressions(|e| functions |= e.any(&mut |e| wide(kernel, e).is_some()));
@@ -152,12 +104,8 @@ impl Splitter {
         if !straight || !functions {
             return None;
         }
-        let mut splitter = Splitter {
-            var,
-            items: Vec::new(),
-            ready: BTreeMap::from([(var, 0)]),
-            written: BTreeSet::new(),
-        };
+        let mut splitter =
+            Splitter { var, items: Vec::new(), ready: BTreeMap::from([(var, 0)]), written: BTreeSet::new() };
         for s in body {
             if let Stmt::Store { memory, .. } = s {
                 splitter.written.insert(*memory);
@@ -176,15 +124,8 @@ impl Splitter {
             });
         }
         splitter.assign_phases(flat);
-        let called = splitter
-            .items
-            .iter()
-            .any(|(_, i)| matches!(i, Item::Call { .. }));
-        let strips = splitter
-            .items
-            .iter()
-            .filter(|(_, i)| i.defines().is_some())
-            .count();
+        let called = splitter.items.iter().any(|(_, i)| matches!(i, Item::Call { .. }));
+        let strips = splitter.items.iter().filter(|(_, i)| i.defines().is_some()).count();
         (called && strips <= MAX_STRIPS).then_some(splitter)
     }
 
@@ -200,21 +141,17 @@ impl Splitter {
             return e;
         }
         let known = items.iter().find_map(|item| match item {
-            Item::Call {
-                var,
-                function: f,
-                argument: a,
-            } if *f == function && a == &**argument && !self.loads_written(a) => Some(*var),
+            Item::Call { var, function: f, argument: a }
+                if *f == function && a == &**argument && !self.loads_written(a) =>
+            {
+                Some(*var)
+            }
             _ => None,
         });
         let var = known.unwrap_or_else(|| {
             let var = kernel.fresh(DType::F32);
             self.ready.insert(var, 0);
-            items.push(Item::Call {
-                var,
-                function,
-                argument: (**argument).clone(),
-            });
+            items.push(Item::Call { var, function, argument: (**argument).clone() });
             var
         });
         Expr::Var(var)
@@ -294,14 +231,7 @@ impl Splitter {
         again.then(|| value.clone())
     }
 
-    fn print(
-        &self,
-        kernel: &mut Kernel,
-        start: Expr,
-        end: Expr,
-        pool: &mut Pool,
-        out: &mut Vec<Stmt>,
-    ) {
+    fn print(&self, kernel: &mut Kernel, start: Expr, end: Expr, pool: &mut Pool, out: &mut Vec<Stmt>) {
         let end = match end {
             Expr::Var(_) | Expr::Literal(_) | Expr::Dim(_) => end,
             value => {
@@ -314,29 +244,13 @@ impl Splitter {
         let length = kernel.fresh(DType::I64);
         pool.taken.clear();
         let rest = end.clone() - Expr::Var(strip);
-        let mut body = vec![Stmt::Let {
-            var: length,
-            value: rest.min(STRIP as i64),
-        }];
-        let phases = self
-            .items
-            .iter()
-            .map(|(phase, _)| *phase)
-            .max()
-            .unwrap_or(0)
-            + 1;
+        let mut body = vec![Stmt::Let { var: length, value: rest.min(STRIP as i64) }];
+        let phases = self.items.iter().map(|(phase, _)| *phase).max().unwrap_or(0) + 1;
         let mut kept: BTreeMap<Var, Memory> = BTreeMap::new();
         for phase in 0..phases {
             self.phase(kernel, phase, strip, length, pool, &mut kept, &mut body);
         }
-        out.push(Stmt::For {
-            var: strip,
-            start,
-            end,
-            step: STRIP as i64,
-            kind: LoopKind::Serial,
-            body,
-        });
+        out.push(Stmt::For { var: strip, start, end, step: STRIP as i64, kind: LoopKind::Serial, body });
     }
 
     fn phase(
@@ -349,12 +263,7 @@ impl Splitter {
         kept: &mut BTreeMap<Var, Memory>,
         out: &mut Vec<Stmt>,
     ) {
-        let here = || {
-            self.items
-                .iter()
-                .filter(|(p, _)| *p == phase)
-                .map(|(_, item)| item)
-        };
+        let here = || self.items.iter().filter(|(p, _)| *p == phase).map(|(_, item)| item);
         // What this phase reads of earlier ones, and what later ones read of this.
         let mut reads = BTreeSet::new();
         here().for_each(|item| item.expressions(|e| self.reads(e, &mut reads)));
@@ -377,11 +286,7 @@ impl Splitter {
             (old, Expr::Var(var))
         };
         for old in reads {
-            let Some((_, item)) = self
-                .items
-                .iter()
-                .find(|(_, item)| item.defines() == Some(old))
-            else {
+            let Some((_, item)) = self.items.iter().find(|(_, item)| item.defines() == Some(old)) else {
                 continue;
             };
             let value = match (kept.get(&old), self.cheap(item)) {
@@ -403,27 +308,15 @@ impl Splitter {
                     if later.contains(var) && self.cheap(item).is_none() {
                         let dtype = name.dtype(kernel).unwrap_or(DType::F32);
                         let memory = pool.take(kernel, dtype);
-                        body.push(Stmt::Store {
-                            memory,
-                            index: Expr::Var(offset),
-                            value: name.clone(),
-                        });
+                        body.push(Stmt::Store { memory, index: Expr::Var(offset), value: name.clone() });
                         kept.insert(*var, memory);
                     }
                     names.insert(old, name);
                 }
-                Item::Call {
-                    var,
-                    function,
-                    argument,
-                } => {
+                Item::Call { var, function, argument } => {
                     let value = rename(argument);
                     let memory = pool.take(kernel, DType::F32);
-                    body.push(Stmt::Store {
-                        memory,
-                        index: Expr::Var(offset),
-                        value,
-                    });
+                    body.push(Stmt::Store { memory, index: Expr::Var(offset), value });
                     kept.insert(*var, memory);
                     calls.push((*function, memory));
                 }
@@ -449,16 +342,8 @@ impl Splitter {
             let Memory::Scratch(scratch) = memory else {
                 continue;
             };
-            let place = Strip {
-                scratch,
-                index: Expr::int(0),
-            };
-            out.push(Stmt::Call {
-                function,
-                dst: place.clone(),
-                src: place,
-                len: Expr::Var(length),
-            });
+            let place = Strip { scratch, index: Expr::int(0) };
+            out.push(Stmt::Call { function, dst: place.clone(), src: place, len: Expr::Var(length) });
         }
     }
 }
@@ -473,16 +358,10 @@ struct Pool {
 
 impl Pool {
     fn take(&mut self, kernel: &mut Kernel, dtype: DType) -> Memory {
-        let free =
-            (0..self.strips.len()).find(|i| self.strips[*i].0 == dtype && !self.taken.contains(i));
+        let free = (0..self.strips.len()).find(|i| self.strips[*i].0 == dtype && !self.taken.contains(i));
         let index = free.unwrap_or_else(|| {
-            kernel.scratch.push(Scratch {
-                dtype,
-                len: STRIP,
-                space: Space::Local,
-            });
-            self.strips
-                .push((dtype, Memory::Scratch(kernel.scratch.len() as u32 - 1)));
+            kernel.scratch.push(Scratch { dtype, len: STRIP, space: Space::Local });
+            self.strips.push((dtype, Memory::Scratch(kernel.scratch.len() as u32 - 1)));
             self.strips.len() - 1
         });
         self.taken.insert(index);

@@ -56,19 +56,8 @@ impl Kernel {
                 Stmt::Mut { var, value } => writeln!(w, "mut {var}: {} = {value}", typed(*var))?,
                 Stmt::Assign { var, value } => writeln!(w, "{var} = {value}")?,
                 Stmt::Accumulate { var, op, value } => writeln!(w, "{var} {}= {value}", op.name())?,
-                Stmt::Store {
-                    memory,
-                    index,
-                    value,
-                } => writeln!(w, "{memory}[{index}] = {value}")?,
-                Stmt::For {
-                    var,
-                    start,
-                    end,
-                    step,
-                    kind,
-                    body,
-                } => {
+                Stmt::Store { memory, index, value } => writeln!(w, "{memory}[{index}] = {value}")?,
+                Stmt::For { var, start, end, step, kind, body } => {
                     write!(w, "for {var} in {start} .. {end}")?;
                     if *step != 1 {
                         write!(w, " step {step}")?;
@@ -76,11 +65,7 @@ impl Kernel {
                     writeln!(w, " {}", kind.name())?;
                     self.block(w, body, depth + 1)?;
                 }
-                Stmt::If {
-                    condition,
-                    then,
-                    otherwise,
-                } => {
+                Stmt::If { condition, then, otherwise } => {
                     writeln!(w, "if {condition}")?;
                     self.block(w, then, depth + 1)?;
                     if !otherwise.is_empty() {
@@ -88,12 +73,7 @@ impl Kernel {
                         self.block(w, otherwise, depth + 1)?;
                     }
                 }
-                Stmt::Call {
-                    function,
-                    dst,
-                    src,
-                    len,
-                } => {
+                Stmt::Call { function, dst, src, len } => {
                     writeln!(w, "call {} {dst}, {src}, {len}", function.name())?;
                 }
                 Stmt::Barrier => writeln!(w, "barrier")?,
@@ -158,16 +138,8 @@ impl fmt::Display for Expr {
             Expr::Var(v) => write!(f, "{v}"),
             Expr::Literal(l) => write!(f, "{l}"),
             Expr::Dim(d) => write!(f, "d{d}"),
-            Expr::Load {
-                memory,
-                index,
-                mask: None,
-            } => write!(f, "{memory}[{index}]"),
-            Expr::Load {
-                memory,
-                index,
-                mask: Some(mask),
-            } => write!(f, "{memory}[{index} if {mask}]"),
+            Expr::Load { memory, index, mask: None } => write!(f, "{memory}[{index}]"),
+            Expr::Load { memory, index, mask: Some(mask) } => write!(f, "{memory}[{index} if {mask}]"),
             Expr::Unary(op, a) => write!(f, "{}({a})", op.name()),
             Expr::Binary(op @ (BinaryOp::Max | BinaryOp::Min | BinaryOp::Pow), a, b) => {
                 write!(f, "{}({a}, {b})", op.name())

@@ -54,10 +54,7 @@ pub struct Finding {
 
 impl Finding {
     pub(super) fn new(rule: &'static str, detail: impl Into<String>) -> Self {
-        Finding {
-            rule,
-            detail: detail.into(),
-        }
+        Finding { rule, detail: detail.into() }
     }
 }
 
@@ -84,11 +81,7 @@ impl Kernel {
         };
         check.signature();
         check.block(&self.body, true);
-        if check.findings.is_empty() {
-            Ok(())
-        } else {
-            Err(check.findings)
-        }
+        if check.findings.is_empty() { Ok(()) } else { Err(check.findings) }
     }
 }
 
@@ -125,21 +118,13 @@ impl Checker<'_> {
     fn signature(&mut self) {
         let k = self.kernel;
         let threads: u64 = k.threads.iter().map(|&t| u64::from(t)).product();
-        self.require((1..=1024).contains(&threads), THREADS, || {
-            format!("{threads} threads")
-        });
-        self.require(k.grid.len() <= 3, GRID, || {
-            format!("{} extents", k.grid.len())
-        });
+        self.require((1..=1024).contains(&threads), THREADS, || format!("{threads} threads"));
+        self.require(k.grid.len() <= 3, GRID, || format!("{} extents", k.grid.len()));
         if let Abi::Hook { extras, outs } = k.abi {
             let buffers = 1 + extras as usize + outs as usize;
             let fits = k.buffers.len() == buffers && k.dims as usize == 2 + buffers;
-            self.require(fits, ABI, || {
-                format!("{} buffers, {} dims", k.buffers.len(), k.dims)
-            });
-            self.require(k.grid.is_empty() && threads == 1, ABI, || {
-                "a grid or threads".into()
-            });
+            self.require(fits, ABI, || format!("{} buffers, {} dims", k.buffers.len(), k.dims));
+            self.require(k.grid.is_empty() && threads == 1, ABI, || "a grid or threads".into());
         }
         for (i, extent) in k.grid.iter().enumerate() {
             let constant = !extent.any(&mut |e| matches!(e, Expr::Var(_) | Expr::Load { .. }));
@@ -147,40 +132,22 @@ impl Checker<'_> {
             self.expr(extent, Some(DType::I64));
             self.define(Var(i as u32), DType::I64, false, false);
         }
-        let bytes = |space| -> usize {
-            k.scratch
-                .iter()
-                .filter(|s| s.space == space)
-                .map(|s| s.bytes())
-                .sum()
-        };
+        let bytes = |space| -> usize { k.scratch.iter().filter(|s| s.space == space).map(|s| s.bytes()).sum() };
         let (shared, mut stack) = (bytes(Space::Shared), bytes(Space::Register));
         if matches!(k.abi, Abi::Hook { .. }) {
             stack += bytes(Space::Local);
         }
-        self.require(shared <= MAX_SHARED_BYTES, BUDGET, || {
-            format!("{shared} bytes of shared memory")
-        });
-        self.require(stack <= MAX_STACK_BYTES, BUDGET, || {
-            format!("{stack} bytes of stack")
-        });
+        self.require(shared <= MAX_SHARED_BYTES, BUDGET, || format!("{shared} bytes of shared memory"));
+        self.require(stack <= MAX_STACK_BYTES, BUDGET, || format!("{stack} bytes of stack"));
     }
 
     fn define(&mut self, var: Var, dtype: DType, mutable: bool, varying: bool) {
         let depth = self.loops.len();
         let typed = self.kernel.var(var);
-        self.require(typed == Some(dtype), TYPE, || {
-            format!("{var} has a value of type {dtype}")
-        });
+        self.require(typed == Some(dtype), TYPE, || format!("{var} has a value of type {dtype}"));
         match self.vars.get_mut(var.0 as usize) {
             Some(state) if !state.defined => {
-                *state = State {
-                    defined: true,
-                    in_scope: true,
-                    mutable,
-                    varying,
-                    depth,
-                };
+                *state = State { defined: true, in_scope: true, mutable, varying, depth };
             }
             _ => self.report(UNDEFINED, format!("{var} is defined twice or unknown")),
         }
@@ -193,14 +160,9 @@ impl Checker<'_> {
     fn varies(&self, e: &Expr) -> bool {
         e.any(&mut |e| match e {
             Expr::Var(v) => self.state(*v).varying,
-            Expr::Load {
-                memory: Memory::Scratch(s),
-                ..
-            } => self
-                .kernel
-                .scratch
-                .get(*s as usize)
-                .is_none_or(|s| s.space != Space::Shared),
+            Expr::Load { memory: Memory::Scratch(s), .. } => {
+                self.kernel.scratch.get(*s as usize).is_none_or(|s| s.space != Space::Shared)
+            }
             _ => false,
         })
     }
@@ -213,9 +175,7 @@ impl Checker<'_> {
             steps += usize::from(matches!(s, Stmt::Store { .. }));
             self.stmt(s, uniform);
         }
-        self.require(steps <= MAX_STEPS, BUDGET, || {
-            format!("{steps} steps in one body")
-        });
+        self.require(steps <= MAX_STEPS, BUDGET, || format!("{steps} steps in one body"));
         for s in body {
             if let Some(state) = s.defines().and_then(|v| self.vars.get_mut(v.0 as usize)) {
                 state.in_scope = false;
@@ -244,17 +204,9 @@ impl Checker<'_> {
                 self.reducible(*op, dtype);
                 self.taint(*var, value, uniform);
             }
-            Stmt::Store {
-                memory,
-                index,
-                value,
-            } => {
+            Stmt::Store { memory, index, value } => {
                 if let Memory::Buffer(b) = memory
-                    && self
-                        .kernel
-                        .buffers
-                        .get(*b as usize)
-                        .is_some_and(|b| b.access == Access::Read)
+                    && self.kernel.buffers.get(*b as usize).is_some_and(|b| b.access == Access::Read)
                 {
                     self.report(ACCESS, format!("a store to {memory}"));
                 }
@@ -263,21 +215,10 @@ impl Checker<'_> {
                 let dtype = self.element(*memory);
                 self.expr(value, dtype);
             }
-            Stmt::For {
-                var,
-                start,
-                end,
-                step,
-                kind,
-                body,
-            } => {
+            Stmt::For { var, start, end, step, kind, body } => {
                 self.loop_(*var, start, end, *step, *kind, body, uniform);
             }
-            Stmt::If {
-                condition,
-                then,
-                otherwise,
-            } => {
+            Stmt::If { condition, then, otherwise } => {
                 self.expr(condition, Some(DType::Bool));
                 let uniform = uniform && !self.varies(condition);
                 self.block(then, uniform);
@@ -302,23 +243,12 @@ impl Checker<'_> {
             Stmt::Status { condition, code } => {
                 self.expr(condition, Some(DType::Bool));
                 self.require(*code != 0, STATUS, || "code 0".into());
-                self.require(self.kernel.abi == Abi::Kernel, ABI, || {
-                    "a status in a hook".into()
-                });
+                self.require(self.kernel.abi == Abi::Kernel, ABI, || "a status in a hook".into());
             }
         }
     }
 
-    fn loop_(
-        &mut self,
-        var: Var,
-        start: &Expr,
-        end: &Expr,
-        step: i64,
-        kind: LoopKind,
-        body: &[Stmt],
-        uniform: bool,
-    ) {
+    fn loop_(&mut self, var: Var, start: &Expr, end: &Expr, step: i64, kind: LoopKind, body: &[Stmt], uniform: bool) {
         self.expr(start, Some(DType::I64));
         self.expr(end, Some(DType::I64));
         self.require(step > 0, LOOP, || format!("step {step}"));
@@ -402,10 +332,7 @@ impl Checker<'_> {
 
     fn outside_vector(&self, var: Var) -> bool {
         let depth = self.state(var).depth;
-        self.loops
-            .iter()
-            .skip(depth)
-            .any(|kind| *kind == LoopKind::Vector)
+        self.loops.iter().skip(depth).any(|kind| *kind == LoopKind::Vector)
     }
 
     fn taint(&mut self, var: Var, value: &Expr, uniform: bool) {
@@ -424,9 +351,7 @@ impl Checker<'_> {
 
     fn assigned(&mut self, var: Var) -> Option<DType> {
         let state = self.state(var);
-        self.require(state.in_scope, UNDEFINED, || {
-            format!("{var} is assigned out of scope")
-        });
+        self.require(state.in_scope, UNDEFINED, || format!("{var} is assigned out of scope"));
         self.require(state.mutable, MUTABLE, || format!("{var} is assigned"));
         self.kernel.var(var)
     }
@@ -438,9 +363,7 @@ impl Checker<'_> {
 
     fn element(&mut self, memory: Memory) -> Option<DType> {
         let dtype = self.kernel.memory(memory);
-        self.require(dtype.is_some(), UNDEFINED, || {
-            format!("{memory} does not exist")
-        });
+        self.require(dtype.is_some(), UNDEFINED, || format!("{memory} does not exist"));
         dtype
     }
 
@@ -456,9 +379,7 @@ impl Checker<'_> {
     fn strip(&mut self, strip: &Strip) {
         let memory = Memory::Scratch(strip.scratch);
         let dtype = self.element(memory);
-        self.require(dtype == Some(DType::F32), CALL, || {
-            format!("{memory} is not f32")
-        });
+        self.require(dtype == Some(DType::F32), CALL, || format!("{memory} is not f32"));
         self.expr(&strip.index, Some(DType::I64));
         self.bounds(memory, &strip.index);
     }
@@ -467,9 +388,7 @@ impl Checker<'_> {
     fn expr(&mut self, e: &Expr, expected: Option<DType>) -> Option<DType> {
         let dtype = self.typed(e, 0);
         if let (Some(found), Some(expected)) = (dtype, expected) {
-            self.require(found == expected, TYPE, || {
-                format!("{e} is {found}, not {expected}")
-            });
+            self.require(found == expected, TYPE, || format!("{e} is {found}, not {expected}"));
         }
         dtype
     }
@@ -482,9 +401,7 @@ impl Checker<'_> {
         let depth = depth + 1;
         match e {
             Expr::Var(v) => {
-                self.require(self.state(*v).in_scope, UNDEFINED, || {
-                    format!("{v} is not defined here")
-                });
+                self.require(self.state(*v).in_scope, UNDEFINED, || format!("{v} is not defined here"));
                 self.kernel.var(*v)
             }
             Expr::Literal(l) => {
@@ -497,22 +414,12 @@ impl Checker<'_> {
                 Some(l.dtype())
             }
             Expr::Dim(d) => {
-                self.require(*d < self.kernel.dims, UNDEFINED, || {
-                    format!("d{d} does not exist")
-                });
+                self.require(*d < self.kernel.dims, UNDEFINED, || format!("d{d} does not exist"));
                 Some(DType::I64)
             }
-            Expr::Load {
-                memory,
-                index,
-                mask,
-            } => {
+            Expr::Load { memory, index, mask } => {
                 if let Memory::Buffer(b) = memory
-                    && self
-                        .kernel
-                        .buffers
-                        .get(*b as usize)
-                        .is_some_and(|b| b.access == Access::Write)
+                    && self.kernel.buffers.get(*b as usize).is_some_and(|b| b.access == Access::Write)
                 {
                     self.report(ACCESS, format!("a load from {memory}"));
                 }
@@ -531,11 +438,7 @@ impl Checker<'_> {
                     _ => t.is_float(),
                 };
                 self.require(takes, TYPE, || format!("{} of {t}", op.name()));
-                Some(if *op == UnaryOp::IsNan {
-                    DType::Bool
-                } else {
-                    t
-                })
+                Some(if *op == UnaryOp::IsNan { DType::Bool } else { t })
             }
             Expr::Binary(op, a, b) => {
                 let (ta, tb) = (self.typed(a, depth)?, self.typed(b, depth)?);
@@ -570,9 +473,7 @@ impl Checker<'_> {
 
     fn operand(&mut self, e: &Expr, depth: usize, expected: DType) {
         if let Some(found) = self.typed(e, depth) {
-            self.require(found == expected, TYPE, || {
-                format!("{e} is {found}, not {expected}")
-            });
+            self.require(found == expected, TYPE, || format!("{e} is {found}, not {expected}"));
         }
     }
 }
@@ -624,10 +525,7 @@ mod tests {
             ["bounds"]
         );
         assert_eq!(rules(|k| k.status(true, 0)), ["status"]);
-        assert_eq!(
-            rules(|k| k.for_step(0, 4, 0, LoopKind::Serial, |_, _| {})),
-            ["loop"]
-        );
+        assert_eq!(rules(|k| k.for_step(0, 4, 0, LoopKind::Serial, |_, _| {})), ["loop"]);
         assert_eq!(
             rules(|k| {
                 let n = k.dim();
@@ -642,10 +540,7 @@ mod tests {
             }),
             ["uniform"]
         );
-        assert_eq!(
-            rules(|k| k.for_(0, 64, LoopKind::Thread(0), |k, _| k.barrier())),
-            [""; 0]
-        );
+        assert_eq!(rules(|k| k.for_(0, 64, LoopKind::Thread(0), |k, _| k.barrier())), [""; 0]);
         assert_eq!(
             rules(|k| {
                 k.scratch(f32, 60_000, Space::Shared);
@@ -657,12 +552,7 @@ mod tests {
             k.for_(0, 9, LoopKind::Vector, |k, _| k.assign(v, 1.0f32));
         };
         assert_eq!(rules(vector), ["vector"]);
-        let constant = |k: &mut KernelBuilder| {
-            k.push(Stmt::Assign {
-                var: Var(7),
-                value: 0.into(),
-            })
-        };
+        let constant = |k: &mut KernelBuilder| k.push(Stmt::Assign { var: Var(7), value: 0.into() });
         assert_eq!(rules(constant), ["undefined", "mutable"]);
     }
 
@@ -672,9 +562,7 @@ mod tests {
             rules(|k| {
                 let n = k.dim();
                 let v = k.variable(0i64);
-                k.for_(0, n, LoopKind::Thread(0), |k, i| {
-                    k.accumulate(v, ReduceOp::Sum, i)
-                });
+                k.for_(0, n, LoopKind::Thread(0), |k, i| k.accumulate(v, ReduceOp::Sum, i));
                 if reduce {
                     k.block_reduce(v, ReduceOp::Sum);
                 }

@@ -69,10 +69,7 @@ impl Expr {
 
     /// How many operations there are: loads, functions, comparisons, selects, casts.
     pub fn steps(&self) -> usize {
-        let mut steps = usize::from(!matches!(
-            self,
-            Expr::Var(_) | Expr::Literal(_) | Expr::Dim(_)
-        ));
+        let mut steps = usize::from(!matches!(self, Expr::Var(_) | Expr::Literal(_) | Expr::Dim(_)));
         self.operands(|e| steps += e.steps());
         steps
     }
@@ -147,9 +144,7 @@ impl Stmt {
     pub fn bodies(&self) -> [&[Stmt]; 2] {
         match self {
             Stmt::For { body, .. } => [body, &[]],
-            Stmt::If {
-                then, otherwise, ..
-            } => [then, otherwise],
+            Stmt::If { then, otherwise, .. } => [then, otherwise],
             _ => [&[], &[]],
         }
     }
@@ -185,10 +180,7 @@ impl Kernel {
     /// Renumbers the variables in the order of their definition: the text of
     /// two kernels that differ only in numbering becomes equal.
     pub fn canonicalise(&mut self) {
-        let mut order = Renaming {
-            map: vec![None; self.vars.len()],
-            types: Vec::new(),
-        };
+        let mut order = Renaming { map: vec![None; self.vars.len()], types: Vec::new() };
         for v in 0..self.grid.len() {
             order.define(Var(v as u32), &self.vars);
         }
@@ -209,8 +201,7 @@ struct Renaming {
 
 impl Renaming {
     fn define(&mut self, var: Var, vars: &[DType]) {
-        if let (Some(slot), Some(dtype)) =
-            (self.map.get_mut(var.0 as usize), vars.get(var.0 as usize))
+        if let (Some(slot), Some(dtype)) = (self.map.get_mut(var.0 as usize), vars.get(var.0 as usize))
             && slot.is_none()
         {
             *slot = Some(Var(self.types.len() as u32));
@@ -220,11 +211,7 @@ impl Renaming {
 
     /// A variable that was never defined keeps a number that no variable has, for the verifier to find.
     fn rename(&self, var: Var) -> Var {
-        self.map
-            .get(var.0 as usize)
-            .copied()
-            .flatten()
-            .unwrap_or(Var(u32::MAX))
+        self.map.get(var.0 as usize).copied().flatten().unwrap_or(Var(u32::MAX))
     }
 
     fn expr(&self, e: &mut Expr) {
@@ -245,9 +232,7 @@ impl Renaming {
             }
             match s {
                 Stmt::For { body, .. } => self.block(body, vars),
-                Stmt::If {
-                    then, otherwise, ..
-                } => {
+                Stmt::If { then, otherwise, .. } => {
                     self.block(then, vars);
                     self.block(otherwise, vars);
                 }

@@ -1,7 +1,8 @@
 //! Simplifications that look at values: folding small constants, and functions of their identity element.
 
+use egret_ir::eval::EvalCx;
 use egret_ir::ops::Const;
-use egret_ir::{NodeId, Op, ScalarFn, Tensor};
+use egret_ir::{Bindings, NodeId, Op, ScalarFn, Tensor};
 
 use crate::rewrite::direct::Builder;
 
@@ -40,9 +41,13 @@ pub fn simplify(builder: &mut Builder, id: NodeId) -> Option<(NodeId, &'static s
             }
             unbroadcast(builder, id).or_else(|| fold(builder, id))
         }
-        Op::Cast(_) | Op::Reshape(_) | Op::Transpose(_) | Op::Broadcast(_) | Op::Slice(_) | Op::Concat(_) | Op::Gather(_) => {
-            fold(builder, id)
-        }
+        Op::Cast(_)
+        | Op::Reshape(_)
+        | Op::Transpose(_)
+        | Op::Broadcast(_)
+        | Op::Slice(_)
+        | Op::Concat(_)
+        | Op::Gather(_) => fold(builder, id),
         _ => None,
     }
 }
@@ -86,9 +91,8 @@ fn fold(builder: &mut Builder, id: NodeId) -> Option<(NodeId, &'static str)> {
         })
         .collect();
     let operands = operands.filter(|o| !o.is_empty())?;
-    let mut results = egret_ir::ops::evaluate(&node.op, &operands, &Default::default()).ok()?;
+    let mut results = node.op.home().eval(&operands, &EvalCx::new(&Bindings::new())).ok()?;
     let value = results.pop()?;
     let new = builder.add(&Const { value }.into(), &[]).ok()?;
     Some((new, "fold"))
 }
-

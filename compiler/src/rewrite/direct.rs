@@ -37,13 +37,7 @@ impl Builder {
     pub fn new(like: &Graph) -> Builder {
         let mut graph = Graph::new();
         graph.weights = like.weights.clone();
-        Builder {
-            graph,
-            known: FxHashMap::default(),
-            splats: Vec::new(),
-            times: Vec::new(),
-            origins: SmallVec::new(),
-        }
+        Builder { graph, known: FxHashMap::default(), splats: Vec::new(), times: Vec::new(), origins: SmallVec::new() }
     }
 
     /// The graph so far.
@@ -111,7 +105,9 @@ impl Builder {
             Op::Const(constant) => {
                 let first = (constant.value.elements() > 0).then(|| constant.value.get(0))?;
                 let same = constant.value.elements() <= 4096
-                    && constant.value.values().all(|v| Literal::new(v, constant.value.dtype()) == Literal::new(first, constant.value.dtype()));
+                    && constant.value.values().all(|v| {
+                        Literal::new(v, constant.value.dtype()) == Literal::new(first, constant.value.dtype())
+                    });
                 same.then(|| Literal::new(first, constant.value.dtype()))
             }
             Op::Reshape(_) | Op::Broadcast(_) | Op::Transpose(_) | Op::Slice(_) => of(0),
@@ -226,19 +222,16 @@ fn improve(
             rule.build(&bindings, &mut add, &mut number)
         };
         match built.map(node) {
-            Some(next) if next != at && builder.graph.ty(next) == builder.graph.ty(at) => return Some((next, rule.name)),
+            Some(next) if next != at && builder.graph.ty(next) == builder.graph.ty(at) => {
+                return Some((next, rule.name));
+            }
             _ => {}
         }
     }
     hook(builder, at).filter(|(next, _)| *next != at && builder.graph.ty(*next) == builder.graph.ty(at))
 }
 
-fn collect_origins(
-    builder: &Builder,
-    at: NodeId,
-    matched: &[(Op, SmallVec<[Id; 4]>)],
-    origins: &mut Vec<Arc<Origin>>,
-) {
+fn collect_origins(builder: &Builder, at: NodeId, matched: &[(Op, SmallVec<[Id; 4]>)], origins: &mut Vec<Arc<Origin>>) {
     let mut take = |id: NodeId| {
         for origin in builder.graph.origins(id) {
             if !origins.contains(origin) {

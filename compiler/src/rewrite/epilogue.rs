@@ -61,7 +61,9 @@ fn carries(op: &Op) -> bool {
     use Op::*;
     match op {
         Fused(fused) => fused.taps.is_empty(),
-        DotGeneral(_) | Conv(_) | Reduce(_) | ReduceWindow(_) | Softmax(_) | SoftmaxGrad(_) | Norm(_) | NormGrad(_) => true,
+        DotGeneral(_) | Conv(_) | Reduce(_) | ReduceWindow(_) | Softmax(_) | SoftmaxGrad(_) | Norm(_) | NormGrad(_) => {
+            true
+        }
         _ => false,
     }
 }
@@ -99,7 +101,8 @@ impl Anchor {
 
     /// Same kernel up to that program.
     fn same(&self, other: &Anchor) -> bool {
-        let rows = |a: &Anchor| a.fused.rows.as_ref().map(|(op, _)| (op.clone(), a.fused.epilogue.clone(), a.extras.clone()));
+        let rows =
+            |a: &Anchor| a.fused.rows.as_ref().map(|(op, _)| (op.clone(), a.fused.epilogue.clone(), a.extras.clone()));
         self.fused.anchor == other.fused.anchor && self.bases == other.bases && rows(self) == rows(other)
     }
 
@@ -125,7 +128,8 @@ pub fn absorb(egraph: &mut Graph, dependencies: &Dependencies, journal: &mut Jou
             if egraph[class].data.time < BindingTime::Run {
                 continue;
             }
-            let nodes = egraph[class].nodes.iter().filter(|n| n.kind == kind && is_elementwise(egraph.analysis.op(n.op)));
+            let nodes =
+                egraph[class].nodes.iter().filter(|n| n.kind == kind && is_elementwise(egraph.analysis.op(n.op)));
             list.extend(nodes.map(|n| (class, n.clone())));
         }
     }
@@ -165,7 +169,14 @@ pub fn absorb(egraph: &mut Graph, dependencies: &Dependencies, journal: &mut Jou
 }
 
 /// Repeats one absorption, for replay.
-pub fn rejoin(egraph: &Graph, class: Id, node: &Term, at: usize, anchor: &Term, exact: bool) -> Option<(Op, SmallVec<[Id; 4]>)> {
+pub fn rejoin(
+    egraph: &Graph,
+    class: Id,
+    node: &Term,
+    at: usize,
+    anchor: &Term,
+    exact: bool,
+) -> Option<(Op, SmallVec<[Id; 4]>)> {
     let anchor = Anchor::of(egraph, anchor)?;
     join(egraph, None, class, node, at, &anchor, exact).ok()
 }
@@ -194,7 +205,12 @@ fn join(
             args.push(anchor.program().clone());
             continue;
         }
-        let sibling = egraph[operand].nodes.iter().filter_map(|t| Anchor::of(egraph, t)).filter(|a| a.same(anchor)).min_by_key(Anchor::rank);
+        let sibling = egraph[operand]
+            .nodes
+            .iter()
+            .filter_map(|t| Anchor::of(egraph, t))
+            .filter(|a| a.same(anchor))
+            .min_by_key(Anchor::rank);
         if let Some(sibling) = sibling {
             let slots: SmallVec<[usize; 4]> = sibling.extras.iter().map(|e| slot(&mut extras, *e)).collect();
             args.push(rename(sibling.program(), &slots));

@@ -44,7 +44,8 @@ fn mergeable(egraph: &Graph, class: Id, term: &Term) -> bool {
 fn groups(egraph: &Graph) -> Vec<Vec<Member>> {
     let mut groups: Vec<Vec<Member>> = Vec::new();
     let mut places: FxHashMap<(Id, OpId, usize), usize> = FxHashMap::default();
-    let mut classes: Vec<Id> = egraph.classes_for_op(&Kind::named("dot_general")).map(Iterator::collect).unwrap_or_default();
+    let mut classes: Vec<Id> =
+        egraph.classes_for_op(&Kind::named("dot_general")).map(Iterator::collect).unwrap_or_default();
     classes.sort();
     for class in classes {
         for term in egraph[class].nodes.iter().filter(|t| t.kind == Kind::named("dot_general")) {

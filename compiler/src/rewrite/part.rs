@@ -84,9 +84,24 @@ pub fn is_anchor(op: &Op) -> bool {
     use Op::*;
     matches!(
         op,
-        DotGeneral(_) | Conv(_) | Reduce(_) | ReduceWindow(_) | ReduceWindowGrad(_) | Softmax(_) | SoftmaxGrad(_) | Norm(_)
-            | NormGrad(_) | CrossEntropy(_) | Attention(_) | AttentionGrad(_) | Gather(_) | ScatterAdd(_) | Scan(_)
-            | Concat(_) | Pad(_) | Fused(_)
+        DotGeneral(_)
+            | Conv(_)
+            | Reduce(_)
+            | ReduceWindow(_)
+            | ReduceWindowGrad(_)
+            | Softmax(_)
+            | SoftmaxGrad(_)
+            | Norm(_)
+            | NormGrad(_)
+            | CrossEntropy(_)
+            | Attention(_)
+            | AttentionGrad(_)
+            | Gather(_)
+            | ScatterAdd(_)
+            | Scan(_)
+            | Concat(_)
+            | Pad(_)
+            | Fused(_)
     )
 }
 

@@ -283,7 +283,12 @@ pub fn choose(part: &Part, loaded: &Loaded, device: &DeviceDescription, search: 
                 let operands: Option<SmallVec<[Ref; 4]>> = term.operands.iter().map(operand).collect();
                 let origins = loaded.journal.source(&term.clone_canonical(egraph)).map(|s| s.origins.clone());
                 let steps = loaded.journal.closure([term.clone_canonical(egraph)], false);
-                nodes.push(TemplateNode { op: op.clone(), operands: operands?, origins: origins.unwrap_or_default(), steps });
+                nodes.push(TemplateNode {
+                    op: op.clone(),
+                    operands: operands?,
+                    origins: origins.unwrap_or_default(),
+                    steps,
+                });
                 Ref::Node(nodes.len() as u32 - 1)
             }
         });
@@ -304,7 +309,8 @@ pub fn replay(part: &Part, first: &Loaded, template: &Template, exact: bool) -> 
     let mut count = 0;
     for (index, step) in journal.steps.iter().enumerate().filter(|(i, _)| needed[*i]) {
         count += 1;
-        repeat(&mut fresh, first, step, &mut ids, exact).ok_or_else(|| format!("step {index} ({}) does not hold", step.rule))?;
+        repeat(&mut fresh, first, step, &mut ids, exact)
+            .ok_or_else(|| format!("step {index} ({}) does not hold", step.rule))?;
         fresh.egraph.rebuild();
     }
     let mut found: Vec<Id> = Vec::new();
@@ -315,7 +321,8 @@ pub fn replay(part: &Part, first: &Loaded, template: &Template, exact: bool) -> 
         };
         let operands: SmallVec<[Id; 4]> = node.operands.iter().map(|r| fresh.egraph.find(class(r))).collect();
         let term = term_of(&mut fresh.egraph, &node.op, &operands);
-        let id = fresh.egraph.lookup(term).ok_or_else(|| format!("node {i} ({}) is not reached", node.op.home().name()))?;
+        let id =
+            fresh.egraph.lookup(term).ok_or_else(|| format!("node {i} ({}) is not reached", node.op.home().name()))?;
         found.push(id);
     }
     for (output, value) in part.outputs.iter().zip(&template.outputs) {
@@ -353,7 +360,10 @@ fn repeat(
             for var in wanted.vars.iter_mut().flatten() {
                 *var = egraph.find(map(ids, *var));
             }
-            let found = rule.search(&EView(egraph), class).into_iter().find(|b| b.vars == wanted.vars && b.attrs == wanted.attrs)?;
+            let found = rule
+                .search(&EView(egraph), class)
+                .into_iter()
+                .find(|b| b.vars == wanted.vars && b.attrs == wanted.attrs)?;
             instantiate(egraph, rule, class, &found)?.1
         }
         How::Epilogue { node, at, anchor } => {

@@ -13,9 +13,7 @@ thread_local! {
 
 /// The kernel, emitted and mapped.
 pub fn load(kernel: &Kernel) -> Code {
-    let code = EMITTER
-        .with_borrow_mut(|e| e.emit(kernel))
-        .unwrap_or_else(|e| panic!("{e}\n{kernel}"));
+    let code = EMITTER.with_borrow_mut(|e| e.emit(kernel)).unwrap_or_else(|e| panic!("{e}\n{kernel}"));
     map(&[code])
 }
 
@@ -34,11 +32,7 @@ pub fn map(kernels: &[CpuCode]) -> Code {
             relocations: code
                 .relocations
                 .iter()
-                .map(|r| Relocation {
-                    offset: r.offset as usize,
-                    symbol: &r.symbol,
-                    addend: r.addend,
-                })
+                .map(|r| Relocation { offset: r.offset as usize, symbol: &r.symbol, addend: r.addend })
                 .collect(),
         })
         .collect();
@@ -78,10 +72,7 @@ type KernelFn = unsafe extern "C" fn(*const *mut u8, *const i64, i64, i64, *mut 
 
 /// Runs the grid points `0..grid` in chunks, and gives the status word.
 pub fn run(kernel: &Kernel, buffers: &[*mut u8], dims: &[i64], grid: i64, chunk: i64) -> u32 {
-    assert_eq!(
-        (buffers.len(), dims.len()),
-        (kernel.buffers.len(), kernel.dims as usize)
-    );
+    assert_eq!((buffers.len(), dims.len()), (kernel.buffers.len(), kernel.dims as usize));
     let code = load(kernel);
     let mut scratch = vec![0u64; kernel.scratch_bytes() / 8 + 16];
     let scratch = scratch.as_mut_ptr().cast::<u8>();
@@ -94,16 +85,7 @@ pub fn run(kernel: &Kernel, buffers: &[*mut u8], dims: &[i64], grid: i64, chunk:
     while begin < grid {
         let end = (begin + chunk).min(grid);
         // SAFETY: the tests give buffers of the sizes that their kernels touch.
-        unsafe {
-            f(
-                buffers.as_ptr(),
-                dims.as_ptr(),
-                begin,
-                end,
-                scratch,
-                &mut status,
-            )
-        };
+        unsafe { f(buffers.as_ptr(), dims.as_ptr(), begin, end, scratch, &mut status) };
         begin = end;
     }
     status
@@ -119,14 +101,7 @@ pub struct View2 {
 }
 
 /// Runs a hook.
-pub fn run_hook(
-    kernel: &Kernel,
-    acc: View2,
-    rows: i64,
-    cols: i64,
-    extras: &[View2],
-    outs: &[View2],
-) {
+pub fn run_hook(kernel: &Kernel, acc: View2, rows: i64, cols: i64, extras: &[View2], outs: &[View2]) {
     let code = load(kernel);
     type HookFn = unsafe extern "C" fn(*const View2, i64, i64, *const View2, *const View2);
     // SAFETY: the entry has this signature.
@@ -144,7 +119,5 @@ pub fn values(n: usize, seed: u64) -> Vec<f32> {
         state ^= state << 17;
         state
     };
-    (0..n)
-        .map(|_| (next() >> 40) as f32 / (1 << 21) as f32 - 4.0)
-        .collect()
+    (0..n).map(|_| (next() >> 40) as f32 / (1 << 21) as f32 - 4.0).collect()
 }

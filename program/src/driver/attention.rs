@@ -16,11 +16,7 @@ pub struct AttentionOperand<D = usize> {
 
 impl<D> AttentionOperand<D> {
     fn map<E>(&self, f: &mut impl FnMut(&D) -> E) -> AttentionOperand<E> {
-        AttentionOperand {
-            batch: f(&self.batch),
-            head: f(&self.head),
-            row: f(&self.row),
-        }
+        AttentionOperand { batch: f(&self.batch), head: f(&self.head), row: f(&self.row) }
     }
 }
 
@@ -70,19 +66,12 @@ impl<D: std::hash::Hash> std::hash::Hash for Score<D> {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         std::mem::discriminant(self).hash(state);
         match self {
-            Score::Plain {
-                scale,
-                mask,
-                causal,
-            } => {
+            Score::Plain { scale, mask, causal } => {
                 scale.to_bits().hash(state);
                 mask.hash(state);
                 causal.hash(state);
             }
-            Score::Hook {
-                extras,
-                element_bytes,
-            } => {
+            Score::Hook { extras, element_bytes } => {
                 extras.hash(state);
                 element_bytes.hash(state);
             }
@@ -92,44 +81,25 @@ impl<D: std::hash::Hash> std::hash::Hash for Score<D> {
 
 impl<D> Mask<D> {
     fn map<E>(&self, f: &mut impl FnMut(&D) -> E) -> Mask<E> {
-        Mask {
-            batch: f(&self.batch),
-            head: f(&self.head),
-            query: f(&self.query),
-            key: f(&self.key),
-        }
+        Mask { batch: f(&self.batch), head: f(&self.head), query: f(&self.query), key: f(&self.key) }
     }
 }
 
 impl<D: fmt::Display> fmt::Display for Mask<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "({}, {}, {}, {})",
-            self.batch, self.head, self.query, self.key
-        )
+        write!(f, "({}, {}, {}, {})", self.batch, self.head, self.query, self.key)
     }
 }
 
 impl<D> Score<D> {
     fn map<E>(&self, f: &mut impl FnMut(&D) -> E) -> Score<E> {
         match self {
-            Score::Plain {
-                scale,
-                mask,
-                causal,
-            } => Score::Plain {
-                scale: *scale,
-                mask: mask.as_ref().map(|m| m.map(f)),
-                causal: causal.as_ref().map(f),
-            },
-            Score::Hook {
-                extras,
-                element_bytes,
-            } => Score::Hook {
-                extras: extras.iter().map(|m| m.map(f)).collect(),
-                element_bytes: element_bytes.clone(),
-            },
+            Score::Plain { scale, mask, causal } => {
+                Score::Plain { scale: *scale, mask: mask.as_ref().map(|m| m.map(f)), causal: causal.as_ref().map(f) }
+            }
+            Score::Hook { extras, element_bytes } => {
+                Score::Hook { extras: extras.iter().map(|m| m.map(f)).collect(), element_bytes: element_bytes.clone() }
+            }
         }
     }
 }
@@ -137,11 +107,7 @@ impl<D> Score<D> {
 impl<D: fmt::Display> fmt::Display for Score<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Score::Plain {
-                scale,
-                mask,
-                causal,
-            } => {
+            Score::Plain { scale, mask, causal } => {
                 write!(f, "scale {scale:?}")?;
                 if let Some(mask) = mask {
                     write!(f, " mask {mask}")?;
@@ -151,16 +117,8 @@ impl<D: fmt::Display> fmt::Display for Score<D> {
                 }
                 Ok(())
             }
-            Score::Hook {
-                extras,
-                element_bytes,
-            } => {
-                write!(
-                    f,
-                    "hook extras {} bytes {}",
-                    super::List(extras),
-                    super::List(element_bytes)
-                )
+            Score::Hook { extras, element_bytes } => {
+                write!(f, "hook extras {} bytes {}", super::List(extras), super::List(element_bytes))
             }
         }
     }
@@ -235,13 +193,7 @@ impl<D: fmt::Display> fmt::Display for AttentionProblem<D> {
         writeln!(
             f,
             "attention batch {} heads {} / {} queries {} keys {} channels {} -> {}",
-            self.batch,
-            self.heads,
-            self.kv_heads,
-            self.q_len,
-            self.k_len,
-            self.head_dim,
-            self.value_dim
+            self.batch, self.heads, self.kv_heads, self.q_len, self.k_len, self.head_dim, self.value_dim
         )?;
         write!(f, "  q {} k {} v {} o {}", self.q, self.k, self.v, self.o)?;
         if let Some(lse) = &self.lse {
@@ -286,11 +238,7 @@ impl<D> AttentionGradProblem<D> {
 impl<D: fmt::Display> fmt::Display for AttentionGradProblem<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "gradient of {}", self.forward)?;
-        write!(
-            f,
-            "  do {} dq {} dk {} dv {}",
-            self.grad_o, self.grad_q, self.grad_k, self.grad_v
-        )
+        write!(f, "  do {} dq {} dk {} dv {}", self.grad_o, self.grad_q, self.grad_k, self.grad_v)
     }
 }
 
@@ -306,19 +254,12 @@ pub struct AttentionSchedule {
 impl AttentionSchedule {
     /// The analytic choice: a block of scores of 16 KB.
     pub fn choose(lanes: usize) -> AttentionSchedule {
-        AttentionSchedule {
-            lanes,
-            key_block: 128,
-        }
+        AttentionSchedule { lanes, key_block: 128 }
     }
 }
 
 impl fmt::Display for AttentionSchedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "  schedule lanes {} key_block {}",
-            self.lanes, self.key_block
-        )
+        write!(f, "  schedule lanes {} key_block {}", self.lanes, self.key_block)
     }
 }

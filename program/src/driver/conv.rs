@@ -128,8 +128,7 @@ impl ConvProblem<usize> {
     pub fn flops(&self) -> f64 {
         let taps: usize = self.kernel.iter().product();
         let pixels: usize = self.out_spatial.iter().product();
-        2.0 * (self.batch * pixels * taps) as f64
-            * (self.in_channels / self.groups.max(1) * self.out_channels) as f64
+        2.0 * (self.batch * pixels * taps) as f64 * (self.in_channels / self.groups.max(1) * self.out_channels) as f64
     }
 
     /// Elements from a batch item to the next of a blocked tensor of that shape without other channels around it.
@@ -229,13 +228,7 @@ impl ConvSchedule {
         } else {
             (Split::Panels, panels.div_ceil(16))
         };
-        ConvSchedule {
-            lanes,
-            split,
-            block,
-            prefetch_weights: true,
-            prefetch_input: true,
-        }
+        ConvSchedule { lanes, split, block, prefetch_weights: true, prefetch_input: true }
     }
 }
 

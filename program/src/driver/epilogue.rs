@@ -79,15 +79,12 @@ impl<D> Operand<D> {
             Operand::Scalar => Operand::Scalar,
             Operand::PerColumn => Operand::PerColumn,
             Operand::PerRow => Operand::PerRow,
-            Operand::Full { halo, batch_stride } => Operand::Full {
-                halo: super::map_all(halo, f),
-                batch_stride: f(batch_stride),
-            },
-            Operand::Strided { batch, row, col } => Operand::Strided {
-                batch: super::map_all(batch, f),
-                row: f(row),
-                col: f(col),
-            },
+            Operand::Full { halo, batch_stride } => {
+                Operand::Full { halo: super::map_all(halo, f), batch_stride: f(batch_stride) }
+            }
+            Operand::Strided { batch, row, col } => {
+                Operand::Strided { batch: super::map_all(batch, f), row: f(row), col: f(col) }
+            }
         }
     }
 }
@@ -102,11 +99,7 @@ impl<D: fmt::Display> fmt::Display for Operand<D> {
                 write!(f, "full(halo {}, batch {batch_stride})", super::List(halo))
             }
             Operand::Strided { batch, row, col } => {
-                write!(
-                    f,
-                    "strided(batch {}, row {row}, col {col})",
-                    super::List(batch)
-                )
+                write!(f, "strided(batch {}, row {row}, col {col})", super::List(batch))
             }
         }
     }
@@ -139,30 +132,16 @@ pub enum Epilogue<D = usize> {
 impl<D> Epilogue<D> {
     /// Nothing but the store.
     pub fn none() -> Epilogue<D> {
-        Epilogue::Direct {
-            bias: None,
-            residual: None,
-            activation: Activation::None,
-        }
+        Epilogue::Direct { bias: None, residual: None, activation: Activation::None }
     }
 
     /// The same with each extent replaced by `f` of it.
     pub fn map<E>(&self, f: &mut impl FnMut(&D) -> E) -> Epilogue<E> {
         match self {
-            Epilogue::Direct {
-                bias,
-                residual,
-                activation,
-            } => Epilogue::Direct {
-                bias: *bias,
-                residual: residual.as_ref().map(|r| r.map(f)),
-                activation: *activation,
-            },
-            Epilogue::Hook {
-                extras,
-                outs,
-                element_bytes,
-            } => Epilogue::Hook {
+            Epilogue::Direct { bias, residual, activation } => {
+                Epilogue::Direct { bias: *bias, residual: residual.as_ref().map(|r| r.map(f)), activation: *activation }
+            }
+            Epilogue::Hook { extras, outs, element_bytes } => Epilogue::Hook {
                 extras: extras.iter().map(|x| x.map(f)).collect(),
                 outs: outs.iter().map(|x| x.map(f)).collect(),
                 element_bytes: element_bytes.clone(),
@@ -174,11 +153,7 @@ impl<D> Epilogue<D> {
 impl<D: fmt::Display> fmt::Display for Epilogue<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Epilogue::Direct {
-                bias,
-                residual,
-                activation,
-            } => {
+            Epilogue::Direct { bias, residual, activation } => {
                 f.write_str("direct")?;
                 match bias {
                     None => {}
@@ -190,11 +165,7 @@ impl<D: fmt::Display> fmt::Display for Epilogue<D> {
                 }
                 write!(f, " activation {activation}")
             }
-            Epilogue::Hook {
-                extras,
-                outs,
-                element_bytes,
-            } => write!(
+            Epilogue::Hook { extras, outs, element_bytes } => write!(
                 f,
                 "hook extras {} outs {} bytes {}",
                 super::List(extras),

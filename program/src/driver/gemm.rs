@@ -70,12 +70,7 @@ impl<D> GemmProblem<D> {
             batch: self
                 .batch
                 .iter()
-                .map(|d| BatchDim {
-                    extent: f(&d.extent),
-                    a: f(&d.a),
-                    b: f(&d.b),
-                    c: f(&d.c),
-                })
+                .map(|d| BatchDim { extent: f(&d.extent), a: f(&d.a), b: f(&d.b), c: f(&d.c) })
                 .collect(),
             m: f(&self.m),
             n: f(&self.n),
@@ -122,14 +117,7 @@ impl GemmProblem<usize> {
 
 impl<D: fmt::Display> fmt::Display for GemmProblem<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "gemm m {} n {} k {} batch {}",
-            self.m,
-            self.n,
-            self.k,
-            List(&self.batch)
-        )?;
+        writeln!(f, "gemm m {} n {} k {} batch {}", self.m, self.n, self.k, List(&self.batch))?;
         write!(f, "  a ({}, {}) b ", self.a_row, self.a_col)?;
         match self.b {
             MatrixForm::Strided => write!(f, "({}, {})", self.b_row, self.b_col)?,
@@ -170,12 +158,7 @@ impl GemmSchedule {
         // Some 16 chunks where the matrix is large enough, so that threads can share them.
         let row_blocks = tiles.div_ceil(m_tiles);
         let column_blocks = 16usize.div_ceil(row_blocks).min(panels);
-        GemmSchedule {
-            lanes,
-            k_block: 4096,
-            m_block: m_tiles * tile,
-            n_block: panels.div_ceil(column_blocks),
-        }
+        GemmSchedule { lanes, k_block: 4096, m_block: m_tiles * tile, n_block: panels.div_ceil(column_blocks) }
     }
 }
 

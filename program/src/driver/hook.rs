@@ -19,11 +19,7 @@ pub struct View2 {
 
 impl View2 {
     /// A view of nothing.
-    pub const NULL: View2 = View2 {
-        ptr: std::ptr::null_mut(),
-        row: 0,
-        col: 0,
-    };
+    pub const NULL: View2 = View2 { ptr: std::ptr::null_mut(), row: 0, col: 0 };
 }
 
 /// Turns a tile of the f32 accumulator (`acc`, row-major, `rows` x `cols`) into outputs.
@@ -34,13 +30,8 @@ impl View2 {
 /// - product: rows and columns are those of C;
 /// - convolution: a row is a pixel, a column a channel (at most `L` columns, one block, a call for each output row);
 /// - several calls of one step may come from several threads.
-pub type EpilogueFn = unsafe extern "C" fn(
-    acc: *const View2,
-    rows: i64,
-    cols: i64,
-    extras: *const View2,
-    outs: *const View2,
-);
+pub type EpilogueFn =
+    unsafe extern "C" fn(acc: *const View2, rows: i64, cols: i64, extras: *const View2, outs: *const View2);
 
 /// Finishes whole rows of a product: `cols` is all of N. `acc` may be written to (it is scratch).
 pub type RowsFn = EpilogueFn;

@@ -13,9 +13,7 @@ mod gemm;
 pub mod hook;
 mod relayout;
 
-pub use attention::{
-    AttentionGradProblem, AttentionOperand, AttentionProblem, AttentionSchedule, Mask, Score,
-};
+pub use attention::{AttentionGradProblem, AttentionOperand, AttentionProblem, AttentionSchedule, Mask, Score};
 pub use conv::{ConvForm, ConvInput, ConvProblem, ConvSchedule, Split};
 pub use epilogue::{Activation, Bias, Epilogue, Finisher, Operand};
 pub use gemm::{BatchDim, GemmProblem, GemmSchedule, MatrixForm};

@@ -125,35 +125,20 @@ impl<D> PackProblem<D> {
     /// The same with each extent replaced by `f` of it.
     pub fn map<E>(&self, f: &mut impl FnMut(&D) -> E) -> PackProblem<E> {
         let form = match &self.form {
-            PackForm::Conv {
-                form,
-                input,
-                out_channels,
-                in_channels,
-                groups,
-                kernel,
-                stride,
-                dilation,
-                pad_begin,
-            } => PackForm::Conv {
-                form: *form,
-                input: *input,
-                out_channels: f(out_channels),
-                in_channels: f(in_channels),
-                groups: f(groups),
-                kernel: map_all(kernel, f),
-                stride: map_all(stride, f),
-                dilation: map_all(dilation, f),
-                pad_begin: map_all(pad_begin, f),
-            },
-            PackForm::Columns {
-                count,
-                matrix_stride,
-                k,
-                n,
-                row,
-                col,
-            } => PackForm::Columns {
+            PackForm::Conv { form, input, out_channels, in_channels, groups, kernel, stride, dilation, pad_begin } => {
+                PackForm::Conv {
+                    form: *form,
+                    input: *input,
+                    out_channels: f(out_channels),
+                    in_channels: f(in_channels),
+                    groups: f(groups),
+                    kernel: map_all(kernel, f),
+                    stride: map_all(stride, f),
+                    dilation: map_all(dilation, f),
+                    pad_begin: map_all(pad_begin, f),
+                }
+            }
+            PackForm::Columns { count, matrix_stride, k, n, row, col } => PackForm::Columns {
                 count: f(count),
                 matrix_stride: f(matrix_stride),
                 k: f(k),
@@ -162,10 +147,7 @@ impl<D> PackProblem<D> {
                 col: f(col),
             },
         };
-        PackProblem {
-            lanes: self.lanes,
-            form,
-        }
+        PackProblem { lanes: self.lanes, form }
     }
 }
 
@@ -192,15 +174,7 @@ impl PackProblem<usize> {
     pub fn packed_len(&self) -> usize {
         let l = self.lanes;
         match &self.form {
-            PackForm::Conv {
-                form,
-                input,
-                out_channels,
-                in_channels,
-                groups,
-                kernel,
-                ..
-            } => {
+            PackForm::Conv { form, input, out_channels, in_channels, groups, kernel, .. } => {
                 let taps: usize = kernel.iter().product();
                 if *groups > 1 && groups == in_channels && groups == out_channels {
                     return groups.next_multiple_of(l) * taps;
@@ -210,11 +184,7 @@ impl PackProblem<usize> {
                     _ => (*out_channels, *in_channels),
                 };
                 let (o, i) = (o / (*groups).max(1), i / (*groups).max(1));
-                let i = if *input == ConvInput::Image {
-                    i
-                } else {
-                    i.next_multiple_of(l)
-                };
+                let i = if *input == ConvInput::Image { i } else { i.next_multiple_of(l) };
                 groups * o.next_multiple_of(2 * l) * i * taps
             }
             PackForm::Columns { count, k, n, .. } => count * k * n.next_multiple_of(2 * l),
@@ -225,34 +195,19 @@ impl PackProblem<usize> {
 impl<D: fmt::Display> fmt::Display for PackProblem<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.form {
-            PackForm::Conv {
-                form,
-                input,
-                out_channels,
-                in_channels,
-                groups,
-                kernel,
-                stride,
-                dilation,
-                pad_begin,
-            } => write!(
-                f,
-                "pack conv {form:?} {input:?} lanes {} channels {in_channels} -> {out_channels} groups {groups} \
+            PackForm::Conv { form, input, out_channels, in_channels, groups, kernel, stride, dilation, pad_begin } => {
+                write!(
+                    f,
+                    "pack conv {form:?} {input:?} lanes {} channels {in_channels} -> {out_channels} groups {groups} \
                  kernel {} stride {} dilation {} pad_begin {}",
-                self.lanes,
-                List(kernel),
-                List(stride),
-                List(dilation),
-                List(pad_begin)
-            ),
-            PackForm::Columns {
-                count,
-                matrix_stride,
-                k,
-                n,
-                row,
-                col,
-            } => write!(
+                    self.lanes,
+                    List(kernel),
+                    List(stride),
+                    List(dilation),
+                    List(pad_begin)
+                )
+            }
+            PackForm::Columns { count, matrix_stride, k, n, row, col } => write!(
                 f,
                 "pack columns lanes {} count {count}:{matrix_stride} k {k} n {n} strides ({row}, {col})",
                 self.lanes

@@ -90,19 +90,14 @@ impl Code {
         for f in functions {
             image.resize(image.len().next_multiple_of(ALIGNMENT), 0);
             let start = image.len();
-            let outside = |offset| CodeError::Offset {
-                offset,
-                bytes: f.bytes.len(),
-            };
+            let outside = |offset| CodeError::Offset { offset, bytes: f.bytes.len() };
             if f.entry >= f.bytes.len() {
                 return Err(outside(f.entry));
             }
             image.extend_from_slice(f.bytes);
             entries.push(start + f.entry);
             for r in &f.relocations {
-                let symbol = || CodeError::Symbol {
-                    symbol: format!("{:?}", r.symbol),
-                };
+                let symbol = || CodeError::Symbol { symbol: format!("{:?}", r.symbol) };
                 let address = resolve(r.symbol).ok_or_else(symbol)?;
                 let address = (address as u64).wrapping_add_signed(r.addend);
                 let end = r.offset.checked_add(8).filter(|&end| end <= f.bytes.len());
@@ -111,11 +106,7 @@ impl Code {
             }
         }
         let memory = map_executable(&image)?;
-        Ok(Code {
-            memory,
-            bytes: image.len().max(1),
-            entries,
-        })
+        Ok(Code { memory, bytes: image.len().max(1), entries })
     }
 
     /// Address of the i-th function; valid as long as this value.
@@ -145,10 +136,7 @@ impl Drop for Code {
 
 fn map_executable(image: &[u8]) -> Result<NonNull<u8>, CodeError> {
     let bytes = image.len().max(1);
-    let failed = || CodeError::Map {
-        bytes,
-        source: io::Error::last_os_error(),
-    };
+    let failed = || CodeError::Map { bytes, source: io::Error::last_os_error() };
     // SAFETY: a fresh private mapping, written within its size, unmapped where protection fails.
     unsafe {
         let memory = libc::mmap(
@@ -232,43 +220,14 @@ mod tests {
 
     #[test]
     fn refuses_what_lies_outside() {
-        let relocation = Relocation {
-            offset: 1,
-            symbol: &"exp",
-            addend: 0,
-        };
-        let f = Function {
-            bytes: &[0; 8],
-            entry: 0,
-            relocations: vec![relocation],
-        };
+        let relocation = Relocation { offset: 1, symbol: &"exp", addend: 0 };
+        let f = Function { bytes: &[0; 8], entry: 0, relocations: vec![relocation] };
         let mapped = Code::map(&[f], |name| scalar_function(name));
-        assert!(matches!(
-            mapped,
-            Err(CodeError::Offset {
-                offset: 1,
-                bytes: 8
-            })
-        ));
-        let f = Function::<&str> {
-            bytes: &[],
-            entry: 0,
-            relocations: vec![],
-        };
-        assert!(matches!(
-            Code::map(&[f], |_| None),
-            Err(CodeError::Offset { .. })
-        ));
-        let relocation = Relocation {
-            offset: 0,
-            symbol: &"nothing",
-            addend: 0,
-        };
-        let f = Function {
-            bytes: &[0; 8],
-            entry: 0,
-            relocations: vec![relocation],
-        };
+        assert!(matches!(mapped, Err(CodeError::Offset { offset: 1, bytes: 8 })));
+        let f = Function::<&str> { bytes: &[], entry: 0, relocations: vec![] };
+        assert!(matches!(Code::map(&[f], |_| None), Err(CodeError::Offset { .. })));
+        let relocation = Relocation { offset: 0, symbol: &"nothing", addend: 0 };
+        let f = Function { bytes: &[0; 8], entry: 0, relocations: vec![relocation] };
         let mapped = Code::map(&[f], |name| scalar_function(name));
         assert!(matches!(mapped, Err(CodeError::Symbol { symbol }) if symbol.contains("nothing")));
     }

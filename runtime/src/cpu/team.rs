@@ -76,21 +76,14 @@ impl Team {
     /// A team of `n` threads, the caller being one of them (0 counts as 1). Fewer if the system refuses to make threads.
     pub fn new(n: usize) -> Team {
         let n = n.max(1);
-        let worker = || Worker {
-            parked: AtomicBool::new(false),
-            thread_id: AtomicI32::new(0),
-        };
+        let worker = || Worker { parked: AtomicBool::new(false), thread_id: AtomicI32::new(0) };
         unsafe fn nothing(_: *const (), _: usize, _: usize) {}
         let shared = Arc::new(Shared {
             work: Line(AtomicU64::new(0)),
             completed: Line(AtomicUsize::new(0)),
             awake: Line(AtomicUsize::new(0)),
             workers: (1..n).map(|_| Line(worker())).collect(),
-            job: UnsafeCell::new(Job {
-                call: nothing,
-                data: std::ptr::null(),
-                chunks: 0,
-            }),
+            job: UnsafeCell::new(Job { call: nothing, data: std::ptr::null(), chunks: 0 }),
             panic: UnsafeCell::new(None),
             panicked: AtomicBool::new(false),
             started: AtomicUsize::new(0),
@@ -170,11 +163,7 @@ impl Team {
             unsafe { (*data.cast::<F>())(chunk, worker) }
         }
         let shared = &*self.shared;
-        let job = Job {
-            call: call::<F>,
-            data: (f as *const F).cast(),
-            chunks,
-        };
+        let job = Job { call: call::<F>, data: (f as *const F).cast(), chunks };
         // SAFETY: all chunks of the last job are complete and none of the new one is published.
         unsafe { *shared.job.get() = job };
         shared.completed.0.store(0, Relaxed);
@@ -226,11 +215,7 @@ struct Patience {
 
 impl Patience {
     fn new() -> Patience {
-        Patience {
-            since: None,
-            polls: 0,
-            out: false,
-        }
+        Patience { since: None, polls: 0, out: false }
     }
 
     fn wait(&mut self) {
@@ -254,11 +239,7 @@ fn take(shared: &Shared, worker: usize) -> bool {
         if left == 0 {
             return false;
         }
-        match shared
-            .work
-            .0
-            .compare_exchange_weak(seen, seen - 1, Acquire, Acquire)
-        {
+        match shared.work.0.compare_exchange_weak(seen, seen - 1, Acquire, Acquire) {
             Ok(_) => {
                 // SAFETY: we hold a chunk, so the job is not replaced until we complete it.
                 let job = unsafe { *shared.job.get() };
@@ -327,9 +308,7 @@ mod affinity {
             if libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) != 0 {
                 return Vec::new();
             }
-            (0..libc::CPU_SETSIZE as usize)
-                .filter(|&cpu| libc::CPU_ISSET(cpu, &set))
-                .collect()
+            (0..libc::CPU_SETSIZE as usize).filter(|&cpu| libc::CPU_ISSET(cpu, &set)).collect()
         }
     }
 

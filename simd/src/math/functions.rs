@@ -25,17 +25,7 @@ pub(crate) unsafe fn exp<V: Vector>(x: V) -> V {
         let x = V::splat(89.0).min(V::splat(-104.0).max(x));
         let n = x.mul(V::splat(std::f32::consts::LOG2_E)).round();
         let r = n.fma(V::splat(-LN2_LOW), n.fma(V::splat(-LN2_HIGH), x));
-        let p = polynomial(
-            r,
-            [
-                1.0 / 5040.0,
-                1.0 / 720.0,
-                1.0 / 120.0,
-                1.0 / 24.0,
-                1.0 / 6.0,
-                0.5,
-            ],
-        );
+        let p = polynomial(r, [1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5]);
         // 1 + (r + r^2 p): the small part is summed first.
         let p = p.fma(r.mul(r), r).add(V::splat(1.0));
         p.scale2(n)
@@ -49,16 +39,7 @@ pub(super) unsafe fn expm1<V: Vector>(x: V) -> V {
         // Near zero the sum of powers itself, which loses nothing to the 1.
         let p = polynomial(
             x,
-            [
-                1.0 / 362_880.0,
-                1.0 / 40_320.0,
-                1.0 / 5040.0,
-                1.0 / 720.0,
-                1.0 / 120.0,
-                1.0 / 24.0,
-                1.0 / 6.0,
-                0.5,
-            ],
+            [1.0 / 362_880.0, 1.0 / 40_320.0, 1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5],
         );
         let near = p.fma(x.mul(x), x);
         V::select(x.abs().lt(V::splat(0.7)), near, far)
@@ -158,16 +139,7 @@ pub(super) unsafe fn tanh<V: Vector>(x: V) -> V {
         let one = V::splat(1.0);
         let a = x.abs();
         let z = x.mul(x);
-        let p = polynomial(
-            z,
-            [
-                -5.704_988_7e-3,
-                2.063_909_e-2,
-                -5.373_971_6e-2,
-                1.333_144_2e-1,
-                -3.333_328_e-1,
-            ],
-        );
+        let p = polynomial(z, [-5.704_988_7e-3, 2.063_909_e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328_e-1]);
         let near = p.mul(z).fma(x, x);
         let far = one.sub(V::splat(2.0).div(exp(a.add(a)).add(one)));
         let far = far.or(x.sign());
@@ -203,14 +175,7 @@ pub(super) unsafe fn erf<V: Vector>(x: V) -> V {
         let far = V::splat(1.0).sub(exp(q)).or(x.sign());
         let p = polynomial(
             s,
-            [
-                -5.967_617e-4,
-                4.991_194_2e-3,
-                -2.676_813_5e-2,
-                1.128_199_25e-1,
-                -3.761_253_4e-1,
-                1.283_791_7e-1,
-            ],
+            [-5.967_617e-4, 4.991_194_2e-3, -2.676_813_5e-2, 1.128_199_25e-1, -3.761_253_4e-1, 1.283_791_7e-1],
         );
         let near = p.fma(x, x);
         let y = V::select(V::splat(0.927_734_4).lt(t), far, near);

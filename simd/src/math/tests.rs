@@ -36,8 +36,7 @@ fn erf(x: f64) -> f64 {
 /// Error in units of the last place of the exact value.
 fn ulps(got: f32, exact: f64) -> f64 {
     if exact.is_nan() || exact.abs() > f32::MAX as f64 * (1.0 + 1e-8) {
-        let same = got.is_nan() == exact.is_nan()
-            && (exact.is_nan() || got as f64 == exact.signum() / 0.0);
+        let same = got.is_nan() == exact.is_nan() && (exact.is_nan() || got as f64 == exact.signum() / 0.0);
         return if same { 0.0 } else { f64::INFINITY };
     }
     let exponent = (exact.abs().max(f32::MIN_POSITIVE as f64)).log2().floor();
@@ -77,20 +76,14 @@ fn accuracy() {
             let (error, x, y) = worst;
             let exact = reference(f, x as f64);
             println!("{isa} {}: {:.2} ulp at {x:e}", f.name(), ulps(y, exact));
-            assert!(
-                error <= 1.0,
-                "{isa} {}: f({x:e}) = {y:e}, exact {exact:e}",
-                f.name()
-            );
+            assert!(error <= 1.0, "{isa} {}: f({x:e}) = {y:e}, exact {exact:e}", f.name());
         }
     }
 }
 
 #[test]
 fn results_do_not_depend_on_position() {
-    let xs: Vec<f32> = (0..70)
-        .map(|i| i as f32 * 0.37 - 9.0 + (i % 7) as f32 * 200.0)
-        .collect();
+    let xs: Vec<f32> = (0..70).map(|i| i as f32 * 0.37 - 9.0 + (i % 7) as f32 * 200.0).collect();
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
         for f in VectorFunction::ALL {
             let function = vector_function(isa, f).unwrap();

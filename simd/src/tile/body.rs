@@ -59,10 +59,7 @@ pub(super) unsafe fn tile<V: Vector, const M: usize, const N: usize, const KIND:
 }
 
 #[inline(always)]
-unsafe fn products<V: Vector, const M: usize, const N: usize, const KIND: u8>(
-    t: &Tile,
-    acc: &mut [[V; N]; M],
-) {
+unsafe fn products<V: Vector, const M: usize, const N: usize, const KIND: u8>(t: &Tile, acc: &mut [[V; N]; M]) {
     unsafe {
         // Offsets are read once: the compiler cannot know that nothing below writes to the table.
         let mut rows = [0usize; M];
@@ -87,25 +84,13 @@ unsafe fn products<V: Vector, const M: usize, const N: usize, const KIND: u8>(
                 prefetch(ahead);
                 ahead = ahead.wrapping_add(16);
             }
-            let run = if i + 1 == t.tap_count {
-                t.last_run
-            } else {
-                t.run
-            };
+            let run = if i + 1 == t.tap_count { t.last_run } else { t.run };
             for _ in 0..run {
                 let mut columns = [V::zero(); N];
                 unroll!(I < N, max 2, { columns[I] = V::load(b.add(I * b_vector)); });
                 unroll!(J < M, {
-                    let q = if KIND == PACKED {
-                        p.add(J)
-                    } else {
-                        p.add(rows[J])
-                    };
-                    let x = if KIND == LANES {
-                        V::load(q)
-                    } else {
-                        V::splat(*q)
-                    };
+                    let q = if KIND == PACKED { p.add(J) } else { p.add(rows[J]) };
+                    let x = if KIND == LANES { V::load(q) } else { V::splat(*q) };
                     unroll!(I < N, max 2, { acc[J][I] = x.fma(columns[I], acc[J][I]); });
                 });
                 b = b.wrapping_add(b_step);

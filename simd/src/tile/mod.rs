@@ -78,10 +78,7 @@ table! {
 
 /// The greatest height of a tile of that kind and width (0: there is none). Plain data, for any host.
 pub fn max_rows(isa: Isa, kind: TileKind, vectors: usize) -> usize {
-    MICRO_KERNELS
-        .iter()
-        .find(|k| k.isa == isa && k.kind == kind && k.vectors == vectors)
-        .map_or(0, |k| k.rows)
+    MICRO_KERNELS.iter().find(|k| k.isa == isa && k.kind == kind && k.vectors == vectors).map_or(0, |k| k.rows)
 }
 
 /// A tile kernel.

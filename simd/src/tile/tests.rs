@@ -28,20 +28,8 @@ fn check(kernel: &MicroKernel, m: usize, last_lanes: usize) {
     let (l, n) = (kernel.lanes, kernel.vectors);
     let (taps, run, last_run) = ([0usize, 700, 350], 5, 3);
     let steps = 2 * run + last_run;
-    let a_step = if kernel.kind == TileKind::Packed {
-        m
-    } else {
-        2
-    };
-    let rows: Vec<usize> = (0..m)
-        .map(|i| {
-            if kernel.kind == TileKind::Packed {
-                i
-            } else {
-                i * 19 % 97
-            }
-        })
-        .collect();
+    let a_step = if kernel.kind == TileKind::Packed { m } else { 2 };
+    let rows: Vec<usize> = (0..m).map(|i| if kernel.kind == TileKind::Packed { i } else { i * 19 % 97 }).collect();
     let a = values(2000, 1);
     let b = values(steps * n * l + 8 * 3, 2);
     let bias = values(n * l, 3);
@@ -70,12 +58,7 @@ fn check(kernel: &MicroKernel, m: usize, last_lanes: usize) {
             let at = c_rows[i] + j;
             let exists = j < (n - 1) * l + last_lanes;
             if !exists {
-                assert_eq!(
-                    c[at],
-                    if t.fill { 0.0 } else { before[at] },
-                    "{}",
-                    kernel.name
-                );
+                assert_eq!(c[at], if t.fill { 0.0 } else { before[at] }, "{}", kernel.name);
                 continue;
             }
             let mut sum = 0f64;
@@ -94,12 +77,7 @@ fn check(kernel: &MicroKernel, m: usize, last_lanes: usize) {
             sum += bias[j] as f64 + row_bias[i] as f64 + residual[at] as f64 + before[at] as f64;
             let want = sum.clamp(-0.5, 1.5);
             let bound = (steps + 4) as f64 * f32::EPSILON as f64 * size;
-            assert!(
-                (c[at] as f64 - want).abs() <= bound,
-                "{} {m}: {} {want}",
-                kernel.name,
-                c[at]
-            );
+            assert!((c[at] as f64 - want).abs() <= bound, "{} {m}: {} {want}", kernel.name, c[at]);
         }
     }
 }
@@ -112,8 +90,7 @@ fn clamp_passes_nan() {
         let mut c = vec![0.0; isa.lanes_f32()];
         let zero = [0usize];
         let mut t = Tile::new(isa);
-        (t.a, t.rows, t.taps, t.tap_count, t.last_run) =
-            (a.as_ptr(), zero.as_ptr(), zero.as_ptr(), 1, 1);
+        (t.a, t.rows, t.taps, t.tap_count, t.last_run) = (a.as_ptr(), zero.as_ptr(), zero.as_ptr(), 1, 1);
         (t.b, t.c, t.c_rows) = (b.as_ptr(), c.as_mut_ptr(), zero.as_ptr());
         (t.clamp, t.lo, t.hi) = (true, 0.0, 6.0);
         unsafe { tile_kernel(isa, TileKind::Table, 1, 1).unwrap()(&t) };

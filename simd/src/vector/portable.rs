@@ -44,9 +44,7 @@ impl Vector for Portable8 {
     }
     #[inline(always)]
     unsafe fn load_masked(p: *const f32, mask: [bool; 8]) -> Self {
-        Portable8(from_fn(
-            |i| if mask[i] { unsafe { *p.add(i) } } else { 0.0 },
-        ))
+        Portable8(from_fn(|i| if mask[i] { unsafe { *p.add(i) } } else { 0.0 }))
     }
     #[inline(always)]
     unsafe fn store_masked(self, p: *mut f32, mask: [bool; 8]) {
@@ -88,13 +86,7 @@ impl Vector for Portable8 {
     unsafe fn round(self) -> Self {
         // Adding and taking away 1.5 * 2^23 rounds to even, and vectorises where `round_ties_even` would be a call.
         const MAGIC: f32 = 12_582_912.0;
-        self.map(|a| {
-            if a.abs() < 4_194_304.0 {
-                (a + MAGIC) - MAGIC
-            } else {
-                a
-            }
-        })
+        self.map(|a| if a.abs() < 4_194_304.0 { (a + MAGIC) - MAGIC } else { a })
     }
     #[inline(always)]
     unsafe fn scale2(self, n: Self) -> Self {

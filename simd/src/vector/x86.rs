@@ -101,12 +101,7 @@ impl Vector for __m512 {
     }
     #[inline(always)]
     unsafe fn add_int(self, o: Self) -> Self {
-        unsafe {
-            _mm512_castsi512_ps(_mm512_add_epi32(
-                _mm512_castps_si512(self),
-                _mm512_castps_si512(o),
-            ))
-        }
+        unsafe { _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(self), _mm512_castps_si512(o))) }
     }
     #[inline(always)]
     unsafe fn shl_int<const N: u32>(self) -> Self {
@@ -136,12 +131,8 @@ impl Vector for __m512 {
                 t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
                 t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
             }
-            let low = |a, b| {
-                _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)))
-            };
-            let high = |a, b| {
-                _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)))
-            };
+            let low = |a, b| _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+            let high = |a, b| _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
             let mut u = t;
             for g in 0..4 {
                 let k = 4 * g;
@@ -272,12 +263,7 @@ impl Vector for __m256 {
     }
     #[inline(always)]
     unsafe fn add_int(self, o: Self) -> Self {
-        unsafe {
-            _mm256_castsi256_ps(_mm256_add_epi32(
-                _mm256_castps_si256(self),
-                _mm256_castps_si256(o),
-            ))
-        }
+        unsafe { _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(self), _mm256_castps_si256(o))) }
     }
     #[inline(always)]
     unsafe fn shl_int<const N: u32>(self) -> Self {

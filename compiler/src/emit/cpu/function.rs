@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{
-    AbiParam, AtomicRmwOp, Block, ExtFuncData, ExternalName, FuncRef, Function, InstBuilder,
-    MemFlagsData, Signature, StackSlotData, StackSlotKind, Type, UserExternalName, UserFuncName,
-    Value, types,
+    AbiParam, AtomicRmwOp, Block, ExtFuncData, ExternalName, FuncRef, Function, InstBuilder, MemFlagsData, Signature,
+    StackSlotData, StackSlotKind, Type, UserExternalName, UserFuncName, Value, types,
 };
 use cranelift_codegen::isa::TargetIsa;
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext, Variable};
@@ -14,9 +13,7 @@ use egret_ir::DType;
 
 use super::Symbol;
 use crate::emit::EmitError;
-use crate::kernel::{
-    Abi, BinaryOp, Expr, Kernel, LoopKind, Memory, ReduceOp, Space, Stmt, Strip, Var,
-};
+use crate::kernel::{Abi, BinaryOp, Expr, Kernel, LoopKind, Memory, ReduceOp, Space, Stmt, Strip, Var};
 
 /// What a kernel variable is in the function.
 #[derive(Clone, Copy)]
@@ -51,10 +48,7 @@ pub(super) fn clif_type(dtype: DType) -> Result<Type, EmitError> {
         DType::F32 => types::F32,
         DType::F64 => types::F64,
         DType::F16 | DType::BF16 => {
-            return Err(EmitError::UnsupportedType {
-                backend: "CPU",
-                dtype,
-            });
+            return Err(EmitError::UnsupportedType { backend: "CPU", dtype });
         }
     })
 }
@@ -71,28 +65,18 @@ pub(super) fn build(
     fma: bool,
     context: &mut FunctionBuilderContext,
 ) -> Result<(Function, Vec<Symbol>), EmitError> {
-    kernel.verify().map_err(|findings| {
-        EmitError::Malformed(
-            findings
-                .first()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
-        )
-    })?;
+    kernel
+        .verify()
+        .map_err(|findings| EmitError::Malformed(findings.first().map(ToString::to_string).unwrap_or_default()))?;
     if kernel.block_threads() != 1 {
-        return Err(EmitError::UnsupportedForm {
-            backend: "CPU",
-            what: "blocks of several threads",
-        });
+        return Err(EmitError::UnsupportedForm { backend: "CPU", what: "blocks of several threads" });
     }
     let parameters = match kernel.abi {
         Abi::Kernel => 6,
         Abi::Hook { .. } => 5,
     };
     let mut signature = Signature::new(isa.default_call_conv());
-    signature
-        .params
-        .extend((0..parameters).map(|_| AbiParam::new(types::I64)));
+    signature.params.extend((0..parameters).map(|_| AbiParam::new(types::I64)));
     let mut function = Function::with_name_signature(UserFuncName::default(), signature);
     let mut b = FunctionBuilder::new(&mut function, context);
     let entry = b.create_block();
@@ -135,10 +119,7 @@ impl Lower<'_, '_> {
         };
         self.status = Some(status);
         for i in 0..self.kernel.buffers.len() {
-            let pointer = self
-                .b
-                .ins()
-                .load(types::I64, flags(), buffers, 8 * i as i32);
+            let pointer = self.b.ins().load(types::I64, flags(), buffers, 8 * i as i32);
             self.buffers.push(pointer);
         }
         for i in 0..self.kernel.dims {
@@ -169,9 +150,7 @@ impl Lower<'_, '_> {
     }
 
     fn hook_body(&mut self, params: &[Value]) -> Result<(), EmitError> {
-        let ([acc, rows, cols, extras, outs], Abi::Hook { extras: n, outs: m }) =
-            (params, self.kernel.abi)
-        else {
+        let ([acc, rows, cols, extras, outs], Abi::Hook { extras: n, outs: m }) = (params, self.kernel.abi) else {
             return Err(EmitError::Backend("parameters".into()));
         };
         // View2 is { pointer, row, col }: 24 bytes.
@@ -196,10 +175,7 @@ impl Lower<'_, '_> {
             let pointer = match (offset, argument) {
                 (Some(offset), Some(argument)) => self.b.ins().iadd_imm_s(argument, offset as i64),
                 _ if scratch.space == Space::Shared => {
-                    return Err(EmitError::UnsupportedForm {
-                        backend: "CPU",
-                        what: "shared scratch",
-                    });
+                    return Err(EmitError::UnsupportedForm { backend: "CPU", what: "shared scratch" });
                 }
                 _ => {
                     let bytes = scratch.bytes() as u32;
@@ -219,40 +195,29 @@ impl Lower<'_, '_> {
             Memory::Buffer(b) => self.buffers.get(b as usize),
             Memory::Scratch(s) => self.scratch.get(s as usize),
         };
-        pointer
-            .copied()
-            .ok_or_else(|| EmitError::Malformed("memory".into()))
+        pointer.copied().ok_or_else(|| EmitError::Malformed("memory".into()))
     }
 
     /// A dim parameter.
     pub fn dim(&self, dim: u32) -> Result<Value, EmitError> {
-        self.dims
-            .get(dim as usize)
-            .copied()
-            .ok_or_else(|| EmitError::Malformed("dim".into()))
+        self.dims.get(dim as usize).copied().ok_or_else(|| EmitError::Malformed("dim".into()))
     }
 
     /// Element type of a memory.
     pub fn element(&self, memory: Memory) -> Result<DType, EmitError> {
-        self.kernel
-            .memory(memory)
-            .ok_or_else(|| EmitError::Malformed("memory".into()))
+        self.kernel.memory(memory).ok_or_else(|| EmitError::Malformed("memory".into()))
     }
 
     /// Type of an expression.
     pub fn dtype(&self, e: &Expr) -> Result<DType, EmitError> {
-        e.dtype(self.kernel)
-            .ok_or_else(|| EmitError::Malformed("an expression without a type".into()))
+        e.dtype(self.kernel).ok_or_else(|| EmitError::Malformed("an expression without a type".into()))
     }
 
     /// Address of an element.
     pub fn address(&mut self, memory: Memory, index: Value) -> Result<Value, EmitError> {
         let size = self.element(memory)?.size();
         let base = self.base(memory)?;
-        let offset = self
-            .b
-            .ins()
-            .ishl_imm_s(index, i64::from(size.trailing_zeros()));
+        let offset = self.b.ins().ishl_imm_s(index, i64::from(size.trailing_zeros()));
         Ok(self.b.ins().iadd(base, offset))
     }
 
@@ -299,45 +264,22 @@ impl Lower<'_, '_> {
                 self.set(*var, value)?;
             }
             Stmt::Accumulate { var, op, value } => {
-                let combined = Expr::Binary(
-                    op.binary(),
-                    Box::new(Expr::Var(*var)),
-                    Box::new(value.clone()),
-                );
+                let combined = Expr::Binary(op.binary(), Box::new(Expr::Var(*var)), Box::new(value.clone()));
                 let value = self.scalar(&combined)?;
                 self.set(*var, value)?;
             }
-            Stmt::Store {
-                memory,
-                index,
-                value,
-            } => {
+            Stmt::Store { memory, index, value } => {
                 let value = self.scalar(value)?;
                 let index = self.scalar(index)?;
                 let address = self.address(*memory, index)?;
                 self.b.ins().store(flags(), value, address, 0);
             }
-            Stmt::For {
-                var,
-                start,
-                end,
-                step,
-                kind,
-                body,
-            } => {
+            Stmt::For { var, start, end, step, kind, body } => {
                 self.loop_(*var, start, end, *step, *kind, body)?;
             }
-            Stmt::If {
-                condition,
-                then,
-                otherwise,
-            } => {
+            Stmt::If { condition, then, otherwise } => {
                 let condition = self.scalar(condition)?;
-                let (yes, no, done) = (
-                    self.b.create_block(),
-                    self.b.create_block(),
-                    self.b.create_block(),
-                );
+                let (yes, no, done) = (self.b.create_block(), self.b.create_block(), self.b.create_block());
                 self.b.ins().brif(condition, yes, &[], no, &[]);
                 for (block, body) in [(yes, then), (no, otherwise)] {
                     self.b.switch_to_block(block);
@@ -346,12 +288,7 @@ impl Lower<'_, '_> {
                 }
                 self.b.switch_to_block(done);
             }
-            Stmt::Call {
-                function,
-                dst,
-                src,
-                len,
-            } => {
+            Stmt::Call { function, dst, src, len } => {
                 let (dst, src, len) = (self.strip(dst)?, self.strip(src)?, self.scalar(len)?);
                 let parameters = [types::I64; 3];
                 let callee = self.callee(Symbol::Vector(function.name().into()), &parameters, None);
@@ -367,9 +304,7 @@ impl Lower<'_, '_> {
                 self.b.switch_to_block(raise);
                 if let Some(status) = self.status {
                     let code = self.b.ins().iconst(types::I32, i64::from(*code));
-                    self.b
-                        .ins()
-                        .atomic_rmw(types::I32, flags(), AtomicRmwOp::Umax, status, code);
+                    self.b.ins().atomic_rmw(types::I32, flags(), AtomicRmwOp::Umax, status, code);
                 }
                 self.b.ins().jump(done, &[]);
                 self.b.switch_to_block(done);
@@ -438,26 +373,13 @@ impl Lower<'_, '_> {
             return callee;
         }
         let mut signature = Signature::new(self.isa.default_call_conv());
-        signature
-            .params
-            .extend(parameters.iter().map(|&t| AbiParam::new(t)));
+        signature.params.extend(parameters.iter().map(|&t| AbiParam::new(t)));
         signature.returns.extend(result.map(AbiParam::new));
         let signature = self.b.import_signature(signature);
         let index = self.symbols.len() as u32;
-        let name = self
-            .b
-            .func
-            .declare_imported_user_function(UserExternalName {
-                namespace: 0,
-                index,
-            });
+        let name = self.b.func.declare_imported_user_function(UserExternalName { namespace: 0, index });
         let name = ExternalName::user(name);
-        let data = ExtFuncData {
-            name,
-            signature,
-            colocated: false,
-            patchable: false,
-        };
+        let data = ExtFuncData { name, signature, colocated: false, patchable: false };
         let callee = self.b.import_function(data);
         self.symbols.push(symbol.clone());
         self.functions.insert(symbol, callee);

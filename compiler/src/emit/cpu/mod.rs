@@ -37,19 +37,12 @@ impl CpuTarget {
                 })* };
             }
             detect!(
-                "sse3", "ssse3", "sse4.1", "sse4.2", "popcnt", "avx", "avx2", "fma", "bmi1",
-                "bmi2", "lzcnt", "avx512f", "avx512dq", "avx512vl"
+                "sse3", "ssse3", "sse4.1", "sse4.2", "popcnt", "avx", "avx2", "fma", "bmi1", "bmi2", "lzcnt",
+                "avx512f", "avx512dq", "avx512vl"
             );
         }
-        let os = if cfg!(target_os = "macos") {
-            "apple-darwin"
-        } else {
-            "unknown-linux-gnu"
-        };
-        CpuTarget {
-            triple: [std::env::consts::ARCH, os].join("-"),
-            features,
-        }
+        let os = if cfg!(target_os = "macos") { "apple-darwin" } else { "unknown-linux-gnu" };
+        CpuTarget { triple: [std::env::consts::ARCH, os].join("-"), features }
     }
 }
 
@@ -133,19 +126,14 @@ impl Clone for CpuEmitter {
 
 impl std::fmt::Debug for CpuEmitter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CpuEmitter")
-            .field("isa", &self.isa.name())
-            .finish_non_exhaustive()
+        f.debug_struct("CpuEmitter").field("isa", &self.isa.name()).finish_non_exhaustive()
     }
 }
 
 impl CpuEmitter {
     /// An emitter for a target.
     pub fn new(target: &CpuTarget) -> Result<CpuEmitter, EmitError> {
-        let refuse = |reason: String| EmitError::Target {
-            triple: target.triple.clone(),
-            reason,
-        };
+        let refuse = |reason: String| EmitError::Target { triple: target.triple.clone(), reason };
         let has = |name: &str| target.features.iter().any(|f| f == name);
         let triple = target.triple.parse().map_err(|e| refuse(format!("{e}")))?;
         let mut isa = isa::lookup(triple).map_err(|e| refuse(e.to_string()))?;
@@ -155,21 +143,12 @@ impl CpuEmitter {
                 return Err(refuse("SSE4.2 is required".into()));
             }
             for (rust, cranelift) in X86_FEATURES {
-                let value = if has(rust) || rust.contains("sse") {
-                    "true"
-                } else {
-                    "false"
-                };
-                isa.set(cranelift, value)
-                    .map_err(|e| refuse(e.to_string()))?;
+                let value = if has(rust) || rust.contains("sse") { "true" } else { "false" };
+                isa.set(cranelift, value).map_err(|e| refuse(e.to_string()))?;
             }
         }
         let mut shared = settings::builder();
-        let verifier = if cfg!(debug_assertions) {
-            "true"
-        } else {
-            "false"
-        };
+        let verifier = if cfg!(debug_assertions) { "true" } else { "false" };
         for (name, value) in [
             ("opt_level", OPT_LEVEL),
             ("enable_verifier", verifier),
@@ -179,15 +158,8 @@ impl CpuEmitter {
         ] {
             shared.set(name, value).map_err(|e| refuse(e.to_string()))?;
         }
-        let isa = isa
-            .finish(settings::Flags::new(shared))
-            .map_err(|e| refuse(e.to_string()))?;
-        Ok(CpuEmitter {
-            isa,
-            fma: !x86 || has("fma"),
-            context: Context::new(),
-            builder: FunctionBuilderContext::new(),
-        })
+        let isa = isa.finish(settings::Flags::new(shared)).map_err(|e| refuse(e.to_string()))?;
+        Ok(CpuEmitter { isa, fma: !x86 || has("fma"), context: Context::new(), builder: FunctionBuilderContext::new() })
     }
 
     /// The kernel's Cranelift function; the symbols that it calls are its external names, in order.
@@ -213,19 +185,12 @@ impl CpuEmitter {
         let bytes = compiled.code_buffer().to_vec();
         let relocations: Vec<_> = compiled.buffer.relocs().to_vec();
         let names = self.context.func.params.user_named_funcs();
-        let mut code = CpuCode {
-            bytes,
-            relocations: Vec::new(),
-            entry: 0,
-        };
+        let mut code = CpuCode { bytes, relocations: Vec::new(), entry: 0 };
         for r in relocations {
             let FinalizedRelocTarget::ExternalName(ExternalName::User(name)) = r.target else {
                 return Err(EmitError::Backend(format!("relocation to {:?}", r.target)));
             };
-            let symbol = names
-                .get(name)
-                .and_then(|n| symbols.get(n.index as usize))
-                .cloned();
+            let symbol = names.get(name).and_then(|n| symbols.get(n.index as usize)).cloned();
             match (r.kind, symbol) {
                 (Reloc::Abs8, Some(symbol)) => code.relocations.push(Relocation {
                     offset: r.offset,

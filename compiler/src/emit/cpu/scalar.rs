@@ -54,11 +54,7 @@ impl Lower<'_, '_> {
             Expr::Var(v) => self.get(*v),
             Expr::Literal(l) => self.literal(*l),
             Expr::Dim(d) => self.dim(*d),
-            Expr::Load {
-                memory,
-                index,
-                mask,
-            } => {
+            Expr::Load { memory, index, mask } => {
                 let ty = clif_type(self.element(*memory)?)?;
                 let mut index = self.scalar(index)?;
                 let Some(mask) = mask else {
@@ -130,22 +126,14 @@ impl Lower<'_, '_> {
             types::F32 => self.b.ins().f32const(value as f32),
             _ => self.b.ins().f64const(value),
         };
-        if ty.is_vector() {
-            self.b.ins().splat(ty, scalar)
-        } else {
-            scalar
-        }
+        if ty.is_vector() { self.b.ins().splat(ty, scalar) } else { scalar }
     }
 
     /// A call of a C function on scalars, named with the suffix of its type.
     fn libm(&mut self, name: &str, ty: Type, arguments: &[Value]) -> Value {
         let suffix = if ty == types::F32 { "f" } else { "" };
         let parameters = vec![ty; arguments.len()];
-        let callee = self.callee(
-            Symbol::Scalar([name, suffix].concat()),
-            &parameters,
-            Some(ty),
-        );
+        let callee = self.callee(Symbol::Scalar([name, suffix].concat()), &parameters, Some(ty));
         let call = self.b.ins().call(callee, arguments);
         self.b.inst_results(call)[0]
     }
@@ -168,16 +156,10 @@ impl Lower<'_, '_> {
                 UnaryOp::Abs => x,
                 _ => {
                     let zero = self.b.ins().iconst(ty, 0);
-                    let positive =
-                        self.b
-                            .ins()
-                            .icmp(int_condition(CompareOp::Gt, signed(dtype)), x, zero);
+                    let positive = self.b.ins().icmp(int_condition(CompareOp::Gt, signed(dtype)), x, zero);
                     let one = self.b.ins().iconst(ty, 1);
-                    let not_positive = if signed(dtype) {
-                        self.b.ins().sshr_imm_s(x, i64::from(ty.bits()) - 1)
-                    } else {
-                        zero
-                    };
+                    let not_positive =
+                        if signed(dtype) { self.b.ins().sshr_imm_s(x, i64::from(ty.bits()) - 1) } else { zero };
                     self.b.ins().select(positive, one, not_positive)
                 }
             });
@@ -219,11 +201,7 @@ impl Lower<'_, '_> {
             }
             UnaryOp::IsNan => self.b.ins().fcmp(FloatCC::Unordered, x, x),
             UnaryOp::Sign => {
-                let (zero, one, minus) = (
-                    self.float(ty, 0.0),
-                    self.float(ty, 1.0),
-                    self.float(ty, -1.0),
-                );
+                let (zero, one, minus) = (self.float(ty, 0.0), self.float(ty, 1.0), self.float(ty, -1.0));
                 let negative = self.b.ins().fcmp(FloatCC::LessThan, x, zero);
                 let positive = self.b.ins().fcmp(FloatCC::LessThan, zero, x);
                 let value = self.choose(negative, minus, x);
@@ -250,11 +228,8 @@ impl Lower<'_, '_> {
     /// Maximum or minimum of floats. One instruction takes the second operand where either is NaN; unless the first
     /// never is, one more comparison lets its NaN through.
     pub fn float_extremum(&mut self, max: bool, x: Value, y: Value, x_never_nan: bool) -> Value {
-        let order = if max {
-            self.b.ins().fcmp(FloatCC::LessThan, y, x)
-        } else {
-            self.b.ins().fcmp(FloatCC::LessThan, x, y)
-        };
+        let order =
+            if max { self.b.ins().fcmp(FloatCC::LessThan, y, x) } else { self.b.ins().fcmp(FloatCC::LessThan, x, y) };
         let extremum = self.choose(order, x, y);
         if x_never_nan {
             return extremum;
@@ -266,11 +241,7 @@ impl Lower<'_, '_> {
     fn scalar_binary(&mut self, op: BinaryOp, a: &Expr, b: &Expr) -> Result<Value, EmitError> {
         let dtype = self.dtype(a)?;
         if let Some([x, y, z]) = self.contraction(op, a, b) {
-            let (vx, vy, vz) = (
-                self.scalar(x.expr)?,
-                self.scalar(y.expr)?,
-                self.scalar(z.expr)?,
-            );
+            let (vx, vy, vz) = (self.scalar(x.expr)?, self.scalar(y.expr)?, self.scalar(z.expr)?);
             return Ok(self.fused(x.negate, vx, vy, z.negate, vz));
         }
         let (divisor, swap) = (b.as_int(), never_nan(b) && !never_nan(a));
@@ -292,15 +263,8 @@ impl Lower<'_, '_> {
         Ok(match op {
             BinaryOp::Div | BinaryOp::Rem => self.divide(op, dtype, x, y, divisor)?,
             BinaryOp::Max | BinaryOp::Min => {
-                let comparison = if op == BinaryOp::Max {
-                    CompareOp::Gt
-                } else {
-                    CompareOp::Lt
-                };
-                let first = self
-                    .b
-                    .ins()
-                    .icmp(int_condition(comparison, signed(dtype)), x, y);
+                let comparison = if op == BinaryOp::Max { CompareOp::Gt } else { CompareOp::Lt };
+                let first = self.b.ins().icmp(int_condition(comparison, signed(dtype)), x, y);
                 self.b.ins().select(first, x, y)
             }
             BinaryOp::Add => self.b.ins().iadd(x, y),
@@ -317,12 +281,7 @@ impl Lower<'_, '_> {
     }
 
     /// Sum, difference, product, quotient of floats, scalar or vector.
-    pub fn float_arithmetic(
-        &mut self,
-        op: BinaryOp,
-        x: Value,
-        y: Value,
-    ) -> Result<Value, EmitError> {
+    pub fn float_arithmetic(&mut self, op: BinaryOp, x: Value, y: Value) -> Result<Value, EmitError> {
         Ok(match op {
             BinaryOp::Add => self.b.ins().fadd(x, y),
             BinaryOp::Sub => self.b.ins().fsub(x, y),
@@ -352,11 +311,7 @@ impl Lower<'_, '_> {
                     self.b.ins().umax(y, one)
                 }
             };
-            let value = if quotient {
-                self.b.ins().udiv(x, safe)
-            } else {
-                self.b.ins().urem(x, safe)
-            };
+            let value = if quotient { self.b.ins().udiv(x, safe) } else { self.b.ins().urem(x, safe) };
             if divisor.is_some_and(|d| d != 0) {
                 return Ok(value);
             }
@@ -364,25 +319,14 @@ impl Lower<'_, '_> {
             return Ok(self.b.ins().select(by_zero, zero, value));
         }
         if divisor.is_some_and(|d| d > 0) {
-            return Ok(if quotient {
-                self.b.ins().sdiv(x, y)
-            } else {
-                self.b.ins().srem(x, y)
-            });
+            return Ok(if quotient { self.b.ins().sdiv(x, y) } else { self.b.ins().srem(x, y) });
         }
         // Divisors 0 and −1 are replaced by 1; by −1 the quotient is the negation, which wraps.
         let next = self.b.ins().iadd_imm_s(y, 1);
-        let special = self
-            .b
-            .ins()
-            .icmp_imm_s(IntCC::UnsignedLessThanOrEqual, next, 1);
+        let special = self.b.ins().icmp_imm_s(IntCC::UnsignedLessThanOrEqual, next, 1);
         let one = self.b.ins().iconst(ty, 1);
         let safe = self.b.ins().select(special, one, y);
-        let value = if quotient {
-            self.b.ins().sdiv(x, safe)
-        } else {
-            self.b.ins().srem(x, safe)
-        };
+        let value = if quotient { self.b.ins().sdiv(x, safe) } else { self.b.ins().srem(x, safe) };
         let by_zero = self.b.ins().icmp_imm_s(IntCC::Equal, y, 0);
         let instead = if quotient {
             let negated = self.b.ins().ineg(x);
@@ -434,11 +378,8 @@ impl Lower<'_, '_> {
             (true, false) => {
                 let wide = self.b.ins().fcvt_to_sint_sat(types::I32, x);
                 let bits = target.bits();
-                let (least, greatest) = if signed(to) {
-                    (-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
-                } else {
-                    (0, (1 << bits) - 1)
-                };
+                let (least, greatest) =
+                    if signed(to) { (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) } else { (0, (1 << bits) - 1) };
                 let least = self.b.ins().iconst(types::I32, least & 0xffff_ffff);
                 let greatest = self.b.ins().iconst(types::I32, greatest);
                 let wide = self.b.ins().smax(wide, least);
@@ -453,41 +394,21 @@ impl Lower<'_, '_> {
     }
 
     /// Whether `a op b` is a fused multiply-add `±x·y ± z`, contracted unless the kernel is exact.
-    pub fn contraction<'e>(
-        &self,
-        op: BinaryOp,
-        a: &'e Expr,
-        b: &'e Expr,
-    ) -> Option<[Operand<'e>; 3]> {
-        let plain = |expr| Operand {
-            expr,
-            negate: false,
-        };
+    pub fn contraction<'e>(&self, op: BinaryOp, a: &'e Expr, b: &'e Expr) -> Option<[Operand<'e>; 3]> {
+        let plain = |expr| Operand { expr, negate: false };
         let float = matches!(a.dtype(self.kernel), Some(DType::F32 | DType::F64));
         if !self.fma || !float {
             return None;
         }
         match (op, a, b) {
             (BinaryOp::Add, Expr::Binary(BinaryOp::Mul, x, y), z)
-            | (BinaryOp::Add, z, Expr::Binary(BinaryOp::Mul, x, y)) => {
-                Some([plain(x), plain(y), plain(z)])
+            | (BinaryOp::Add, z, Expr::Binary(BinaryOp::Mul, x, y)) => Some([plain(x), plain(y), plain(z)]),
+            (BinaryOp::Sub, Expr::Binary(BinaryOp::Mul, x, y), z) => {
+                Some([plain(x), plain(y), Operand { expr: z, negate: true }])
             }
-            (BinaryOp::Sub, Expr::Binary(BinaryOp::Mul, x, y), z) => Some([
-                plain(x),
-                plain(y),
-                Operand {
-                    expr: z,
-                    negate: true,
-                },
-            ]),
-            (BinaryOp::Sub, z, Expr::Binary(BinaryOp::Mul, x, y)) => Some([
-                Operand {
-                    expr: x,
-                    negate: true,
-                },
-                plain(y),
-                plain(z),
-            ]),
+            (BinaryOp::Sub, z, Expr::Binary(BinaryOp::Mul, x, y)) => {
+                Some([Operand { expr: x, negate: true }, plain(y), plain(z)])
+            }
             _ => None,
         }
     }

@@ -67,19 +67,9 @@ fn same_bytes() -> MemFlagsData {
 
 impl Lower<'_, '_> {
     /// Emits a `Vector` loop; false where its body has control flow, for the caller to emit it as scalars.
-    pub fn vector_loop(
-        &mut self,
-        var: Var,
-        start: &Expr,
-        end: &Expr,
-        body: &[Stmt],
-    ) -> Result<bool, EmitError> {
-        let straight = body.iter().all(|s| {
-            matches!(
-                s,
-                Stmt::Let { .. } | Stmt::Store { .. } | Stmt::Accumulate { .. }
-            )
-        });
+    pub fn vector_loop(&mut self, var: Var, start: &Expr, end: &Expr, body: &[Stmt]) -> Result<bool, EmitError> {
+        let straight =
+            body.iter().all(|s| matches!(s, Stmt::Let { .. } | Stmt::Store { .. } | Stmt::Accumulate { .. }));
         let Some(lanes) = straight.then(|| self.lanes(body)).flatten() else {
             return Ok(false);
         };
@@ -159,10 +149,7 @@ impl Lower<'_, '_> {
     fn lanes(&self, body: &[Stmt]) -> Option<u32> {
         let mut seen = BTreeSet::new();
         for s in body {
-            let (Stmt::Store { value, .. }
-            | Stmt::Accumulate { value, .. }
-            | Stmt::Let { value, .. }) = s
-            else {
+            let (Stmt::Store { value, .. } | Stmt::Accumulate { value, .. } | Stmt::Let { value, .. }) = s else {
                 continue;
             };
             if !matches!(s, Stmt::Let { .. }) {
@@ -196,29 +183,18 @@ impl Lower<'_, '_> {
         let step = i64::from(looped.lanes * copies);
         self.counted(start, end, step, |this, counter| {
             for copy in 0..copies {
-                let mut group = Group {
-                    copy,
-                    counter,
-                    vectors: BTreeMap::new(),
-                    scalars: BTreeMap::new(),
-                };
+                let mut group = Group { copy, counter, vectors: BTreeMap::new(), scalars: BTreeMap::new() };
                 this.group(looped, &mut group, body)?;
             }
             Ok(())
         })
     }
 
-    fn group(
-        &mut self,
-        looped: &VectorLoop<'_>,
-        group: &mut Group,
-        body: &[Stmt],
-    ) -> Result<(), EmitError> {
+    fn group(&mut self, looped: &VectorLoop<'_>, group: &mut Group, body: &[Stmt]) -> Result<(), EmitError> {
         for (position, s) in body.iter().enumerate() {
             match s {
                 Stmt::Let { var, value } => {
-                    if vector_type(self.dtype(value)?, looped.lanes).is_some()
-                        && !looped.index_only(*var, value, body)
+                    if vector_type(self.dtype(value)?, looped.lanes).is_some() && !looped.index_only(*var, value, body)
                     {
                         let vector = self.vector(looped, group, value)?;
                         group.vectors.insert(*var, vector);
@@ -229,11 +205,7 @@ impl Lower<'_, '_> {
                         }
                     }
                 }
-                Stmt::Store {
-                    memory,
-                    index,
-                    value,
-                } => self.store(looped, group, *memory, index, value)?,
+                Stmt::Store { memory, index, value } => self.store(looped, group, *memory, index, value)?,
                 Stmt::Accumulate { var, op, value } => match looped.accumulators.get(&position) {
                     Some(copies) => {
                         let Some(&variable) = copies.get(group.copy as usize) else {
@@ -284,12 +256,7 @@ impl Lower<'_, '_> {
             }
             return Ok(());
         }
-        if let Expr::Load {
-            memory,
-            index,
-            mask: None,
-        } = e
-        {
+        if let Expr::Load { memory, index, mask: None } = e {
             self.hoist_pointer(looped, *memory, index)?;
         }
         let mut result = Ok(());
@@ -301,12 +268,7 @@ impl Lower<'_, '_> {
         result
     }
 
-    fn hoist_pointer(
-        &mut self,
-        looped: &mut VectorLoop<'_>,
-        memory: Memory,
-        index: &Expr,
-    ) -> Result<(), EmitError> {
+    fn hoist_pointer(&mut self, looped: &mut VectorLoop<'_>, memory: Memory, index: &Expr) -> Result<(), EmitError> {
         if let Some(affine) = looped.affine(index)
             && affine.coefficient == 1
             && !looped.pointers.contains_key(&(memory, affine.base.clone()))
@@ -343,15 +305,9 @@ impl Lower<'_, '_> {
             return Ok(None);
         };
         let size = self.element(memory)?.size();
-        let offset = self
-            .b
-            .ins()
-            .ishl_imm_s(group.counter, i64::from(size.trailing_zeros()));
+        let offset = self.b.ins().ishl_imm_s(group.counter, i64::from(size.trailing_zeros()));
         let address = self.b.ins().iadd(pointer, offset);
-        Ok(Some((
-            address,
-            (group.copy * looped.lanes) as i32 * size as i32,
-        )))
+        Ok(Some((address, (group.copy * looped.lanes) as i32 * size as i32)))
     }
 
     fn store(
@@ -380,9 +336,7 @@ impl Lower<'_, '_> {
                 (DType::Bool, _) => {
                     for lane in 0..looped.lanes {
                         let bit = self.mask_lane(vector, lane);
-                        self.b
-                            .ins()
-                            .store(flags(), bit, address, offset + lane as i32);
+                        self.b.ins().store(flags(), bit, address, offset + lane as i32);
                     }
                     return Ok(());
                 }
@@ -401,12 +355,7 @@ impl Lower<'_, '_> {
     }
 
     /// The vector of an expression whose type fits the lanes.
-    fn vector(
-        &mut self,
-        looped: &VectorLoop<'_>,
-        group: &mut Group,
-        e: &Expr,
-    ) -> Result<Value, EmitError> {
+    fn vector(&mut self, looped: &VectorLoop<'_>, group: &mut Group, e: &Expr) -> Result<Value, EmitError> {
         if let Some(&splat) = looped.splats.get(e) {
             return Ok(splat);
         }
@@ -419,17 +368,9 @@ impl Lower<'_, '_> {
         let Some(ty) = vector_type(dtype, looped.lanes) else {
             return Err(EmitError::Backend(format!("a vector of {dtype}")));
         };
-        let fits = |this: &Self, e: &Expr| {
-            this.dtype(e)
-                .ok()
-                .is_some_and(|t| vector_type(t, looped.lanes).is_some())
-        };
+        let fits = |this: &Self, e: &Expr| this.dtype(e).ok().is_some_and(|t| vector_type(t, looped.lanes).is_some());
         match e {
-            Expr::Load {
-                memory,
-                index,
-                mask: None,
-            } => {
+            Expr::Load { memory, index, mask: None } => {
                 if let Some((address, offset)) = self.contiguous(looped, group, *memory, index)? {
                     if dtype != DType::Bool {
                         return Ok(self.b.ins().load(ty, flags(), address, offset));
@@ -472,10 +413,7 @@ impl Lower<'_, '_> {
             }
             Expr::Compare(op, a, b) if fits(self, a) => {
                 let of = self.dtype(a)?;
-                let (x, y) = (
-                    self.vector(looped, group, a)?,
-                    self.vector(looped, group, b)?,
-                );
+                let (x, y) = (self.vector(looped, group, a)?, self.vector(looped, group, b)?);
                 return Ok(if of.is_float() {
                     self.b.ins().fcmp(float_condition(*op), x, y)
                 } else {
@@ -485,10 +423,7 @@ impl Lower<'_, '_> {
             }
             Expr::Select(c, a, b) => {
                 let mask = self.vector(looped, group, c)?;
-                let (x, y) = (
-                    self.vector(looped, group, a)?,
-                    self.vector(looped, group, b)?,
-                );
+                let (x, y) = (self.vector(looped, group, a)?, self.vector(looped, group, b)?);
                 return Ok(self.choose(mask, x, y));
             }
             Expr::Cast(to, a) if fits(self, a) => {
@@ -512,9 +447,7 @@ impl Lower<'_, '_> {
         ty: Type,
         mut f: impl FnMut(&mut Self, u32) -> Result<Value, EmitError>,
     ) -> Result<Value, EmitError> {
-        let lanes: Vec<Value> = (0..looped.lanes)
-            .map(|lane| f(self, lane))
-            .collect::<Result<_, _>>()?;
+        let lanes: Vec<Value> = (0..looped.lanes).map(|lane| f(self, lane)).collect::<Result<_, _>>()?;
         self.gather(ty, false, &lanes)
     }
 
@@ -559,10 +492,7 @@ impl Lower<'_, '_> {
         if !vectorised {
             return Ok(None);
         }
-        let (mut x, mut y) = (
-            self.vector(looped, group, a)?,
-            self.vector(looped, group, b)?,
-        );
+        let (mut x, mut y) = (self.vector(looped, group, a)?, self.vector(looped, group, b)?);
         if dtype.is_float() {
             return Ok(Some(match op {
                 BinaryOp::Max | BinaryOp::Min => {
@@ -578,13 +508,7 @@ impl Lower<'_, '_> {
         self.int_vectors(op, dtype, x, y).map(Some)
     }
 
-    fn int_vectors(
-        &mut self,
-        op: BinaryOp,
-        dtype: DType,
-        x: Value,
-        y: Value,
-    ) -> Result<Value, EmitError> {
+    fn int_vectors(&mut self, op: BinaryOp, dtype: DType, x: Value, y: Value) -> Result<Value, EmitError> {
         Ok(match (op, dtype) {
             (BinaryOp::Add, _) => self.b.ins().iadd(x, y),
             (BinaryOp::Sub, _) => self.b.ins().isub(x, y),
@@ -603,10 +527,7 @@ impl Lower<'_, '_> {
                 self.b.ins().bitselect(first, x, y)
             }
             _ => {
-                return Err(EmitError::Backend(format!(
-                    "vectors {} of {dtype}",
-                    op.name()
-                )));
+                return Err(EmitError::Backend(format!("vectors {} of {dtype}", op.name())));
             }
         })
     }
@@ -646,13 +567,7 @@ impl Lower<'_, '_> {
     }
 
     /// The scalar of an expression in one lane.
-    fn lane(
-        &mut self,
-        looped: &VectorLoop<'_>,
-        group: &mut Group,
-        e: &Expr,
-        lane: u32,
-    ) -> Result<Value, EmitError> {
+    fn lane(&mut self, looped: &VectorLoop<'_>, group: &mut Group, e: &Expr, lane: u32) -> Result<Value, EmitError> {
         let mut mentioned = BTreeSet::new();
         e.any(&mut |e| {
             if let Expr::Var(v) = e
@@ -684,28 +599,18 @@ impl Lower<'_, '_> {
         }
         let value = match looped.varying.get(&var) {
             Some(Some(definition)) => match group.vectors.get(&var) {
-                Some(&vector) if self.kernel.var(var) == Some(DType::Bool) => {
-                    self.mask_lane(vector, lane)
-                }
+                Some(&vector) if self.kernel.var(var) == Some(DType::Bool) => self.mask_lane(vector, lane),
                 Some(&vector) => self.b.ins().extractlane(vector, lane as u8),
                 None => self.lane(looped, group, definition, lane)?,
             },
-            _ => self
-                .b
-                .ins()
-                .iadd_imm_s(group.counter, i64::from(group.copy * looped.lanes + lane)),
+            _ => self.b.ins().iadd_imm_s(group.counter, i64::from(group.copy * looped.lanes + lane)),
         };
         group.scalars.insert((var, lane), value);
         Ok(value)
     }
 
     /// Vector accumulators start from the neutral element.
-    fn open_accumulators(
-        &mut self,
-        looped: &mut VectorLoop<'_>,
-        body: &[Stmt],
-        copies: u32,
-    ) -> Result<(), EmitError> {
+    fn open_accumulators(&mut self, looped: &mut VectorLoop<'_>, body: &[Stmt], copies: u32) -> Result<(), EmitError> {
         for (position, s) in body.iter().enumerate() {
             let Stmt::Accumulate { var, op, .. } = s else {
                 continue;
@@ -753,22 +658,16 @@ impl Lower<'_, '_> {
     }
 
     /// After the vector loops: the lanes are combined in pairs, and with the variable.
-    fn close_accumulators(
-        &mut self,
-        looped: &VectorLoop<'_>,
-        body: &[Stmt],
-    ) -> Result<(), EmitError> {
+    fn close_accumulators(&mut self, looped: &VectorLoop<'_>, body: &[Stmt]) -> Result<(), EmitError> {
         for (position, variables) in &looped.accumulators {
-            let (Some(Stmt::Accumulate { var, op, .. }), Some(&first)) =
-                (body.get(*position), variables.first())
+            let (Some(Stmt::Accumulate { var, op, .. }), Some(&first)) = (body.get(*position), variables.first())
             else {
                 continue;
             };
             let dtype = self.dtype(&Expr::Var(*var))?;
             let vector = self.b.use_var(first);
-            let mut lanes: Vec<Value> = (0..looped.lanes)
-                .map(|lane| self.b.ins().extractlane(vector, lane as u8))
-                .collect();
+            let mut lanes: Vec<Value> =
+                (0..looped.lanes).map(|lane| self.b.ins().extractlane(vector, lane as u8)).collect();
             while lanes.len() > 1 {
                 let half = lanes.len() / 2;
                 for i in 0..half {
@@ -783,33 +682,17 @@ impl Lower<'_, '_> {
         Ok(())
     }
 
-    fn combine(
-        &mut self,
-        op: ReduceOp,
-        dtype: DType,
-        x: Value,
-        y: Value,
-    ) -> Result<Value, EmitError> {
+    fn combine(&mut self, op: ReduceOp, dtype: DType, x: Value, y: Value) -> Result<Value, EmitError> {
         match (op, dtype.is_float()) {
-            (ReduceOp::Max | ReduceOp::Min, true) => {
-                Ok(self.float_extremum(op == ReduceOp::Max, x, y, false))
-            }
+            (ReduceOp::Max | ReduceOp::Min, true) => Ok(self.float_extremum(op == ReduceOp::Max, x, y, false)),
             (_, true) => self.float_arithmetic(op.binary(), x, y),
             (_, false) => self.int_vectors(op.binary(), dtype, x, y),
         }
     }
 
-    fn combine_scalars(
-        &mut self,
-        op: ReduceOp,
-        dtype: DType,
-        x: Value,
-        y: Value,
-    ) -> Result<Value, EmitError> {
+    fn combine_scalars(&mut self, op: ReduceOp, dtype: DType, x: Value, y: Value) -> Result<Value, EmitError> {
         match (op, dtype.is_float()) {
-            (ReduceOp::Max | ReduceOp::Min, true) => {
-                Ok(self.float_extremum(op == ReduceOp::Max, x, y, false))
-            }
+            (ReduceOp::Max | ReduceOp::Min, true) => Ok(self.float_extremum(op == ReduceOp::Max, x, y, false)),
             (_, true) => self.float_arithmetic(op.binary(), x, y),
             (ReduceOp::Max | ReduceOp::Min, false) => {
                 let signed = signed(dtype);

@@ -71,7 +71,8 @@ fn group_moves(flat: &Flat, readers: &[Vec<(u32, u32)>], choice: &mut Choice, be
             let mut moved = 0;
             for (reader, j) in readers.iter().filter(|(reader, _)| on[*reader as usize]) {
                 let i = *reader as usize;
-                let reads = |k: u32| flat.nodes[i].get(k as usize).is_some_and(|n| n.operands.contains(&(class as u32)));
+                let reads =
+                    |k: u32| flat.nodes[i].get(k as usize).is_some_and(|n| n.operands.contains(&(class as u32)));
                 if join && !reads(trial[i]) {
                     trial[i] = *j;
                     moved += 1;

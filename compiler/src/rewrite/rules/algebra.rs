@@ -45,32 +45,68 @@ fn scalar(m: &Match, name: &str) -> Option<()> {
 
 pub(super) fn rules() -> Vec<Rule> {
     vec![
-        Rule::new("conv-scale", Real, "(mul (conv $c ?x ?w) ?s)", "(conv $c ?x (mul ?w (reshape $r ?s)))",
-            "a scale by output channel goes into the weights: s·(w∗x) = (s·w)∗x", conv_scale),
-        Rule::new("dot-scale-weight", Real, "(mul (dot_general $d ?x ?w) ?s)", "(dot_general $d ?x (mul ?w (reshape $r ?s)))",
-            "a scale by output column goes into the weights: (x·W)·s = x·(W·s)", dot_scale),
-        Rule::new("scale-bias", Real, "(mul (add ?x ?b) ?s)", "(add (mul ?x ?s) (mul ?b ?s))",
-            "a scale goes through a bias: (x + b)·s = x·s + b·s", |m| {
-            when(m.known_at_load("b") && m.known_at_load("s") && !m.known_at_load("x"))
-        }),
-        Rule::new("bias-bias", Real, "(add (add ?x ?b) ?c)", "(add ?x (add ?b ?c))",
-            "two biases are one: (x + b) + c = x + (b + c)", |m| {
-            when(m.known_at_load("b") && m.known_at_load("c") && !m.known_at_load("x"))
-        }),
-        Rule::new("scale-scale", Real, "(mul (mul ?x ?s) ?t)", "(mul ?x (mul ?s ?t))",
-            "two scales are one: (x·s)·t = x·(s·t)", |m| {
-            when(m.known_at_load("s") && m.known_at_load("t") && !m.known_at_load("x"))
-        }),
-        Rule::new("dot-scale-a", Real, "(dot_general $d (mul ?a ?c) ?b)", "(mul (dot_general $d ?a ?b) ?c)",
-            "a number that scales the first operand scales the result", |m| {
-            plain_dot(m.op("d"))?;
-            scalar(m, "c")
-        }),
-        Rule::new("dot-scale-b", Real, "(dot_general $d ?a (mul ?b ?c))", "(mul (dot_general $d ?a ?b) ?c)",
-            "a number that scales the second operand scales the result", |m| {
-            plain_dot(m.op("d"))?;
-            when(!m.known_at_load("b"))?;
-            scalar(m, "c")
-        }),
+        Rule::new(
+            "conv-scale",
+            Real,
+            "(mul (conv $c ?x ?w) ?s)",
+            "(conv $c ?x (mul ?w (reshape $r ?s)))",
+            "a scale by output channel goes into the weights: s·(w∗x) = (s·w)∗x",
+            conv_scale,
+        ),
+        Rule::new(
+            "dot-scale-weight",
+            Real,
+            "(mul (dot_general $d ?x ?w) ?s)",
+            "(dot_general $d ?x (mul ?w (reshape $r ?s)))",
+            "a scale by output column goes into the weights: (x·W)·s = x·(W·s)",
+            dot_scale,
+        ),
+        Rule::new(
+            "scale-bias",
+            Real,
+            "(mul (add ?x ?b) ?s)",
+            "(add (mul ?x ?s) (mul ?b ?s))",
+            "a scale goes through a bias: (x + b)·s = x·s + b·s",
+            |m| when(m.known_at_load("b") && m.known_at_load("s") && !m.known_at_load("x")),
+        ),
+        Rule::new(
+            "bias-bias",
+            Real,
+            "(add (add ?x ?b) ?c)",
+            "(add ?x (add ?b ?c))",
+            "two biases are one: (x + b) + c = x + (b + c)",
+            |m| when(m.known_at_load("b") && m.known_at_load("c") && !m.known_at_load("x")),
+        ),
+        Rule::new(
+            "scale-scale",
+            Real,
+            "(mul (mul ?x ?s) ?t)",
+            "(mul ?x (mul ?s ?t))",
+            "two scales are one: (x·s)·t = x·(s·t)",
+            |m| when(m.known_at_load("s") && m.known_at_load("t") && !m.known_at_load("x")),
+        ),
+        Rule::new(
+            "dot-scale-a",
+            Real,
+            "(dot_general $d (mul ?a ?c) ?b)",
+            "(mul (dot_general $d ?a ?b) ?c)",
+            "a number that scales the first operand scales the result",
+            |m| {
+                plain_dot(m.op("d"))?;
+                scalar(m, "c")
+            },
+        ),
+        Rule::new(
+            "dot-scale-b",
+            Real,
+            "(dot_general $d ?a (mul ?b ?c))",
+            "(mul (dot_general $d ?a ?b) ?c)",
+            "a number that scales the second operand scales the result",
+            |m| {
+                plain_dot(m.op("d"))?;
+                when(!m.known_at_load("b"))?;
+                scalar(m, "c")
+            },
+        ),
     ]
 }

@@ -44,26 +44,65 @@ pub(super) fn rules() -> Vec<Rule> {
         Rule::new("square-root", Exact, "(pow ?x 0.5)", "(sqrt ?x)", "x^½ = √x", no),
         Rule::new("reciprocal-square-root", Real, "(recip (sqrt ?x))", "(rsqrt ?x)", "1/√x", no),
         Rule::new("one-over-square-root", Real, "(div 1 (sqrt ?x))", "(rsqrt ?x)", "1/√x", no),
-        Rule::new("divide-by-square-root", Real, "(div ?y (sqrt ?x))", "(mul ?y (rsqrt ?x))", "y/√x = y·(1/√x)", |m| {
-            when(m.splat("x").is_none())
-        }),
-        Rule::new("softmax-shifted", Real,
-            "(div (exp (sub ?x (reduce_max $m ?x))) (reduce_sum $s (exp (sub ?x (reduce_max $m ?x)))))", "(softmax $o ?x)",
-            "softmax with the maximum subtracted", |m| softmax(m, false)),
-        Rule::new("softmax-plain", Real, "(div (exp ?x) (reduce_sum $s (exp ?x)))", "(softmax $o ?x)",
-            "softmax as its definition", |m| softmax(m, false)),
-        Rule::new("log-softmax", Real, "(log (softmax $o ?x))", "(log_softmax $n ?x)", "the logarithm of a softmax", |m| {
-            let Op::Softmax(softmax) = m.op("o")? else { return None };
-            let axis = softmax.axis;
-            m.set("n", Softmax { axis, log: true })
-        }),
-        Rule::new("log-softmax-shifted", Real,
-            "(sub (sub ?x (reduce_max $m ?x)) (log (reduce_sum $s (exp (sub ?x (reduce_max $m ?x))))))", "(log_softmax $o ?x)",
-            "log-softmax with the maximum subtracted", |m| softmax(m, true)),
-        Rule::new("layer-norm", Real,
+        Rule::new(
+            "divide-by-square-root",
+            Real,
+            "(div ?y (sqrt ?x))",
+            "(mul ?y (rsqrt ?x))",
+            "y/√x = y·(1/√x)",
+            |m| when(m.splat("x").is_none()),
+        ),
+        Rule::new(
+            "softmax-shifted",
+            Real,
+            "(div (exp (sub ?x (reduce_max $m ?x))) (reduce_sum $s (exp (sub ?x (reduce_max $m ?x)))))",
+            "(softmax $o ?x)",
+            "softmax with the maximum subtracted",
+            |m| softmax(m, false),
+        ),
+        Rule::new(
+            "softmax-plain",
+            Real,
+            "(div (exp ?x) (reduce_sum $s (exp ?x)))",
+            "(softmax $o ?x)",
+            "softmax as its definition",
+            |m| softmax(m, false),
+        ),
+        Rule::new(
+            "log-softmax",
+            Real,
+            "(log (softmax $o ?x))",
+            "(log_softmax $n ?x)",
+            "the logarithm of a softmax",
+            |m| {
+                let Op::Softmax(softmax) = m.op("o")? else { return None };
+                let axis = softmax.axis;
+                m.set("n", Softmax { axis, log: true })
+            },
+        ),
+        Rule::new(
+            "log-softmax-shifted",
+            Real,
+            "(sub (sub ?x (reduce_max $m ?x)) (log (reduce_sum $s (exp (sub ?x (reduce_max $m ?x))))))",
+            "(log_softmax $o ?x)",
+            "log-softmax with the maximum subtracted",
+            |m| softmax(m, true),
+        ),
+        Rule::new(
+            "layer-norm",
+            Real,
             "(mul (sub ?x (reduce_mean $a ?x)) (rsqrt (add (reduce_mean $a (mul (sub ?x (reduce_mean $a ?x)) (sub ?x (reduce_mean $a ?x)))) ?e)))",
-            "(layer_norm $o ?x)", "the deviation from the mean over the standard deviation", |m| norm(m, NormKind::Layer)),
-        Rule::new("rms-norm", Real, "(mul ?x (rsqrt (add (reduce_mean $a (mul ?x ?x)) ?e)))", "(rms_norm $o ?x)",
-            "a value over its root mean square", |m| norm(m, NormKind::Rms)),
+            "(layer_norm $o ?x)",
+            "the deviation from the mean over the standard deviation",
+            |m| norm(m, NormKind::Layer),
+        ),
+        Rule::new(
+            "rms-norm",
+            Real,
+            "(mul ?x (rsqrt (add (reduce_mean $a (mul ?x ?x)) ?e)))",
+            "(rms_norm $o ?x)",
+            "a value over its root mean square",
+            |m| norm(m, NormKind::Rms),
+        ),
     ]
 }

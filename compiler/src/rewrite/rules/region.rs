@@ -24,23 +24,41 @@ fn rows(m: &mut Match, axis: usize, row: Op) -> Option<()> {
 
 pub(super) fn rules() -> Vec<Rule> {
     vec![
-        Rule::new("dot-softmax", Real, "(softmax $s (dot_general $d ?a ?b ..e))", "(dot_general $n ?a ?b ..e)",
-            "softmax over the columns of a product joins it", |m| {
-            let row = m.op("s")?.clone();
-            let Op::Softmax(softmax) = &row else { return None };
-            rows(m, softmax.axis, row.clone())
-        }),
-        Rule::new("dot-layer-norm", Real, "(layer_norm $s (dot_general $d ?a ?b ..e))", "(dot_general $n ?a ?b ..e)",
-            "layer norm over the columns of a product joins it", |m| {
-            let row = m.op("s")?.clone();
-            let Op::Norm(norm) = &row else { return None };
-            rows(m, norm.axis, row.clone())
-        }),
-        Rule::new("dot-rms-norm", Real, "(rms_norm $s (dot_general $d ?a ?b ..e))", "(dot_general $n ?a ?b ..e)",
-            "RMS norm over the columns of a product joins it", |m| {
-            let row = m.op("s")?.clone();
-            let Op::Norm(norm) = &row else { return None };
-            rows(m, norm.axis, row.clone())
-        }),
+        Rule::new(
+            "dot-softmax",
+            Real,
+            "(softmax $s (dot_general $d ?a ?b ..e))",
+            "(dot_general $n ?a ?b ..e)",
+            "softmax over the columns of a product joins it",
+            |m| {
+                let row = m.op("s")?.clone();
+                let Op::Softmax(softmax) = &row else { return None };
+                rows(m, softmax.axis, row.clone())
+            },
+        ),
+        Rule::new(
+            "dot-layer-norm",
+            Real,
+            "(layer_norm $s (dot_general $d ?a ?b ..e))",
+            "(dot_general $n ?a ?b ..e)",
+            "layer norm over the columns of a product joins it",
+            |m| {
+                let row = m.op("s")?.clone();
+                let Op::Norm(norm) = &row else { return None };
+                rows(m, norm.axis, row.clone())
+            },
+        ),
+        Rule::new(
+            "dot-rms-norm",
+            Real,
+            "(rms_norm $s (dot_general $d ?a ?b ..e))",
+            "(dot_general $n ?a ?b ..e)",
+            "RMS norm over the columns of a product joins it",
+            |m| {
+                let row = m.op("s")?.clone();
+                let Op::Norm(norm) = &row else { return None };
+                rows(m, norm.axis, row.clone())
+            },
+        ),
     ]
 }

@@ -30,20 +30,10 @@ pub(crate) struct Strides {
 
 impl Strides {
     /// Address of element (batch, row, col), and the view's strides.
-    pub(crate) fn view(
-        &self,
-        base: *mut u8,
-        batch: &[usize; MAX_BATCH],
-        row: usize,
-        col: usize,
-    ) -> View2 {
+    pub(crate) fn view(&self, base: *mut u8, batch: &[usize; MAX_BATCH], row: usize, col: usize) -> View2 {
         let items: usize = batch.iter().zip(&self.batch).map(|(i, s)| i * s).sum();
         let offset = items + row * self.row + col * self.col;
-        View2 {
-            ptr: base.wrapping_add(offset * self.bytes),
-            row: self.row as i64,
-            col: self.col as i64,
-        }
+        View2 { ptr: base.wrapping_add(offset * self.bytes), row: self.row as i64, col: self.col as i64 }
     }
 
     /// An operand of a product whose output has these strides.
@@ -69,25 +59,14 @@ impl Strides {
             }
         };
         if col > 1 {
-            return Err(DriverError::Unsupported(
-                "an extra operand whose column stride is above 1",
-            ));
+            return Err(DriverError::Unsupported("an extra operand whose column stride is above 1"));
         }
-        Ok(Strides {
-            bytes: usize::from(bytes),
-            batch,
-            row,
-            col,
-        })
+        Ok(Strides { bytes: usize::from(bytes), batch, row, col })
     }
 }
 
 /// Sizes of the elements of a hook's operands, checked against their number.
-pub(crate) fn check_hook(
-    extras: usize,
-    outs: usize,
-    element_bytes: &[u8],
-) -> Result<(), DriverError> {
+pub(crate) fn check_hook(extras: usize, outs: usize, element_bytes: &[u8]) -> Result<(), DriverError> {
     if extras > MAX_VIEWS {
         return Err(DriverError::Unsupported("more than 32 extra operands"));
     }
@@ -95,9 +74,7 @@ pub(crate) fn check_hook(
         return Err(DriverError::Unsupported("more than 4 outputs"));
     }
     if element_bytes.len() != extras + outs {
-        return Err(DriverError::Problem(
-            "a hook needs the element size of each operand",
-        ));
+        return Err(DriverError::Problem("a hook needs the element size of each operand"));
     }
     Ok(())
 }

@@ -20,17 +20,10 @@ impl Kernels {
         }
         if table[0][1].is_none() {
             let lanes = isa.lanes_f32();
-            return Err(DriverError::Isa {
-                isa,
-                scheduled: lanes,
-                actual: lanes,
-            });
+            return Err(DriverError::Isa { isa, scheduled: lanes, actual: lanes });
         }
         let rows = if kind == TileKind::Lanes { 1 } else { 2 };
-        Ok(Kernels {
-            rows: max_rows(isa, kind, rows),
-            table,
-        })
+        Ok(Kernels { rows: max_rows(isa, kind, rows), table })
     }
 
     /// Greatest height of a tile of full width.
@@ -55,10 +48,6 @@ pub(crate) fn check_isa(isa: Isa, scheduled: usize) -> Result<(), DriverError> {
     if isa.is_supported() && isa.lanes_f32() == scheduled {
         Ok(())
     } else {
-        Err(DriverError::Isa {
-            isa,
-            scheduled,
-            actual: isa.lanes_f32(),
-        })
+        Err(DriverError::Isa { isa, scheduled, actual: isa.lanes_f32() })
     }
 }

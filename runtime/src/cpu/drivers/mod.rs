@@ -22,9 +22,7 @@ use super::memory::{Buffer, OutOfMemory};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DriverError {
     /// The host lacks the instruction set, or the schedule was made for another layout.
-    #[error(
-        "the schedule is for vectors of {scheduled} floats, {isa} has {actual} (or the host lacks it)"
-    )]
+    #[error("the schedule is for vectors of {scheduled} floats, {isa} has {actual} (or the host lacks it)")]
     Isa {
         /// Instruction set asked for.
         isa: egret_simd::Isa,
@@ -63,10 +61,7 @@ pub struct ScratchNeed {
 impl ScratchNeed {
     /// Enough for either.
     pub fn max(self, other: ScratchNeed) -> ScratchNeed {
-        ScratchNeed {
-            per_worker: self.per_worker.max(other.per_worker),
-            shared: self.shared.max(other.shared),
-        }
+        ScratchNeed { per_worker: self.per_worker.max(other.per_worker), shared: self.shared.max(other.shared) }
     }
 }
 
@@ -89,20 +84,13 @@ impl ScratchPool {
         let stride = (need.per_worker.checked_add(256).ok_or(too_large)?).next_multiple_of(4096);
         let shared = stride.checked_mul(workers).ok_or(too_large)?;
         let total = shared.checked_add(need.shared).ok_or(too_large)?;
-        Ok(ScratchPool {
-            buffer: Buffer::new(total)?,
-            stride,
-            shared,
-        })
+        Ok(ScratchPool { buffer: Buffer::new(total)?, stride, shared })
     }
 
     pub(crate) fn worker(&self, worker: usize) -> *mut f32 {
         debug_assert!((worker + 1) * self.stride <= self.shared);
         // Within the buffer for every worker of the team that it was made for.
-        self.buffer
-            .as_ptr::<u8>()
-            .wrapping_add(worker * self.stride)
-            .cast()
+        self.buffer.as_ptr::<u8>().wrapping_add(worker * self.stride).cast()
     }
 
     pub(crate) fn shared(&self) -> *mut f32 {

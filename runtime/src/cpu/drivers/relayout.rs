@@ -4,9 +4,7 @@ use super::conv::gradient_phases;
 use super::kernels::check_isa;
 use super::{DriverError, Shared};
 use crate::cpu::team::Team;
-use egret_program::driver::{
-    ConvForm, ConvInput, Direction, PackForm, PackProblem, RelayoutProblem,
-};
+use egret_program::driver::{ConvForm, ConvInput, Direction, PackForm, PackProblem, RelayoutProblem};
 use egret_simd::pack::{ConvPanels, PanelPacker, depthwise_weights};
 use egret_simd::{Isa, TransposeFn, transpose};
 
@@ -28,9 +26,7 @@ impl RelayoutPlan {
         check_isa(isa, problem.lanes)?;
         let rank = problem.spatial.len();
         if rank > 3 || problem.halo.len() != rank {
-            return Err(DriverError::Problem(
-                "a relayout has up to 3 spatial dims, each with a halo",
-            ));
+            return Err(DriverError::Problem("a relayout has up to 3 spatial dims, each with a halo"));
         }
         let pad = |list: &[usize], missing| {
             let mut out = [missing; 3];
@@ -74,26 +70,14 @@ impl RelayoutPlan {
         let extent = |d: usize| self.spatial[d] + 2 * self.halo[d];
         let area = extent(1) * extent(2) * p.lanes;
         let blocked = item * p.blocked_batch_stride + (block * extent(0) + plane) * area;
-        let inner = plane
-            .checked_sub(self.halo[0])
-            .filter(|&i| i < self.spatial[0]);
+        let inner = plane.checked_sub(self.halo[0]).filter(|&i| i < self.spatial[0]);
         let image: usize = self.spatial.iter().product();
-        let row_major = inner.map(|i| {
-            item * p.row_major_batch_stride
-                + block * p.lanes * image
-                + i * self.spatial[1] * self.spatial[2]
-        });
+        let row_major = inner
+            .map(|i| item * p.row_major_batch_stride + block * p.lanes * image + i * self.spatial[1] * self.spatial[2]);
         (blocked, row_major)
     }
 
-    unsafe fn block_plane(
-        &self,
-        src: *const f32,
-        dst: *mut f32,
-        item: usize,
-        block: usize,
-        plane: usize,
-    ) {
+    unsafe fn block_plane(&self, src: *const f32, dst: *mut f32, item: usize, block: usize, plane: usize) {
         let (l, [_, h, w]) = (self.problem.lanes, self.spatial);
         let [_, hh, hw] = self.halo;
         let row_len = (w + 2 * hw) * l;
@@ -122,14 +106,7 @@ impl RelayoutPlan {
         }
     }
 
-    unsafe fn unblock_plane(
-        &self,
-        src: *const f32,
-        dst: *mut f32,
-        item: usize,
-        block: usize,
-        plane: usize,
-    ) {
+    unsafe fn unblock_plane(&self, src: *const f32, dst: *mut f32, item: usize, block: usize, plane: usize) {
         let (l, [_, h, w]) = (self.problem.lanes, self.spatial);
         let [_, hh, hw] = self.halo;
         let row_len = (w + 2 * hw) * l;
@@ -161,21 +138,11 @@ impl PackPlan {
     /// If the layout is not that of `isa`.
     pub fn new(problem: &PackProblem, isa: Isa) -> Result<PackPlan, DriverError> {
         check_isa(isa, problem.lanes)?;
-        if let PackForm::Conv {
-            form: ConvForm::WeightGradient,
-            ..
-        } = problem.form
-        {
-            return Err(DriverError::Problem(
-                "a weight gradient reads no packed weights",
-            ));
+        if let PackForm::Conv { form: ConvForm::WeightGradient, .. } = problem.form {
+            return Err(DriverError::Problem("a weight gradient reads no packed weights"));
         }
-        let packer =
-            PanelPacker::new(isa).ok_or(DriverError::Unsupported("this instruction set"))?;
-        Ok(PackPlan {
-            problem: problem.clone(),
-            packer,
-        })
+        let packer = PanelPacker::new(isa).ok_or(DriverError::Unsupported("this instruction set"))?;
+        Ok(PackPlan { problem: problem.clone(), packer })
     }
 
     /// Floats that are written.
@@ -191,14 +158,7 @@ impl PackPlan {
         match &self.problem.form {
             // SAFETY: the caller's.
             PackForm::Conv { .. } => unsafe { self.pack_conv(src, dst) },
-            PackForm::Columns {
-                count,
-                matrix_stride,
-                k,
-                n,
-                row,
-                col,
-            } => {
+            PackForm::Columns { count, matrix_stride, k, n, row, col } => {
                 let width = 2 * self.problem.lanes;
                 let panels = n.div_ceil(width);
                 let (src, dst) = (Shared(src.cast_mut()), Shared(dst));
@@ -218,17 +178,8 @@ impl PackPlan {
     }
 
     unsafe fn pack_conv(&self, src: *const f32, dst: *mut f32) {
-        let PackForm::Conv {
-            form,
-            input,
-            out_channels,
-            in_channels,
-            groups,
-            kernel,
-            stride,
-            dilation,
-            pad_begin,
-        } = &self.problem.form
+        let PackForm::Conv { form, input, out_channels, in_channels, groups, kernel, stride, dilation, pad_begin } =
+            &self.problem.form
         else {
             return;
         };
@@ -241,12 +192,7 @@ impl PackPlan {
         };
         let gradient = *form == ConvForm::InputGradient;
         let phases = if gradient {
-            gradient_phases(
-                dims(kernel, 1),
-                dims(stride, 1),
-                dims(dilation, 1),
-                dims(pad_begin, 0),
-            )
+            gradient_phases(dims(kernel, 1), dims(stride, 1), dims(dilation, 1), dims(pad_begin, 0))
         } else {
             vec![(0..taps).collect()]
         };
@@ -264,20 +210,9 @@ impl PackPlan {
         }
         let (outputs, inputs) = if gradient { (i, o) } else { (o, i) };
         let block = if *input == ConvInput::Image { 1 } else { lanes };
-        let panels = ConvPanels {
-            lanes,
-            block,
-            groups: *groups,
-            outputs,
-            inputs,
-            phases,
-        };
+        let panels = ConvPanels { lanes, block, groups: *groups, outputs, inputs, phases };
         panels.pack(dst, src, |group, output, input, tap| {
-            let (o_index, i_index) = if gradient {
-                (input, output)
-            } else {
-                (output, input)
-            };
+            let (o_index, i_index) = if gradient { (input, output) } else { (output, input) };
             ((group * o + o_index) * i + i_index) * taps + tap
         });
     }

@@ -31,17 +31,8 @@ pub(crate) fn isas() -> impl Iterator<Item = Isa> {
 /// Asserts `got` within a rounding bound: `steps * eps * size` (the bound of a sum of `steps` products whose absolute
 /// values sum up to `size`), or the same limit.
 #[track_caller]
-pub(crate) fn assert_close(
-    got: f32,
-    want: f64,
-    steps: usize,
-    size: f64,
-    what: &dyn std::fmt::Display,
-) {
+pub(crate) fn assert_close(got: f32, want: f64, steps: usize, size: f64, what: &dyn std::fmt::Display) {
     let bound = (steps + 4) as f64 * f32::EPSILON as f64 * (size + f64::from(f32::MIN_POSITIVE));
     let same = got as f64 == want || (got.is_nan() && want.is_nan());
-    assert!(
-        same || (got as f64 - want).abs() <= bound,
-        "{what}: got {got}, want {want} +- {bound:e}"
-    );
+    assert!(same || (got as f64 - want).abs() <= bound, "{what}: got {got}, want {want} +- {bound:e}");
 }

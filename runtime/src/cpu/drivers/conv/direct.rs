@@ -7,9 +7,7 @@ use crate::cpu::drivers::kernels::Kernels;
 use crate::cpu::drivers::{DriverError, ScratchNeed, ScratchPool, chunk_count, part};
 use crate::cpu::team::Team;
 use egret_program::driver::hook::View2;
-use egret_program::driver::{
-    Activation, Bias, ConvForm, ConvProblem, ConvSchedule, Epilogue, Operand, Split,
-};
+use egret_program::driver::{Activation, Bias, ConvForm, ConvProblem, ConvSchedule, Epilogue, Operand, Split};
 use egret_simd::{Isa, MAX_ROWS, Tile, TileKind};
 
 /// How an extra operand or output of a convolution is addressed.
@@ -22,15 +20,8 @@ enum Address {
 
 #[derive(Debug)]
 enum Bound {
-    Direct {
-        bias: bool,
-        residual: Option<Surface>,
-        activation: Activation,
-    },
-    Hook {
-        extras: Vec<(Address, usize)>,
-        outs: Vec<(Address, usize)>,
-    },
+    Direct { bias: bool, residual: Option<Surface>, activation: Activation },
+    Hook { extras: Vec<(Address, usize)>, outs: Vec<(Address, usize)> },
 }
 
 /// Forward convolution or input gradient, dense, grouped or depthwise.
@@ -65,11 +56,7 @@ pub(super) struct Direct {
 }
 
 impl Direct {
-    pub(super) fn new(
-        p: &ConvProblem,
-        schedule: &ConvSchedule,
-        isa: Isa,
-    ) -> Result<Direct, DriverError> {
+    pub(super) fn new(p: &ConvProblem, schedule: &ConvSchedule, isa: Isa) -> Result<Direct, DriverError> {
         let shape = Shape::new(p)?;
         let lanes = isa.lanes_f32();
         let x = Surface::new(shape.x, shape.x_halo, lanes, p.in_batch_stride);
@@ -81,41 +68,18 @@ impl Direct {
             (y, x, p.out_channels / p.groups, p.in_channels / p.groups)
         };
         let depthwise = p.is_depthwise();
-        let kernels = Kernels::new(
-            isa,
-            if depthwise {
-                TileKind::Lanes
-            } else {
-                TileKind::Table
-            },
-        )?;
+        let kernels = Kernels::new(isa, if depthwise { TileKind::Lanes } else { TileKind::Table })?;
         let taps: usize = p.kernel.iter().product();
         let blocks = if depthwise { 1 } else { inputs.div_ceil(lanes) };
-        let floats_per_tap = if depthwise {
-            lanes
-        } else {
-            blocks * lanes * 2 * lanes
-        };
-        let grids = grids(
-            &shape,
-            p.form,
-            &read,
-            blocks,
-            floats_per_tap,
-            kernels.max_rows(),
-        );
+        let floats_per_tap = if depthwise { lanes } else { blocks * lanes * 2 * lanes };
+        let grids = grids(&shape, p.form, &read, blocks, floats_per_tap, kernels.max_rows());
         let written = if forward { shape.y } else { shape.x };
         let bound = Bound::new(&p.epilogue, written, lanes)?;
         // Depthwise: the blocks of channels are the panels of one group.
         let (groups, outputs, read_group, panels) = if depthwise {
             (1, p.groups, read.block, p.groups.div_ceil(lanes))
         } else {
-            (
-                p.groups,
-                outputs,
-                blocks * read.block,
-                outputs.div_ceil(2 * lanes),
-            )
+            (p.groups, outputs, blocks * read.block, outputs.div_ceil(2 * lanes))
         };
         Ok(Direct {
             isa,
@@ -181,10 +145,7 @@ impl Direct {
             Bound::Direct { .. } => 0,
             Bound::Hook { .. } => self.strip_len() * 2 * self.lanes * 4,
         };
-        ScratchNeed {
-            per_worker,
-            shared: 0,
-        }
+        ScratchNeed { per_worker, shared: 0 }
     }
 
     /// Panels over all groups.
@@ -194,11 +155,7 @@ impl Direct {
 
     /// Pixels of a hook's strip.
     fn strip_len(&self) -> usize {
-        self.grids
-            .iter()
-            .map(|g| g.count[2].max(MAX_ROWS))
-            .max()
-            .unwrap_or(0)
+        self.grids.iter().map(|g| g.count[2].max(MAX_ROWS)).max().unwrap_or(0)
     }
 
     pub(super) unsafe fn run(&self, args: &ConvArgs<'_>, team: &Team, scratch: &ScratchPool) {
@@ -214,16 +171,7 @@ impl Direct {
                     for grid in &self.grids {
                         let rows = (0, grid.rows(self.batch));
                         // SAFETY: chunks write different channels.
-                        unsafe {
-                            self.rows(
-                                grid,
-                                (p0, p1),
-                                rows,
-                                nest.input(),
-                                nest,
-                                scratch.worker(worker),
-                            )
-                        };
+                        unsafe { self.rows(grid, (p0, p1), rows, nest.input(), nest, scratch.worker(worker)) };
                     }
                 });
             }
@@ -241,13 +189,10 @@ impl Direct {
                         if chunk < of_grid {
                             let rows = grid.rows(self.batch);
                             let (u0, u1) = part(rows.div_ceil(grid.rows_per_tile), chunk, of_grid);
-                            let range =
-                                (u0 * grid.rows_per_tile, (u1 * grid.rows_per_tile).min(rows));
+                            let range = (u0 * grid.rows_per_tile, (u1 * grid.rows_per_tile).min(rows));
                             let strip = scratch.worker(worker);
                             // SAFETY: chunks write different rows.
-                            unsafe {
-                                self.rows(grid, (0, all_panels), range, nest.input(), nest, strip)
-                            };
+                            unsafe { self.rows(grid, (0, all_panels), range, nest.input(), nest, strip) };
                             return;
                         }
                         chunk -= of_grid;
@@ -280,11 +225,7 @@ impl Direct {
         let hooked = matches!(self.bound, Bound::Hook { .. });
         let strip_len = self.strip_len();
         let out_step = grid.steps_in(&self.write);
-        let c_rows = if hooked {
-            std::array::from_fn(|m| m * lanes)
-        } else {
-            grid.row_table(out_step)
-        };
+        let c_rows = if hooked { std::array::from_fn(|m| m * lanes) } else { grid.row_table(out_step) };
         let mut tile = Tile::new(self.isa);
         tile.rows = grid.in_rows.as_ptr();
         tile.taps = grid.taps.as_ptr();
@@ -292,28 +233,17 @@ impl Direct {
         (tile.run, tile.last_run, tile.a_step) = (self.run, self.run, self.a_step);
         tile.b_step = if self.depthwise { lanes } else { 2 * lanes };
         tile.c_rows = c_rows.as_ptr();
-        tile.c_vector = if hooked {
-            strip_len * lanes
-        } else {
-            self.write.block
-        };
+        tile.c_vector = if hooked { strip_len * lanes } else { self.write.block };
         tile.fill = true;
         let mut residual_rows = [0; MAX_ROWS];
         let mut residual_at = None;
-        if let Bound::Direct {
-            bias,
-            residual,
-            activation,
-        } = &self.bound
-        {
+        if let Bound::Direct { bias, residual, activation } = &self.bound {
             set_activation(&mut tile, *activation);
             if let Some(surface) = residual {
                 let step = grid.steps_in(surface);
                 residual_rows = grid.row_table(step);
                 tile.residual_vector = surface.block;
-                let base = nest.args.extras[usize::from(*bias)]
-                    .cast_const()
-                    .cast::<f32>();
+                let base = nest.args.extras[usize::from(*bias)].cast_const().cast::<f32>();
                 residual_at = Some((surface, step, base.wrapping_add(grid.origin_in(surface))));
             }
         }
@@ -333,10 +263,7 @@ impl Direct {
             let first_block = first_channel / lanes;
             let mut tail = [0f32; 32];
             if let Bound::Direct { bias: true, .. } = self.bound {
-                let bias = nest.args.extras[0]
-                    .cast_const()
-                    .cast::<f32>()
-                    .wrapping_add(first_channel);
+                let bias = nest.args.extras[0].cast_const().cast::<f32>().wrapping_add(first_channel);
                 tile.bias = bias;
                 if here < vectors * lanes {
                     // The vector would be read beyond the end of the operand.
@@ -344,16 +271,10 @@ impl Direct {
                     tile.bias = tail.as_ptr();
                 }
             }
-            let weights = nest
-                .args
-                .weights
-                .wrapping_add(panel * self.panel_len + grid.weights);
+            let weights = nest.args.weights.wrapping_add(panel * self.panel_len + grid.weights);
             tile.b = weights;
-            let tiles = if grid.rows_per_tile > 1 {
-                (r1 - r0).div_ceil(grid.rows_per_tile)
-            } else {
-                (r1 - r0) * tiles_in_row
-            };
+            let tiles =
+                if grid.rows_per_tile > 1 { (r1 - r0).div_ceil(grid.rows_per_tile) } else { (r1 - r0) * tiles_in_row };
             let mut lines_left = 0;
             tile.prefetch_lines = 0;
             if self.prefetch_weights && panel + 1 < p1 && !grid.taps.is_empty() {
@@ -370,20 +291,13 @@ impl Direct {
                 let plane_row = row % grid.count[1];
                 let plane = row / grid.count[1];
                 let (item, depth) = (plane / grid.count[0], plane % grid.count[0]);
-                let rows = grid
-                    .rows_per_tile
-                    .min(grid.count[1] - plane_row)
-                    .min(r1 - row);
-                let at = |batch: usize, step: [usize; 3]| {
-                    item * batch + depth * step[0] + plane_row * step[1]
-                };
+                let rows = grid.rows_per_tile.min(grid.count[1] - plane_row).min(r1 - row);
+                let at = |batch: usize, step: [usize; 3]| item * batch + depth * step[0] + plane_row * step[1];
                 let a = input.wrapping_add(group_input + at(self.read_batch, grid.in_step));
                 let c = if hooked {
                     strip
                 } else {
-                    output.wrapping_add(
-                        first_block * self.write.block + at(self.write.batch, out_step),
-                    )
+                    output.wrapping_add(first_block * self.write.block + at(self.write.batch, out_step))
                 };
                 let c_step = if hooked { lanes } else { out_step[2] };
                 let residual = residual_at.as_ref().map(|(surface, step, base)| {
@@ -392,11 +306,7 @@ impl Direct {
                 });
                 let tiles = if rows > 1 { 1 } else { tiles_in_row };
                 for i in 0..tiles {
-                    let (w0, w1) = if rows > 1 {
-                        (0, rows * width)
-                    } else {
-                        part(width, i, tiles)
-                    };
+                    let (w0, w1) = if rows > 1 { (0, rows * width) } else { part(width, i, tiles) };
                     tile.a = a.wrapping_add(w0 * grid.in_step[2]);
                     tile.c = c.wrapping_add(w0 * c_step);
                     if let Some((base, step)) = residual {
@@ -442,22 +352,11 @@ impl Direct {
         for vector in 0..place.channels.div_ceil(lanes) {
             let channel = place.first_channel + vector * lanes;
             let cols = lanes.min(place.channels - vector * lanes);
-            let acc = View2 {
-                ptr: place.acc.wrapping_add(vector * strip_len * lanes).cast(),
-                row: lanes as i64,
-                col: 1,
-            };
+            let acc =
+                View2 { ptr: place.acc.wrapping_add(vector * strip_len * lanes).cast(), row: lanes as i64, col: 1 };
             let view = |(address, bytes): &(Address, usize), base: *mut u8| match address {
-                Address::Scalar => View2 {
-                    ptr: base,
-                    row: 0,
-                    col: 0,
-                },
-                Address::Channel => View2 {
-                    ptr: base.wrapping_add(channel * bytes),
-                    row: 0,
-                    col: 1,
-                },
+                Address::Scalar => View2 { ptr: base, row: 0, col: 0 },
+                Address::Channel => View2 { ptr: base.wrapping_add(channel * bytes), row: 0, col: 1 },
                 Address::Blocked(surface) => {
                     let step = grid.steps_in(surface);
                     let spatial: usize = (0..3).map(|d| place.position[d] * step[d]).sum();
@@ -465,11 +364,7 @@ impl Direct {
                         + place.item * surface.batch
                         + channel / lanes * surface.block
                         + spatial;
-                    View2 {
-                        ptr: base.wrapping_add(offset * bytes),
-                        row: step[2] as i64,
-                        col: 1,
-                    }
+                    View2 { ptr: base.wrapping_add(offset * bytes), row: step[2] as i64, col: 1 }
                 }
             };
             let mut extra_views = [View2::NULL; MAX_VIEWS];
@@ -482,20 +377,12 @@ impl Direct {
             }
             // SAFETY: the views lie within the operands; the hook's signature is the ABI's.
             unsafe {
-                hook(
-                    &acc,
-                    width as i64,
-                    cols as i64,
-                    extra_views.as_ptr(),
-                    out_views.as_ptr(),
-                );
+                hook(&acc, width as i64, cols as i64, extra_views.as_ptr(), out_views.as_ptr());
             }
             if cols < lanes {
                 for (out, (_, bytes)) in out_views.iter().zip(outs) {
                     for pixel in 0..width {
-                        let at = out
-                            .ptr
-                            .wrapping_add((pixel * out.row as usize + cols) * bytes);
+                        let at = out.ptr.wrapping_add((pixel * out.row as usize + cols) * bytes);
                         // SAFETY: the rest of the vector at that pixel.
                         unsafe { std::ptr::write_bytes(at, 0, (lanes - cols) * bytes) };
                     }
@@ -532,54 +419,29 @@ impl Bound {
     fn new(epilogue: &Epilogue, written: [usize; 3], lanes: usize) -> Result<Bound, DriverError> {
         let surface = |halo: &[usize], batch: usize| {
             if halo.is_empty() || halo.len() > 3 {
-                return Err(DriverError::Problem(
-                    "an operand's halo needs an entry for each dim",
-                ));
+                return Err(DriverError::Problem("an operand's halo needs an entry for each dim"));
             }
             Ok(Surface::new(written, dims(halo, 0), lanes, batch))
         };
         match epilogue {
-            Epilogue::Direct {
-                bias: Some(Bias::PerRow),
-                ..
-            } => Err(DriverError::Unsupported("a bias for each pixel")),
-            Epilogue::Direct {
-                bias,
-                residual,
-                activation,
-            } => {
+            Epilogue::Direct { bias: Some(Bias::PerRow), .. } => Err(DriverError::Unsupported("a bias for each pixel")),
+            Epilogue::Direct { bias, residual, activation } => {
                 let residual = match residual {
                     None => None,
-                    Some(Operand::Full { halo, batch_stride }) => {
-                        Some(surface(halo, *batch_stride)?)
-                    }
+                    Some(Operand::Full { halo, batch_stride }) => Some(surface(halo, *batch_stride)?),
                     Some(_) => {
-                        return Err(DriverError::Unsupported(
-                            "a residual that is not of full size",
-                        ));
+                        return Err(DriverError::Unsupported("a residual that is not of full size"));
                     }
                 };
-                Ok(Bound::Direct {
-                    bias: bias.is_some(),
-                    residual,
-                    activation: *activation,
-                })
+                Ok(Bound::Direct { bias: bias.is_some(), residual, activation: *activation })
             }
-            Epilogue::Hook {
-                extras,
-                outs,
-                element_bytes,
-            } => {
+            Epilogue::Hook { extras, outs, element_bytes } => {
                 check_hook(extras.len(), outs.len(), element_bytes)?;
                 let address = |operand: &Operand| match operand {
                     Operand::Scalar => Ok(Address::Scalar),
                     Operand::PerColumn => Ok(Address::Channel),
-                    Operand::Full { halo, batch_stride } => {
-                        Ok(Address::Blocked(surface(halo, *batch_stride)?))
-                    }
-                    _ => Err(DriverError::Unsupported(
-                        "row or strided operands in the epilogue of a convolution",
-                    )),
+                    Operand::Full { halo, batch_stride } => Ok(Address::Blocked(surface(halo, *batch_stride)?)),
+                    _ => Err(DriverError::Unsupported("row or strided operands in the epilogue of a convolution")),
                 };
                 let mut all = Vec::new();
                 for (operand, bytes) in extras.iter().chain(outs).zip(element_bytes) {
@@ -587,9 +449,7 @@ impl Bound {
                 }
                 let outs = all.split_off(extras.len());
                 if outs.iter().any(|(a, _)| !matches!(a, Address::Blocked(_))) {
-                    return Err(DriverError::Problem(
-                        "an output of a convolution must be full",
-                    ));
+                    return Err(DriverError::Problem("an output of a convolution must be full"));
                 }
                 Ok(Bound::Hook { extras: all, outs })
             }

@@ -31,12 +31,7 @@ impl Surface {
         let extent = |d: usize| spatial[d] + 2 * halo[d];
         let step = [extent(1) * extent(2) * lanes, extent(2) * lanes, lanes];
         let origin = (0..3).map(|d| halo[d] * step[d]).sum();
-        Surface {
-            step,
-            block: extent(0) * step[0],
-            batch,
-            origin,
-        }
+        Surface { step, block: extent(0) * step[0], batch, origin }
     }
 }
 
@@ -56,31 +51,14 @@ impl Shape {
     pub(super) fn new(p: &ConvProblem) -> Result<Shape, DriverError> {
         let rank = p.in_spatial.len();
         if rank == 0 || rank > 3 {
-            return Err(DriverError::Unsupported(
-                "convolutions of other than 1 to 3 spatial dims",
-            ));
+            return Err(DriverError::Unsupported("convolutions of other than 1 to 3 spatial dims"));
         }
-        let lists = [
-            &p.out_spatial,
-            &p.kernel,
-            &p.stride,
-            &p.dilation,
-            &p.pad_begin,
-            &p.in_halo,
-            &p.out_halo,
-        ];
+        let lists = [&p.out_spatial, &p.kernel, &p.stride, &p.dilation, &p.pad_begin, &p.in_halo, &p.out_halo];
         if lists.iter().any(|l| l.len() != rank) {
-            return Err(DriverError::Problem(
-                "spatial lists of a convolution differ in length",
-            ));
+            return Err(DriverError::Problem("spatial lists of a convolution differ in length"));
         }
-        if [&p.kernel, &p.stride, &p.dilation]
-            .iter()
-            .any(|l| l.contains(&0))
-        {
-            return Err(DriverError::Problem(
-                "kernel, stride and dilation must be at least 1",
-            ));
+        if [&p.kernel, &p.stride, &p.dilation].iter().any(|l| l.contains(&0)) {
+            return Err(DriverError::Problem("kernel, stride and dilation must be at least 1"));
         }
         if p.input == ConvInput::Image && p.in_halo.iter().any(|&h| h != 0) {
             return Err(DriverError::Problem("a row-major image has no halo"));
@@ -92,11 +70,7 @@ impl Shape {
             };
             for (dim, (&actual, needed)) in halo.iter().zip(p.read_halo()).enumerate() {
                 if actual < needed {
-                    return Err(DriverError::Halo {
-                        dim,
-                        needed,
-                        actual,
-                    });
+                    return Err(DriverError::Halo { dim, needed, actual });
                 }
             }
         }
@@ -121,20 +95,14 @@ pub(super) fn points(extent: Dims) -> impl Iterator<Item = Dims> {
 
 /// The taps that the input gradient uses at positions `first + stride * j`: those for which
 /// `position + pad - tap * dilation` is a multiple of the stride. One list for each `first` below the stride.
-pub(crate) fn gradient_phases(
-    kernel: Dims,
-    stride: Dims,
-    dilation: Dims,
-    pad: Dims,
-) -> Vec<Vec<usize>> {
+pub(crate) fn gradient_phases(kernel: Dims, stride: Dims, dilation: Dims, pad: Dims) -> Vec<Vec<usize>> {
     points(stride)
         .map(|first| {
             points(kernel)
                 .enumerate()
                 .filter(|(_, tap)| {
                     (0..3).all(|d| {
-                        let distance =
-                            (first[d] + pad[d]) as isize - (tap[d] * dilation[d]) as isize;
+                        let distance = (first[d] + pad[d]) as isize - (tap[d] * dilation[d]) as isize;
                         distance.rem_euclid(stride[d] as isize) == 0
                     })
                 })
@@ -169,11 +137,7 @@ pub(super) struct Grid {
 impl Grid {
     /// Offsets of a tile's rows in a tensor whose positions lie `step` apart.
     pub(super) fn row_table(&self, step: Dims) -> [usize; MAX_ROWS] {
-        let width = if self.rows_per_tile > 1 {
-            self.count[2]
-        } else {
-            MAX_ROWS
-        };
+        let width = if self.rows_per_tile > 1 { self.count[2] } else { MAX_ROWS };
         std::array::from_fn(|m| (m / width) * step[1] + (m % width) * step[2])
     }
 
@@ -184,28 +148,17 @@ impl Grid {
 
     /// Offset of the grid's first position in an output tensor.
     pub(super) fn origin_in(&self, surface: &Surface) -> usize {
-        surface.origin
-            + (0..3)
-                .map(|d| self.first[d] * surface.step[d])
-                .sum::<usize>()
+        surface.origin + (0..3).map(|d| self.first[d] * surface.step[d]).sum::<usize>()
     }
 
     /// Rows, over all batch items.
     pub(super) fn rows(&self, batch: usize) -> usize {
-        if self.count[2] == 0 {
-            0
-        } else {
-            batch * self.count[0] * self.count[1]
-        }
+        if self.count[2] == 0 { 0 } else { batch * self.count[0] * self.count[1] }
     }
 
     pub(super) fn finish(mut self, max_rows: usize) -> Grid {
         let width = self.count[2].max(1);
-        self.rows_per_tile = if 2 * width <= max_rows {
-            max_rows / width
-        } else {
-            1
-        };
+        self.rows_per_tile = if 2 * width <= max_rows { max_rows / width } else { 1 };
         self.in_rows = self.row_table(self.in_step);
         self
     }
@@ -222,24 +175,14 @@ pub(super) fn grids(
     max_rows: usize,
 ) -> Vec<Grid> {
     let grid = |count, taps, in_step, first, out_step, weights| {
-        let grid = Grid {
-            count,
-            taps,
-            in_step,
-            first,
-            out_step,
-            weights,
-            rows_per_tile: 1,
-            in_rows: [0; MAX_ROWS],
-        };
+        let grid = Grid { count, taps, in_step, first, out_step, weights, rows_per_tile: 1, in_rows: [0; MAX_ROWS] };
         grid.finish(max_rows)
     };
     if form == ConvForm::Forward {
         let mut taps = Vec::new();
         for block in 0..blocks {
             for tap in points(shape.kernel) {
-                let offset =
-                    |d: usize| (tap[d] * shape.dilation[d]) as isize - shape.pad[d] as isize;
+                let offset = |d: usize| (tap[d] * shape.dilation[d]) as isize - shape.pad[d] as isize;
                 taps.push(at(read, block, offset));
             }
         }
@@ -262,11 +205,7 @@ pub(super) fn grids(
                 taps.push(at(read, block, offset));
             }
         }
-        let count = std::array::from_fn(|d| {
-            shape.x[d]
-                .saturating_sub(first[d])
-                .div_ceil(shape.stride[d])
-        });
+        let count = std::array::from_fn(|d| shape.x[d].saturating_sub(first[d]).div_ceil(shape.stride[d]));
         let here = weights;
         weights += phase.len() * floats_per_tap;
         if count.contains(&0) {

@@ -30,21 +30,14 @@ pub(super) struct ImageConv {
 }
 
 impl ImageConv {
-    pub(super) fn new(
-        p: &ConvProblem,
-        schedule: &ConvSchedule,
-        isa: Isa,
-    ) -> Result<ImageConv, DriverError> {
+    pub(super) fn new(p: &ConvProblem, schedule: &ConvSchedule, isa: Isa) -> Result<ImageConv, DriverError> {
         if p.groups != 1 || p.in_spatial.len() > 2 {
-            return Err(DriverError::Unsupported(
-                "images with groups or three spatial dims",
-            ));
+            return Err(DriverError::Unsupported("images with groups or three spatial dims"));
         }
         let shape = Shape::new(p)?;
         let block = schedule.block.clamp(1, MAX_BLOCK).min(shape.y[1].max(1));
         let reach = |d: usize| (shape.kernel[d] - 1) * shape.dilation[d];
-        let extent =
-            |d: usize, positions: usize| (positions.max(1) - 1) * shape.stride[d] + reach(d) + 1;
+        let extent = |d: usize, positions: usize| (positions.max(1) - 1) * shape.stride[d] + reach(d) + 1;
         let copy = [extent(1, block), extent(2, shape.y[2])];
         let direct = Direct::on_image(p, schedule, isa, &shape, |max_rows| {
             let mut taps = Vec::new();
@@ -87,10 +80,7 @@ impl ImageConv {
 
     pub(super) fn scratch(&self) -> ScratchNeed {
         let strip = self.direct.scratch();
-        ScratchNeed {
-            per_worker: strip.per_worker + self.copy_len() * 4,
-            shared: 0,
-        }
+        ScratchNeed { per_worker: strip.per_worker + self.copy_len() * 4, shared: 0 }
     }
 
     pub(super) unsafe fn run(&self, args: &ConvArgs<'_>, team: &Team, scratch: &ScratchPool) {
@@ -111,8 +101,7 @@ impl ImageConv {
                 self.copy_rows(image, copy, r0, r1);
                 let input = copy.cast_const().wrapping_sub(r0 * grid.in_step[1]);
                 let rows = (item * self.out_rows + r0, item * self.out_rows + r1);
-                self.direct
-                    .rows(grid, (0, self.direct.panels()), rows, input, nest, strip);
+                self.direct.rows(grid, (0, self.direct.panels()), rows, input, nest, strip);
             }
         });
     }

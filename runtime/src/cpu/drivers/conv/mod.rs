@@ -58,11 +58,7 @@ impl ConvPlan {
     /// If the numbers contradict each other, a halo is too small, or the form does not exist: groups whose channels are
     /// not multiples of L (except depthwise), depthwise with a channel multiplier, images with groups or three
     /// spatial dims, gradients with respect to images.
-    pub fn new(
-        problem: &ConvProblem,
-        schedule: &ConvSchedule,
-        isa: Isa,
-    ) -> Result<ConvPlan, DriverError> {
+    pub fn new(problem: &ConvProblem, schedule: &ConvSchedule, isa: Isa) -> Result<ConvPlan, DriverError> {
         check_isa(isa, schedule.lanes)?;
         let lanes = isa.lanes_f32();
         let (i, o) = (problem.in_channels, problem.out_channels);
@@ -71,17 +67,11 @@ impl ConvPlan {
         }
         let of_group = |channels: usize| channels / problem.groups % lanes == 0;
         if problem.groups > 1 && !problem.is_depthwise() && !(of_group(i) && of_group(o)) {
-            return Err(DriverError::Unsupported(
-                "groups whose channels are not a multiple of the vector",
-            ));
+            return Err(DriverError::Unsupported("groups whose channels are not a multiple of the vector"));
         }
         let form = match (problem.form, problem.input) {
-            (ConvForm::WeightGradient, ConvInput::Blocked) => {
-                Form::WeightGradient(WeightGradient::new(problem, isa)?)
-            }
-            (ConvForm::Forward, ConvInput::Image) => {
-                Form::Image(ImageConv::new(problem, schedule, isa)?)
-            }
+            (ConvForm::WeightGradient, ConvInput::Blocked) => Form::WeightGradient(WeightGradient::new(problem, isa)?),
+            (ConvForm::Forward, ConvInput::Image) => Form::Image(ImageConv::new(problem, schedule, isa)?),
             (_, ConvInput::Blocked) => Form::Direct(Direct::new(problem, schedule, isa)?),
             (_, ConvInput::Image) => {
                 return Err(DriverError::Unsupported("gradients on a row-major image"));

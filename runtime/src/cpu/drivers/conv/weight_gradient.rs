@@ -35,11 +35,7 @@ pub(super) struct WeightGradient {
 
 impl WeightGradient {
     pub(super) fn new(p: &ConvProblem, isa: Isa) -> Result<WeightGradient, DriverError> {
-        let plain = Epilogue::Direct {
-            bias: None,
-            residual: None,
-            activation: Activation::None,
-        };
+        let plain = Epilogue::Direct { bias: None, residual: None, activation: Activation::None };
         if p.epilogue != plain {
             return Err(DriverError::Unsupported("an epilogue on a weight gradient"));
         }
@@ -66,14 +62,7 @@ impl WeightGradient {
         Ok(WeightGradient {
             isa,
             lanes,
-            kernels: Kernels::new(
-                isa,
-                if depthwise {
-                    TileKind::Lanes
-                } else {
-                    TileKind::Table
-                },
-            )?,
+            kernels: Kernels::new(isa, if depthwise { TileKind::Lanes } else { TileKind::Table })?,
             depthwise,
             batch: p.batch,
             groups: p.groups,
@@ -91,10 +80,7 @@ impl WeightGradient {
 
     pub(super) fn scratch(&self) -> ScratchNeed {
         let floats = self.offsets.len() * self.lanes * 2 * self.lanes;
-        ScratchNeed {
-            per_worker: floats * 4,
-            shared: 0,
-        }
+        ScratchNeed { per_worker: floats * 4, shared: 0 }
     }
 
     pub(super) unsafe fn run(&self, args: &ConvArgs<'_>, team: &Team, scratch: &ScratchPool) {
@@ -106,19 +92,12 @@ impl WeightGradient {
             });
             return;
         }
-        let (panels, blocks) = (
-            self.outputs.div_ceil(2 * self.lanes),
-            self.inputs.div_ceil(self.lanes),
-        );
+        let (panels, blocks) = (self.outputs.div_ceil(2 * self.lanes), self.inputs.div_ceil(self.lanes));
         let taps = self.offsets.len();
         let parts = if self.split_taps { taps } else { 1 };
         team.parallel(self.groups * panels * blocks * parts, &|chunk, worker| {
             let (unit, tap) = (chunk / parts, chunk % parts);
-            let taps = if self.split_taps {
-                tap..tap + 1
-            } else {
-                0..taps
-            };
+            let taps = if self.split_taps { tap..tap + 1 } else { 0..taps };
             let (group, unit) = (unit / (panels * blocks), unit % (panels * blocks));
             let (panel, block) = (unit / blocks, unit % blocks);
             // SAFETY: chunks write different weights.
@@ -158,15 +137,9 @@ impl WeightGradient {
         let mut tile = self.tile();
         tile.rows = lane.as_ptr();
         tile.c_rows = c_rows.as_ptr();
-        let x = nest
-            .args
-            .input
-            .wrapping_add((group * self.inputs / l + block) * self.x.block);
+        let x = nest.args.input.wrapping_add((group * self.inputs / l + block) * self.x.block);
         let y_block = (group * self.outputs + panel * 2 * l) / l;
-        let y = nest
-            .args
-            .weights
-            .wrapping_add(self.y.origin + y_block * self.y.block);
+        let y = nest.args.weights.wrapping_add(self.y.origin + y_block * self.y.block);
         let parts = inputs.div_ceil(self.kernels.max_rows());
         let mut first = true;
         for item in 0..self.batch {
@@ -188,16 +161,11 @@ impl WeightGradient {
         }
         for o in 0..outputs {
             for i in 0..inputs {
-                let weight =
-                    (group * self.outputs + panel * 2 * l + o) * self.inputs + block * l + i;
+                let weight = (group * self.outputs + panel * 2 * l + o) * self.inputs + block * l + i;
                 for tap in taps.clone() {
                     // SAFETY: an element of the weights, and of the scratch. Without pixels nothing was summed.
                     unsafe {
-                        let sum = if first {
-                            0.0
-                        } else {
-                            *sums.add((tap * l + i) * 2 * l + o)
-                        };
+                        let sum = if first { 0.0 } else { *sums.add((tap * l + i) * 2 * l + o) };
                         *nest.args.output.add(weight * self.offsets.len() + tap) = sum;
                     }
                 }
@@ -235,11 +203,7 @@ impl WeightGradient {
             for tap in 0..taps {
                 // SAFETY: an element of the weights, and of the scratch. Without pixels nothing was summed.
                 unsafe {
-                    let sum = if first {
-                        0.0
-                    } else {
-                        *sums.add(tap * l + lane)
-                    };
+                    let sum = if first { 0.0 } else { *sums.add(tap * l + lane) };
                     *nest.args.output.add((block * l + lane) * taps + tap) = sum;
                 }
             }
