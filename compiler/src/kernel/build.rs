@@ -183,6 +183,22 @@ impl KernelBuilder {
         self.push(Stmt::For { var, start: start.into(), end: end.into(), step, kind, body });
     }
 
+    /// Opens a block by hand: statements go there until [`KernelBuilder::end`]. For callers whose own state must be
+    /// reachable between the two; else the closures of [`KernelBuilder::for_`] are simpler.
+    pub fn begin(&mut self) {
+        self.open.push(Vec::new());
+    }
+
+    /// Closes the block that [`KernelBuilder::begin`] opened.
+    pub fn end(&mut self) -> Vec<Stmt> {
+        self.open.pop().unwrap_or_default()
+    }
+
+    /// A variable of type `i64` for a loop that is pushed by hand.
+    pub fn index(&mut self) -> Var {
+        self.fresh(DType::I64)
+    }
+
     /// A conditional.
     pub fn if_(&mut self, condition: impl Into<Expr>, then: impl FnOnce(&mut Self)) {
         let then = self.nested(then);

@@ -76,6 +76,9 @@ impl Builder {
             Op::Input(_) | Op::State(_) => BindingTime::Run,
             _ => operands.iter().map(|o| self.times[o.index()]).max().unwrap_or(BindingTime::Run),
         };
+        // a size that only a run knows
+        let symbolic = self.graph.ty(id).parts().iter().any(|part| part.shape.constant().is_none());
+        let time = if symbolic { BindingTime::Run } else { time };
         self.times.push(time);
         self.known.insert(key, id);
         Ok(id)

@@ -24,9 +24,9 @@ use smallvec::SmallVec;
 pub use activation::recognise as recognise_activations;
 use direct::Builder;
 use extract::Search;
-use part::{GraphFacts, Part, Place, Ref};
+pub(crate) use part::GraphFacts;
+use part::{Part, Place, Ref};
 use saturate::{Loaded, Template};
-use term::BindingTime;
 
 /// How much is rewritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -146,12 +146,12 @@ pub fn rewrite(graph: &Graph, device: &DeviceDescription, options: &Options) -> 
             .ok_or_else(|| Diagnostic::new("E0401", "extraction found no acyclic choice for a part of the graph"))?;
         rewrites.push(Rewrite { part, loaded, template, phases });
     }
-    let (graph_out, made) = assemble(graph, &facts, &rewrites, &places)?;
+    let (graph_out, made) = assemble(graph, &rewrites, &places)?;
     Ok(Rewritten { graph: graph_out, original: graph.clone(), options: options.clone(), rewrites, places, made })
 }
 
 /// Binding times and known elements of every node.
-fn facts(graph: &Graph) -> Result<GraphFacts, Diagnostic> {
+pub(crate) fn facts(graph: &Graph) -> Result<GraphFacts, Diagnostic> {
     let mut builder = Builder::new(graph);
     let mut facts = GraphFacts { times: Vec::new(), splats: Vec::new() };
     let mut new: Vec<NodeId> = Vec::new();
@@ -170,7 +170,6 @@ type Assembled = (Graph, Vec<Option<(usize, usize)>>);
 /// The graph with every part replaced by its template.
 fn assemble(
     graph: &Graph,
-    facts: &GraphFacts,
     rewrites: &[Rewrite],
     places: &[(usize, Place)],
 ) -> Result<Assembled, Diagnostic> {
@@ -184,7 +183,6 @@ fn assemble(
         builder.set_origins(graph.origins(id));
         let operands: SmallVec<[NodeId; 4]> = node.operands.iter().filter_map(|o| new[o.index()]).collect();
         new[id.index()] = Some(builder.add(&node.op, &operands)?);
-        debug_assert!(facts.times[id.index()] < BindingTime::Run || node.operands.is_empty());
     }
     for (place_index, (which, place)) in places.iter().enumerate() {
         let rewrite = &rewrites[*which];
@@ -291,8 +289,7 @@ impl Rewritten {
         if self.options.level == Level::None {
             return Ok(self.original.clone());
         }
-        let facts = facts(&self.original)?;
-        assemble(&self.original, &facts, &self.rewrites, &self.places).map(|(graph, _)| graph)
+        assemble(&self.original, &self.rewrites, &self.places).map(|(graph, _)| graph)
     }
 
     /// Figures.

@@ -222,7 +222,10 @@ impl Analysis<Term> for Universe {
         if let Some(leaf) = universe.leaves.get(&term.op) {
             return Facts { ty, splat: leaf.splat, time: leaf.time };
         }
-        Facts { ty, splat: universe.splat(term.op, &splats, ty), time: time.unwrap_or(BindingTime::Run) }
+        // a size that only a run knows
+        let symbolic = universe.ty(ty).parts().iter().any(|part| part.shape.constant().is_none());
+        let time = if symbolic { BindingTime::Run } else { time.unwrap_or(BindingTime::Run) };
+        Facts { ty, splat: universe.splat(term.op, &splats, ty), time }
     }
 
     fn merge(&mut self, a: &mut Facts, b: Facts) -> DidMerge {
