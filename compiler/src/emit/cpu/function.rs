@@ -14,9 +14,7 @@ use egret_ir::DType;
 
 use super::Symbol;
 use crate::emit::EmitError;
-use crate::kernel::{
-    Abi, BinaryOp, Expr, Kernel, LoopKind, Memory, ReduceOp, Space, Stmt, Strip, Var,
-};
+use crate::kernel::{Abi, Expr, Kernel, LoopKind, Memory, Space, Stmt, Strip, Var};
 
 /// What a kernel variable is in the function.
 #[derive(Clone, Copy)]
@@ -300,7 +298,7 @@ impl Lower<'_, '_> {
             }
             Stmt::Accumulate { var, op, value } => {
                 let combined = Expr::Binary(
-                    op.binary(),
+                    op.step(),
                     Box::new(Expr::Var(*var)),
                     Box::new(value.clone()),
                 );
@@ -462,17 +460,5 @@ impl Lower<'_, '_> {
         self.symbols.push(symbol.clone());
         self.functions.insert(symbol, callee);
         callee
-    }
-}
-
-impl ReduceOp {
-    /// The operation of one step.
-    pub(super) fn binary(self) -> BinaryOp {
-        match self {
-            ReduceOp::Sum => BinaryOp::Add,
-            ReduceOp::Max => BinaryOp::Max,
-            ReduceOp::Min => BinaryOp::Min,
-            ReduceOp::Prod => BinaryOp::Mul,
-        }
     }
 }

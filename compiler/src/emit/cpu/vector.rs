@@ -794,8 +794,8 @@ impl Lower<'_, '_> {
             (ReduceOp::Max | ReduceOp::Min, true) => {
                 Ok(self.float_extremum(op == ReduceOp::Max, x, y, false))
             }
-            (_, true) => self.float_arithmetic(op.binary(), x, y),
-            (_, false) => self.int_vectors(op.binary(), dtype, x, y),
+            (_, true) => self.float_arithmetic(op.step(), x, y),
+            (_, false) => self.int_vectors(op.step(), dtype, x, y),
         }
     }
 
@@ -810,7 +810,7 @@ impl Lower<'_, '_> {
             (ReduceOp::Max | ReduceOp::Min, true) => {
                 Ok(self.float_extremum(op == ReduceOp::Max, x, y, false))
             }
-            (_, true) => self.float_arithmetic(op.binary(), x, y),
+            (_, true) => self.float_arithmetic(op.step(), x, y),
             (ReduceOp::Max | ReduceOp::Min, false) => {
                 let signed = signed(dtype);
                 Ok(match (op == ReduceOp::Max, signed) {
@@ -820,7 +820,7 @@ impl Lower<'_, '_> {
                     (false, false) => self.b.ins().umin(x, y),
                 })
             }
-            (_, false) => self.int_vectors(op.binary(), dtype, x, y),
+            (_, false) => self.int_vectors(op.step(), dtype, x, y),
         }
     }
 }
