@@ -137,7 +137,7 @@ impl Printer<'_> {
         let threads = k.block_threads();
         let _ = writeln!(
             self.out,
-            "extern \"C\" __global__ void __launch_bounds__({threads})\n{name}({parameters}) {{"
+            "extern \"C\" __global__ void __launch_bounds__({threads}, 1)\n{name}({parameters}) {{"
         );
         self.scratch();
         self.grid()?;
