@@ -119,12 +119,12 @@ fn every_operation_of_every_type_compiles() {
         let bits = k.buffer(DType::Bool, Access::Write);
         let n = k.dim();
         k.status(n.less(0), 1);
-        k.for_(0, n, LoopKind::Thread(0), |k, i| {
+        k.for_(0, n.clone(), LoopKind::Thread(0), |k, i| {
             let (a, b) = (k.bind(x.load(&i)), k.bind(x.load_if(i.greater(0), &i - 1)));
-            let mut at = i * 64;
+            let (base, mut at) = (k.bind(i * 64), 0);
             let mut out = |k: &mut KernelBuilder, value: Expr| {
-                k.store(y, &at, value);
-                at = &at + 1;
+                k.store(y, &base + at, value);
+                at += 1;
             };
             if half {
                 out(k, (a.clone().cast(DType::F32) + 1.0f32).cast(dtype));
@@ -162,9 +162,12 @@ fn every_operation_of_every_type_compiles() {
                         .select(&a, Expr::constant(dtype, constant)),
                 );
             }
-            for &to in DType::ALL {
-                if !matches!(to, DType::F16 | DType::BF16) {
-                    out(k, a.clone().cast(to).cast(dtype));
+        });
+        k.for_(0, n, LoopKind::Thread(0), |k, i| {
+            let a = k.bind(x.load(&i));
+            for (at, &to) in (0..).zip(DType::ALL) {
+                if !half && !matches!(to, DType::F16 | DType::BF16) {
+                    k.store(y, &i * 16 + at, a.clone().cast(to).cast(dtype));
                 }
             }
         });

@@ -16,7 +16,8 @@ struct bf16 { u16 bits; };
 #define NAN_F32 __int_as_float(0x7fc00000)
 #define INF_F64 __longlong_as_double(0x7ff0000000000000ll)
 #define NAN_F64 __longlong_as_double(0x7ff8000000000000ll)
-#define DEVICE __device__ __forceinline__
+#define DEVICE static __device__ __forceinline__
+#pragma nv_diag_suppress 177 // Not every kernel uses every function.
 
 DEVICE f32 f32_from(f16 x) { f32 y; asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits)); return y; }
 DEVICE f32 f32_from(bf16 x) { return __uint_as_float((u32)x.bits << 16); }
