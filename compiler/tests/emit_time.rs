@@ -24,12 +24,17 @@ fn map(steps: usize) -> Kernel {
 
 fn softmax() -> Kernel {
     let mut k = KernelBuilder::new();
-    let (x, y) = (k.buffer(F32, Access::Read), k.buffer(F32, Access::ReadWrite));
+    let (x, y) = (
+        k.buffer(F32, Access::Read),
+        k.buffer(F32, Access::ReadWrite),
+    );
     let (rows, cols) = (k.dim(), k.dim());
     let row = k.grid(rows);
     let base = k.bind(row * &cols);
     let max = k.variable(f32::NEG_INFINITY);
-    k.for_(0, cols.clone(), LoopKind::Vector, |k, c| k.accumulate(max, ReduceOp::Max, x.load(&base + c)));
+    k.for_(0, cols.clone(), LoopKind::Vector, |k, c| {
+        k.accumulate(max, ReduceOp::Max, x.load(&base + c))
+    });
     let sum = k.variable(0.0f32);
     k.for_(0, cols.clone(), LoopKind::Vector, |k, c| {
         let e = k.bind((x.load(&base + &c) - Expr::from(max)).unary(UnaryOp::Exp));
@@ -46,7 +51,12 @@ fn softmax() -> Kernel {
 #[ignore = "a measurement"]
 fn compile_and_run_times() {
     let mut emitter = CpuEmitter::new(&CpuTarget::host()).unwrap();
-    for (name, kernel) in [("map 2", map(2)), ("map 20", map(20)), ("map 60", map(60)), ("softmax", softmax())] {
+    for (name, kernel) in [
+        ("map 2", map(2)),
+        ("map 20", map(20)),
+        ("map 60", map(60)),
+        ("softmax", softmax()),
+    ] {
         let mut best = f64::MAX;
         let mut bytes = 0;
         for _ in 0..20 {
@@ -70,7 +80,16 @@ fn compile_and_run_times() {
         for _ in 0..200 {
             let start = Instant::now();
             // SAFETY: both buffers have 4096 elements.
-            unsafe { f(buffers.as_ptr(), dims.as_ptr(), 0, 1, std::ptr::null_mut(), std::ptr::null_mut()) };
+            unsafe {
+                f(
+                    buffers.as_ptr(),
+                    dims.as_ptr(),
+                    0,
+                    1,
+                    std::ptr::null_mut(),
+                    std::ptr::null_mut(),
+                )
+            };
             best = best.min(start.elapsed().as_secs_f64() * 1e9 / 4096.0);
         }
         eprintln!("{name}: {best:.3} ns an element");

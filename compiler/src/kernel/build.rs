@@ -80,7 +80,6 @@ impl KernelBuilder {
             extras: extras.into_iter().map(&mut strided).collect(),
             outs: outs.into_iter().map(&mut strided).collect(),
         };
-        drop(strided);
         (builder, hook)
     }
 
