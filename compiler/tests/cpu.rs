@@ -668,3 +668,70 @@ fn a_softmax_row_in_place() {
         assert_eq!(results[0], results[1]);
     }
 }
+
+#[test]
+fn other_targets_are_emitted_on_this_host() {
+    use egret_compiler::emit::EmitError;
+    use egret_compiler::emit::cpu::{CpuEmitter, CpuTarget};
+    let target = |triple: &str, features: &[&str]| CpuTarget {
+        triple: triple.into(),
+        features: features.iter().map(|f| f.to_string()).collect(),
+    };
+    let targets = [
+        target("x86_64-unknown-linux-gnu", &["sse4.2"]),
+        target(
+            "x86_64-unknown-linux-gnu",
+            &["sse4.2", "avx", "avx2", "fma"],
+        ),
+        target("aarch64-unknown-linux-gnu", &[]),
+    ];
+    for target in targets {
+        let mut emitter = CpuEmitter::new(&target).unwrap();
+        let mut emit = |kernel: Kernel| {
+            let code = emitter
+                .emit(&kernel)
+                .unwrap_or_else(|e| panic!("{target:?} {e}\n{kernel}"));
+            assert_eq!(code, emitter.emit(&kernel).unwrap());
+        };
+        for dtype in [F32, F64, I32, I64, U8, Bool] {
+            for &op in BinaryOp::ALL {
+                let legal = match op {
+                    BinaryOp::And | BinaryOp::Or | BinaryOp::Xor => !dtype.is_float(),
+                    BinaryOp::Max | BinaryOp::Min => true,
+                    BinaryOp::Shl | BinaryOp::Shr => dtype.is_int(),
+                    BinaryOp::Pow => dtype.is_float(),
+                    _ => dtype != Bool,
+                };
+                if legal {
+                    emit(map(&[dtype, dtype], dtype, |x, _| {
+                        x[0].clone().binary(op, &x[1])
+                    }));
+                }
+            }
+            emit(map(&[dtype], F32, |x, _| {
+                x[0].clone().cast(F32) * 2.0f32 + 1.0f32
+            }));
+            emit(map(&[F32], dtype, |x, _| x[0].clone().cast(dtype)));
+        }
+        for &op in UnaryOp::ALL {
+            if !matches!(op, UnaryOp::Not | UnaryOp::IsNan) {
+                emit(map(&[F32], F32, |x, _| x[0].clone().unary(op)).with_strips());
+                emit(map(&[F64], F64, |x, _| x[0].clone().unary(op)));
+            }
+        }
+    }
+    assert!(matches!(
+        CpuEmitter::new(&target("x86_64-unknown-linux-gnu", &[])),
+        Err(EmitError::Target { .. })
+    ));
+    assert!(matches!(
+        CpuEmitter::new(&target("m68k", &[])),
+        Err(EmitError::Target { .. })
+    ));
+    let mut emitter = CpuEmitter::new(&target("aarch64-unknown-linux-gnu", &[])).unwrap();
+    let half = map(&[F16], F32, |x, _| x[0].clone().cast(F32));
+    assert!(matches!(
+        emitter.emit(&half),
+        Err(EmitError::UnsupportedType { dtype: F16, .. })
+    ));
+}

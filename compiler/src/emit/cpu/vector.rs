@@ -413,14 +413,15 @@ impl VectorLoop<'_> {
 
     /// An index as an affine function of the loop variable alone, definitions in the body written out.
     fn affine(&self, index: &Expr) -> Option<Affine> {
-        let written_out = self.write_out(index);
+        let written_out = self.write_out(index, 8);
         let affine = Affine::of(&written_out, self.var)?;
         self.invariant(&affine.base).then_some(affine)
     }
 
-    fn write_out(&self, e: &Expr) -> Expr {
+    /// An index with the definitions of the body written out, so deep at most: shared definitions double at each level.
+    fn write_out(&self, e: &Expr, depth: u32) -> Expr {
         e.substitute(&mut |v| match self.varying.get(&v) {
-            Some(Some(definition)) => Some(self.write_out(definition)),
+            Some(Some(definition)) if depth > 0 => Some(self.write_out(definition, depth - 1)),
             _ => None,
         })
     }

@@ -79,7 +79,8 @@ fn in_folder(folder: &Path) -> Vec<PathBuf> {
 
 fn known_places() -> Vec<PathBuf> {
     let mut found = Vec::new();
-    let variables = |names: [&'static str; 2]| names.into_iter().filter_map(env::var_os).map(PathBuf::from);
+    let variables =
+        |names: [&'static str; 2]| names.into_iter().filter_map(env::var_os).map(PathBuf::from);
     for toolkit in variables(["CUDA_HOME", "CUDA_PATH"]) {
         found.extend(in_folder(&toolkit.join("lib64")));
         found.extend(in_folder(&toolkit.join("lib")));
