@@ -31,8 +31,8 @@ fn map(inputs: &[DType], output: DType, f: impl Fn(&[Expr], &Expr) -> Expr) -> K
     k.finish().unwrap_or_else(|e| panic!("{e:?}"))
 }
 
-fn run_map<A: Copy, B: Copy + Default>(kernel: &Kernel, inputs: &[Vec<A>], n: usize, chunk: i64) -> Vec<B> {
-    let mut inputs = inputs.to_vec();
+fn run_map<A: Copy, B: Copy + Default>(kernel: &Kernel, inputs: &[&[A]], n: usize, chunk: i64) -> Vec<B> {
+    let mut inputs: Vec<Vec<A>> = inputs.iter().map(|x| x.to_vec()).collect();
     for x in &mut inputs {
         assert_eq!(x.len(), n);
         x.reserve(1);
@@ -52,7 +52,7 @@ fn relu_of_a_line_in_every_chunking() {
         let (a, b) = (values(n, 1), values(n, 2));
         let expected: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a.mul_add(2.5, *b).max(0.0)).collect();
         for chunk in [1, 3, 1000] {
-            let y: Vec<f32> = run_map(&kernel, &[a.clone(), b.clone()], n, chunk);
+            let y: Vec<f32> = run_map(&kernel, &[&a, &b], n, chunk);
             for (y, e) in y.iter().zip(&expected) {
                 assert!((y - e).abs() < 1e-5, "{y} {e}");
             }
@@ -89,9 +89,9 @@ fn extrema_propagate_nan() {
     let n = a.len();
     for (op, plain) in [(BinaryOp::Max, f32::max as fn(f32, f32) -> f32), (BinaryOp::Min, f32::min)] {
         let kernel = map(&[F32, F32], F32, |x, _| x[0].clone().binary(op, &x[1]));
-        let y: Vec<f32> = run_map(&kernel, &[a.clone(), b.clone()], n, 1);
+        let y: Vec<f32> = run_map(&kernel, &[&a, &b], n, 1);
         let constant = map(&[F32, F32], F32, |x, _| x[0].clone().binary(op, 0.5f32));
-        let z: Vec<f32> = run_map(&constant, &[a.clone(), b.clone()], n, 1);
+        let z: Vec<f32> = run_map(&constant, &[&a, &b], n, 1);
         for i in 0..n {
             let expected = if a[i].is_nan() || b[i].is_nan() { f32::NAN } else { plain(a[i], b[i]) };
             assert_eq!(y[i].to_bits() & 0x7fff_ffff == 0x7fc0_0000, expected.is_nan());
@@ -171,14 +171,14 @@ fn integers_wrap_and_never_trap() {
     ];
     for (op, f) in table {
         let kernel = map(&[I64, I64], I64, |x, _| x[0].clone().binary(op, &x[1]));
-        let y: Vec<i64> = run_map(&kernel, &[a.clone(), b.clone()], n, 1);
+        let y: Vec<i64> = run_map(&kernel, &[&a, &b], n, 1);
         let expected: Vec<i64> = a.iter().zip(&b).map(|(&a, &b)| f(a, b)).collect();
         assert_eq!(y, expected, "i64 {}", op.name());
         // Narrow: same results modulo the width, from wrapped operands.
         let narrow = |v: &[i64]| v.iter().map(|&v| v as i32).collect::<Vec<_>>();
         if !matches!(op, BinaryOp::Shl | BinaryOp::Shr) {
             let kernel = map(&[I32, I32], I32, |x, _| x[0].clone().binary(op, &x[1]));
-            let y: Vec<i32> = run_map(&kernel, &[narrow(&a), narrow(&b)], n, 1);
+            let y: Vec<i32> = run_map(&kernel, &[&narrow(&a), &narrow(&b)], n, 1);
             let expected: Vec<i32> = narrow(&a)
                 .iter()
                 .zip(narrow(&b))
@@ -190,14 +190,14 @@ fn integers_wrap_and_never_trap() {
             assert_eq!(y, expected, "i32 {}", op.name());
             let bytes = |v: &[i64]| v.iter().map(|&v| v as u8).collect::<Vec<_>>();
             let kernel = map(&[U8, U8], U8, |x, _| x[0].clone().binary(op, &x[1]));
-            let y: Vec<u8> = run_map(&kernel, &[bytes(&a), bytes(&b)], n, 1);
+            let y: Vec<u8> = run_map(&kernel, &[&bytes(&a), &bytes(&b)], n, 1);
             let expected: Vec<u8> =
                 bytes(&a).iter().zip(bytes(&b)).map(|(&a, b)| f(a.into(), b.into()) as u8).collect();
             assert_eq!(y, expected, "u8 {}", op.name());
         }
     }
     let by_seven = map(&[I64], I64, |x, _| &x[0] / 7 + &x[0] % -3);
-    let y: Vec<i64> = run_map(&by_seven, &[a.clone()], n, 1);
+    let y: Vec<i64> = run_map(&by_seven, &[&a], n, 1);
     assert_eq!(y, a.iter().map(|a| (a / 7).wrapping_add(a % -3)).collect::<Vec<_>>());
 }
 
@@ -208,24 +208,24 @@ fn casts_saturate() {
     macro_rules! check {
         ($($dtype:ident $rust:ty),*) => { $(
             let kernel = map(&[F32], $dtype, |x, _| x[0].clone().cast($dtype));
-            let y: Vec<$rust> = run_map(&kernel, &[x.clone()], n, 1);
+            let y: Vec<$rust> = run_map(&kernel, &[&x], n, 1);
             assert_eq!(y, x.iter().map(|&x| x as $rust).collect::<Vec<_>>());
             let wide: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
             let kernel = map(&[F64], $dtype, |x, _| x[0].clone().cast($dtype));
-            let y: Vec<$rust> = run_map(&kernel, &[wide], n, 1);
+            let y: Vec<$rust> = run_map(&kernel, &[&wide], n, 1);
             assert_eq!(y, x.iter().map(|&x| x as $rust).collect::<Vec<_>>());
             let ints: Vec<$rust> = y.clone();
             let kernel = map(&[$dtype], F32, |x, _| x[0].clone().cast(F32));
-            let z: Vec<f32> = run_map(&kernel, &[ints.clone()], n, 1);
+            let z: Vec<f32> = run_map(&kernel, &[&ints], n, 1);
             assert_eq!(z, ints.iter().map(|&x| x as f32).collect::<Vec<_>>());
             let kernel = map(&[$dtype], I64, |x, _| x[0].clone().cast(I64));
-            let z: Vec<i64> = run_map(&kernel, &[ints.clone()], n, 1);
+            let z: Vec<i64> = run_map(&kernel, &[&ints], n, 1);
             assert_eq!(z, ints.iter().map(|&x| x as i64).collect::<Vec<_>>());
         )* };
     }
     check!(I32 i32, I64 i64, U8 u8, I8 i8, I16 i16, U16 u16, U32 u32, U64 u64);
     let kernel = map(&[F32], F64, |x, _| x[0].clone().cast(F64));
-    let y: Vec<f64> = run_map(&kernel, &[x.clone()], n, 1);
+    let y: Vec<f64> = run_map(&kernel, &[&x], n, 1);
     assert!(y.iter().zip(&x).all(|(y, x)| y.is_nan() && x.is_nan() || *y == f64::from(*x)));
 }
 
@@ -234,21 +234,21 @@ fn bools_load_store_and_select() {
     for n in SIZES {
         let mask: Vec<u8> = (0..n).map(|i| (i * 7 % 3 == 0) as u8).collect();
         let kernel = map(&[Bool], F32, |x, i| x[0].clone().select(i.clone().cast(F32), -1.0f32));
-        let y: Vec<f32> = run_map(&kernel, &[mask.clone()], n, 2);
+        let y: Vec<f32> = run_map(&kernel, &[&mask], n, 2);
         assert_eq!(y, (0..n).map(|i| if mask[i] == 1 { i as f32 } else { -1.0 }).collect::<Vec<_>>());
         let kernel = map(&[Bool], Bool, |x, i| (!x[0].clone()).or(i.less(5)));
-        let y: Vec<u8> = run_map(&kernel, &[mask.clone()], n, 2);
+        let y: Vec<u8> = run_map(&kernel, &[&mask], n, 2);
         assert_eq!(y, (0..n).map(|i| (mask[i] == 0 || i < 5) as u8).collect::<Vec<_>>());
         let a = values(n, 5);
         let kernel = map(&[F32], Bool, |x, _| x[0].greater(0.0f32).and(x[0].less(2.0f32)));
-        let y: Vec<u8> = run_map(&kernel, &[a.clone()], n, 2);
+        let y: Vec<u8> = run_map(&kernel, &[&a], n, 2);
         assert_eq!(y, a.iter().map(|&a| (a > 0.0 && a < 2.0) as u8).collect::<Vec<_>>());
         let kernel = map(&[Bool], I64, |x, i| x[0].clone().cast(I64) + i * 2);
-        let y: Vec<i64> = run_map(&kernel, &[mask.clone()], n, 2);
+        let y: Vec<i64> = run_map(&kernel, &[&mask], n, 2);
         assert_eq!(y, (0..n).map(|i| i64::from(mask[i]) + 2 * i as i64).collect::<Vec<_>>());
         let a: Vec<f64> = a.into_iter().map(f64::from).collect();
         let kernel = map(&[F64], Bool, |x, _| x[0].greater(0.5f64));
-        let y: Vec<u8> = run_map(&kernel, &[a.clone()], n, 2);
+        let y: Vec<u8> = run_map(&kernel, &[&a], n, 2);
         assert_eq!(y, a.iter().map(|&a| (a > 0.5) as u8).collect::<Vec<_>>());
     }
 }
@@ -299,10 +299,10 @@ fn every_function_of_one_argument() {
         let scale = if op == UnaryOp::Erf { 1e-3 } else { 1.0 };
         let x: Vec<f32> = x.iter().filter(|x| op != UnaryOp::Erf || x.is_finite()).map(|x| x * scale).collect();
         let (kernel, n) = (map(&[F32], F32, |x, _| x[0].clone().unary(op)), x.len());
-        let y: Vec<f32> = run_map(&kernel, &[x.clone()], n, 2);
+        let y: Vec<f32> = run_map(&kernel, &[&x], n, 2);
         let wide: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
         let kernel = map(&[F64], F64, |x, _| x[0].clone().unary(op));
-        let z: Vec<f64> = run_map(&kernel, &[wide.clone()], n, 2);
+        let z: Vec<f64> = run_map(&kernel, &[&wide], n, 2);
         for i in 0..n {
             let e = f(wide[i]);
             let near =
@@ -312,7 +312,7 @@ fn every_function_of_one_argument() {
         }
     }
     let kernel = map(&[F32], Bool, |x, _| x[0].clone().unary(UnaryOp::IsNan));
-    let y: Vec<u8> = run_map(&kernel, &[x.clone()], n, 2);
+    let y: Vec<u8> = run_map(&kernel, &[&x], n, 2);
     assert_eq!(y, x.iter().map(|x| x.is_nan() as u8).collect::<Vec<_>>());
 }
 
@@ -493,4 +493,53 @@ fn a_softmax_row_in_place() {
         }
         assert_eq!(results[0], results[1]);
     }
+}
+
+#[test]
+fn other_targets_are_emitted_on_this_host() {
+    use egret_compiler::emit::EmitError;
+    use egret_compiler::emit::cpu::{CpuEmitter, CpuTarget};
+    let target = |triple: &str, features: &[&str]| CpuTarget {
+        triple: triple.into(),
+        features: features.iter().map(|f| f.to_string()).collect(),
+    };
+    let targets = [
+        target("x86_64-unknown-linux-gnu", &["sse4.2"]),
+        target("x86_64-unknown-linux-gnu", &["sse4.2", "avx", "avx2", "fma"]),
+        target("aarch64-unknown-linux-gnu", &[]),
+    ];
+    for target in targets {
+        let mut emitter = CpuEmitter::new(&target).unwrap();
+        let mut emit = |kernel: Kernel| {
+            let code = emitter.emit(&kernel).unwrap_or_else(|e| panic!("{target:?} {e}\n{kernel}"));
+            assert_eq!(code, emitter.emit(&kernel).unwrap());
+        };
+        for dtype in [F32, F64, I32, I64, U8, Bool] {
+            for &op in BinaryOp::ALL {
+                let legal = match op {
+                    BinaryOp::And | BinaryOp::Or | BinaryOp::Xor => !dtype.is_float(),
+                    BinaryOp::Max | BinaryOp::Min => true,
+                    BinaryOp::Shl | BinaryOp::Shr => dtype.is_int(),
+                    BinaryOp::Pow => dtype.is_float(),
+                    _ => dtype != Bool,
+                };
+                if legal {
+                    emit(map(&[dtype, dtype], dtype, |x, _| x[0].clone().binary(op, &x[1])));
+                }
+            }
+            emit(map(&[dtype], F32, |x, _| x[0].clone().cast(F32) * 2.0f32 + 1.0f32));
+            emit(map(&[F32], dtype, |x, _| x[0].clone().cast(dtype)));
+        }
+        for &op in UnaryOp::ALL {
+            if !matches!(op, UnaryOp::Not | UnaryOp::IsNan) {
+                emit(map(&[F32], F32, |x, _| x[0].clone().unary(op)).with_strips());
+                emit(map(&[F64], F64, |x, _| x[0].clone().unary(op)));
+            }
+        }
+    }
+    assert!(matches!(CpuEmitter::new(&target("x86_64-unknown-linux-gnu", &[])), Err(EmitError::Target { .. })));
+    assert!(matches!(CpuEmitter::new(&target("m68k", &[])), Err(EmitError::Target { .. })));
+    let mut emitter = CpuEmitter::new(&target("aarch64-unknown-linux-gnu", &[])).unwrap();
+    let half = map(&[F16], F32, |x, _| x[0].clone().cast(F32));
+    assert!(matches!(emitter.emit(&half), Err(EmitError::UnsupportedType { dtype: F16, .. })));
 }

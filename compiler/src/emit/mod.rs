@@ -1,6 +1,7 @@
 //! Emitters: kernel IR printed as machine code (CPU) or CUDA C.
 
 pub mod cpu;
+pub mod cuda;
 
 use egret_ir::DType;
 

@@ -66,7 +66,6 @@ impl KernelBuilder {
             extras: extras.into_iter().map(&mut strided).collect(),
             outs: outs.into_iter().map(&mut strided).collect(),
         };
-        drop(strided);
         (builder, hook)
     }
 

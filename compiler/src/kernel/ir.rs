@@ -2,7 +2,7 @@
 
 use egret_ir::DType;
 
-use super::expr::{Expr, Memory, VectorFunction};
+use super::expr::{BinaryOp, Expr, Memory, VectorFunction};
 
 /// A variable of a kernel: an index into [`Kernel::vars`].
 ///
@@ -105,6 +105,18 @@ pub enum ReduceOp {
     Min,
     /// Product.
     Prod,
+}
+
+impl ReduceOp {
+    /// The operation of one step.
+    pub fn step(self) -> BinaryOp {
+        match self {
+            ReduceOp::Sum => BinaryOp::Add,
+            ReduceOp::Max => BinaryOp::Max,
+            ReduceOp::Min => BinaryOp::Min,
+            ReduceOp::Prod => BinaryOp::Mul,
+        }
+    }
 }
 
 /// A place in scratch memory: a strip that starts at an element.

@@ -168,11 +168,7 @@ pub(crate) fn facts(graph: &Graph) -> Result<GraphFacts, Diagnostic> {
 type Assembled = (Graph, Vec<Option<(usize, usize)>>);
 
 /// The graph with every part replaced by its template.
-fn assemble(
-    graph: &Graph,
-    rewrites: &[Rewrite],
-    places: &[(usize, Place)],
-) -> Result<Assembled, Diagnostic> {
+fn assemble(graph: &Graph, rewrites: &[Rewrite], places: &[(usize, Place)]) -> Result<Assembled, Diagnostic> {
     let mut builder = Builder::new(graph);
     let mut made: Vec<Option<(usize, usize)>> = Vec::new();
     let mut new: Vec<Option<NodeId>> = vec![None; graph.nodes().len()];

@@ -1,1 +1,3 @@
 //! The CUDA device.
+
+pub mod nvrtc;

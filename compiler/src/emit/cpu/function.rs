@@ -13,7 +13,7 @@ use egret_ir::DType;
 
 use super::Symbol;
 use crate::emit::EmitError;
-use crate::kernel::{Abi, BinaryOp, Expr, Kernel, LoopKind, Memory, ReduceOp, Space, Stmt, Strip, Var};
+use crate::kernel::{Abi, Expr, Kernel, LoopKind, Memory, Space, Stmt, Strip, Var};
 
 /// What a kernel variable is in the function.
 #[derive(Clone, Copy)]
@@ -264,7 +264,7 @@ impl Lower<'_, '_> {
                 self.set(*var, value)?;
             }
             Stmt::Accumulate { var, op, value } => {
-                let combined = Expr::Binary(op.binary(), Box::new(Expr::Var(*var)), Box::new(value.clone()));
+                let combined = Expr::Binary(op.step(), Box::new(Expr::Var(*var)), Box::new(value.clone()));
                 let value = self.scalar(&combined)?;
                 self.set(*var, value)?;
             }
@@ -384,17 +384,5 @@ impl Lower<'_, '_> {
         self.symbols.push(symbol.clone());
         self.functions.insert(symbol, callee);
         callee
-    }
-}
-
-impl ReduceOp {
-    /// The operation of one step.
-    pub(super) fn binary(self) -> BinaryOp {
-        match self {
-            ReduceOp::Sum => BinaryOp::Add,
-            ReduceOp::Max => BinaryOp::Max,
-            ReduceOp::Min => BinaryOp::Min,
-            ReduceOp::Prod => BinaryOp::Mul,
-        }
     }
 }

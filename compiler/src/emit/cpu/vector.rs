@@ -6,15 +6,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
+use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{Endianness, InstBuilder, MemFlagsData, Type, Value, types};
 use cranelift_frontend::Variable;
 use egret_ir::DType;
 
 use super::function::{Lower, Slot, flags};
-use super::scalar::{float_condition, int_condition, never_nan, signed};
 use crate::emit::EmitError;
-use crate::kernel::{Affine, BinaryOp, Expr, Literal, Memory, ReduceOp, Stmt, UnaryOp, Var};
+use crate::kernel::{Affine, BinaryOp, Expr, Memory, ReduceOp, Stmt, Var};
 
 /// Vectors that a reduction's main loop takes at a time, each with its own accumulator.
 const REDUCTION_COPIES: u32 = 4;
@@ -24,34 +23,34 @@ const MAP_COPIES: u32 = 2;
 const COPY_STEPS: usize = 48;
 
 /// What is known of a vector loop while its body is emitted.
-struct VectorLoop<'s> {
-    var: Var,
-    lanes: u32,
+pub(super) struct VectorLoop<'s> {
+    pub var: Var,
+    pub lanes: u32,
     /// Memory that the body stores to: loads from it stay where they are.
-    written: BTreeSet<Memory>,
+    pub written: BTreeSet<Memory>,
     /// Variables that differ from iteration to iteration, with their definitions (the loop variable has none).
-    varying: BTreeMap<Var, Option<&'s Expr>>,
+    pub varying: BTreeMap<Var, Option<&'s Expr>>,
     /// Values computed before the loop: splats of invariant expressions.
-    splats: HashMap<Expr, Value>,
+    pub splats: HashMap<Expr, Value>,
     /// Addresses of element `base` of a memory, for unit-stride accesses.
-    pointers: HashMap<(Memory, Expr), Value>,
+    pub pointers: HashMap<(Memory, Expr), Value>,
     /// Vector accumulators, one a copy, by their position in the body.
-    accumulators: BTreeMap<usize, Vec<Variable>>,
+    pub accumulators: BTreeMap<usize, Vec<Variable>>,
 }
 
 /// One copy of the body: a group of consecutive iterations.
-struct Group {
-    copy: u32,
+pub(super) struct Group {
+    pub copy: u32,
     /// The loop variable in lane 0 of copy 0.
-    counter: Value,
+    pub counter: Value,
     /// Vectors of the variables defined in the body.
-    vectors: BTreeMap<Var, Value>,
+    pub vectors: BTreeMap<Var, Value>,
     /// Scalars of variables that are no vectors.
-    scalars: BTreeMap<(Var, u32), Value>,
+    pub scalars: BTreeMap<(Var, u32), Value>,
 }
 
 /// The vector type of an element type in a loop of so many lanes. A `bool` is a mask of all ones or zeros.
-fn vector_type(dtype: DType, lanes: u32) -> Option<Type> {
+pub(super) fn vector_type(dtype: DType, lanes: u32) -> Option<Type> {
     match (dtype, lanes) {
         (DType::F32, 4) => Some(types::F32X4),
         (DType::I32 | DType::U32 | DType::Bool, 4) => Some(types::I32X4),
@@ -61,7 +60,7 @@ fn vector_type(dtype: DType, lanes: u32) -> Option<Type> {
     }
 }
 
-fn same_bytes() -> MemFlagsData {
+pub(super) fn same_bytes() -> MemFlagsData {
     MemFlagsData::new().with_endianness(Endianness::Little)
 }
 
@@ -280,7 +279,8 @@ impl Lower<'_, '_> {
         Ok(())
     }
 
-    fn splat(&mut self, ty: Type, mask: bool, value: Value) -> Value {
+    /// A vector of one scalar.
+    pub fn splat(&mut self, ty: Type, mask: bool, value: Value) -> Value {
         let value = if mask {
             let wide = self.b.ins().uextend(ty.lane_type(), value);
             self.b.ins().ineg(wide)
@@ -291,7 +291,7 @@ impl Lower<'_, '_> {
     }
 
     /// Address of lane 0 of a unit-stride access, if it is one, and the offset of the group.
-    fn contiguous(
+    pub fn contiguous(
         &mut self,
         looped: &VectorLoop<'_>,
         group: &Group,
@@ -353,359 +353,6 @@ impl Lower<'_, '_> {
         }
         Ok(())
     }
-
-    /// The vector of an expression whose type fits the lanes.
-    fn vector(&mut self, looped: &VectorLoop<'_>, group: &mut Group, e: &Expr) -> Result<Value, EmitError> {
-        if let Some(&splat) = looped.splats.get(e) {
-            return Ok(splat);
-        }
-        if let Expr::Var(v) = e
-            && let Some(&vector) = group.vectors.get(v)
-        {
-            return Ok(vector);
-        }
-        let dtype = self.dtype(e)?;
-        let Some(ty) = vector_type(dtype, looped.lanes) else {
-            return Err(EmitError::Backend(format!("a vector of {dtype}")));
-        };
-        let fits = |this: &Self, e: &Expr| this.dtype(e).ok().is_some_and(|t| vector_type(t, looped.lanes).is_some());
-        match e {
-            Expr::Load { memory, index, mask: None } => {
-                if let Some((address, offset)) = self.contiguous(looped, group, *memory, index)? {
-                    if dtype != DType::Bool {
-                        return Ok(self.b.ins().load(ty, flags(), address, offset));
-                    }
-                    if looped.lanes == 4 {
-                        let packed = self.b.ins().load(types::I32, flags(), address, offset);
-                        let bytes = self.b.ins().scalar_to_vector(types::I32X4, packed);
-                        let bytes = self.b.ins().bitcast(types::I8X16, same_bytes(), bytes);
-                        let words = self.b.ins().uwiden_low(bytes);
-                        let lanes = self.b.ins().uwiden_low(words);
-                        return Ok(self.b.ins().ineg(lanes));
-                    }
-                }
-            }
-            Expr::Unary(op, a) if fits(self, a) => {
-                let of = self.dtype(a)?;
-                if of.is_float() {
-                    let x = self.vector(looped, group, a)?;
-                    let source = self.b.func.dfg.value_type(x);
-                    if let Some(value) = self.float_unary(*op, source, x) {
-                        return Ok(value);
-                    }
-                    return self.each_lane(looped, ty, |this, lane| {
-                        let x = this.b.ins().extractlane(x, lane as u8);
-                        this.unary(*op, of, x)
-                    });
-                }
-                let x = self.vector(looped, group, a)?;
-                match op {
-                    UnaryOp::Not => return Ok(self.b.ins().bnot(x)),
-                    UnaryOp::Neg => return Ok(self.b.ins().ineg(x)),
-                    UnaryOp::Abs if of == DType::I32 => return Ok(self.b.ins().iabs(x)),
-                    _ => {}
-                }
-            }
-            Expr::Binary(op, a, b) => {
-                if let Some(value) = self.vector_binary(looped, group, *op, dtype, a, b)? {
-                    return Ok(value);
-                }
-            }
-            Expr::Compare(op, a, b) if fits(self, a) => {
-                let of = self.dtype(a)?;
-                let (x, y) = (self.vector(looped, group, a)?, self.vector(looped, group, b)?);
-                return Ok(if of.is_float() {
-                    self.b.ins().fcmp(float_condition(*op), x, y)
-                } else {
-                    // Masks order as their bits do: true is −1, so as unsigned.
-                    self.b.ins().icmp(int_condition(*op, signed(of)), x, y)
-                });
-            }
-            Expr::Select(c, a, b) => {
-                let mask = self.vector(looped, group, c)?;
-                let (x, y) = (self.vector(looped, group, a)?, self.vector(looped, group, b)?);
-                return Ok(self.choose(mask, x, y));
-            }
-            Expr::Cast(to, a) if fits(self, a) => {
-                let from = self.dtype(a)?;
-                let x = self.vector(looped, group, a)?;
-                if let Some(value) = self.vector_cast(from, *to, ty, x) {
-                    return Ok(value);
-                }
-            }
-            _ => {}
-        }
-        let mask = dtype == DType::Bool;
-        let lanes = (0..looped.lanes).map(|lane| self.lane(looped, group, e, lane));
-        let lanes: Vec<Value> = lanes.collect::<Result<_, _>>()?;
-        self.gather(ty, mask, &lanes)
-    }
-
-    fn each_lane(
-        &mut self,
-        looped: &VectorLoop<'_>,
-        ty: Type,
-        mut f: impl FnMut(&mut Self, u32) -> Result<Value, EmitError>,
-    ) -> Result<Value, EmitError> {
-        let lanes: Vec<Value> = (0..looped.lanes).map(|lane| f(self, lane)).collect::<Result<_, _>>()?;
-        self.gather(ty, false, &lanes)
-    }
-
-    /// A vector of scalars.
-    fn gather(&mut self, ty: Type, mask: bool, lanes: &[Value]) -> Result<Value, EmitError> {
-        let Some((&first, rest)) = lanes.split_first() else {
-            return Err(EmitError::Backend("no lanes".into()));
-        };
-        let mut vector = self.splat(ty, mask, first);
-        for (lane, &value) in (1u8..).zip(rest) {
-            let value = if mask {
-                let wide = self.b.ins().uextend(ty.lane_type(), value);
-                self.b.ins().ineg(wide)
-            } else {
-                value
-            };
-            vector = self.b.ins().insertlane(vector, value, lane);
-        }
-        Ok(vector)
-    }
-
-    fn vector_binary(
-        &mut self,
-        looped: &VectorLoop<'_>,
-        group: &mut Group,
-        op: BinaryOp,
-        dtype: DType,
-        a: &Expr,
-        b: &Expr,
-    ) -> Result<Option<Value>, EmitError> {
-        if let Some([x, y, z]) = self.contraction(op, a, b) {
-            let vx = self.vector(looped, group, x.expr)?;
-            let vy = self.vector(looped, group, y.expr)?;
-            let vz = self.vector(looped, group, z.expr)?;
-            return Ok(Some(self.fused(x.negate, vx, vy, z.negate, vz)));
-        }
-        let vectorised = match op {
-            BinaryOp::Rem | BinaryOp::Pow | BinaryOp::Shl | BinaryOp::Shr => false,
-            BinaryOp::Div => dtype.is_float(),
-            _ => true,
-        };
-        if !vectorised {
-            return Ok(None);
-        }
-        let (mut x, mut y) = (self.vector(looped, group, a)?, self.vector(looped, group, b)?);
-        if dtype.is_float() {
-            return Ok(Some(match op {
-                BinaryOp::Max | BinaryOp::Min => {
-                    let swap = never_nan(b) && !never_nan(a);
-                    if swap {
-                        std::mem::swap(&mut x, &mut y);
-                    }
-                    self.float_extremum(op == BinaryOp::Max, x, y, swap || never_nan(a))
-                }
-                _ => self.float_arithmetic(op, x, y)?,
-            }));
-        }
-        self.int_vectors(op, dtype, x, y).map(Some)
-    }
-
-    fn int_vectors(&mut self, op: BinaryOp, dtype: DType, x: Value, y: Value) -> Result<Value, EmitError> {
-        Ok(match (op, dtype) {
-            (BinaryOp::Add, _) => self.b.ins().iadd(x, y),
-            (BinaryOp::Sub, _) => self.b.ins().isub(x, y),
-            (BinaryOp::Mul, _) => self.b.ins().imul(x, y),
-            (BinaryOp::And, _) | (BinaryOp::Min, DType::Bool) => self.b.ins().band(x, y),
-            (BinaryOp::Or, _) | (BinaryOp::Max, DType::Bool) => self.b.ins().bor(x, y),
-            (BinaryOp::Xor, _) => self.b.ins().bxor(x, y),
-            (BinaryOp::Max | BinaryOp::Min, _) => {
-                let condition = match (op == BinaryOp::Max, signed(dtype)) {
-                    (true, true) => IntCC::SignedGreaterThan,
-                    (true, false) => IntCC::UnsignedGreaterThan,
-                    (false, true) => IntCC::SignedLessThan,
-                    (false, false) => IntCC::UnsignedLessThan,
-                };
-                let first = self.b.ins().icmp(condition, x, y);
-                self.b.ins().bitselect(first, x, y)
-            }
-            _ => {
-                return Err(EmitError::Backend(format!("vectors {} of {dtype}", op.name())));
-            }
-        })
-    }
-
-    fn vector_cast(&mut self, from: DType, to: DType, ty: Type, x: Value) -> Option<Value> {
-        Some(match (from, to) {
-            _ if from == to => x,
-            (DType::I32, DType::U32) | (DType::U32, DType::I32) => x,
-            (DType::I64, DType::U64) | (DType::U64, DType::I64) => x,
-            (DType::F32, DType::I32) => self.b.ins().fcvt_to_sint_sat(ty, x),
-            (DType::I32, DType::F32) => self.b.ins().fcvt_from_sint(ty, x),
-            (DType::Bool, DType::F32 | DType::F64) => {
-                let one = self.float(ty, 1.0);
-                let bits = self.b.ins().bitcast(ty, MemFlagsData::new(), x);
-                self.b.ins().band(bits, one)
-            }
-            (DType::Bool, _) => self.b.ins().ineg(x),
-            (DType::F32 | DType::F64, DType::Bool) => {
-                let source = self.b.func.dfg.value_type(x);
-                let zero = self.float(source, 0.0);
-                self.b.ins().fcmp(FloatCC::NotEqual, x, zero)
-            }
-            (_, DType::Bool) => {
-                let zero = self.b.ins().iconst(ty.lane_type(), 0);
-                let zeros = self.b.ins().splat(ty, zero);
-                self.b.ins().icmp(IntCC::NotEqual, x, zeros)
-            }
-            _ => return None,
-        })
-    }
-
-    /// A lane of a mask as a `bool`.
-    fn mask_lane(&mut self, mask: Value, lane: u32) -> Value {
-        let bits = self.b.ins().extractlane(mask, lane as u8);
-        let bit = self.b.ins().band_imm_s(bits, 1);
-        self.b.ins().ireduce(types::I8, bit)
-    }
-
-    /// The scalar of an expression in one lane.
-    fn lane(&mut self, looped: &VectorLoop<'_>, group: &mut Group, e: &Expr, lane: u32) -> Result<Value, EmitError> {
-        let mut mentioned = BTreeSet::new();
-        e.any(&mut |e| {
-            if let Expr::Var(v) = e
-                && looped.varying.contains_key(v)
-            {
-                mentioned.insert(*v);
-            }
-            false
-        });
-        let mut values = Vec::new();
-        for var in mentioned {
-            values.push((var, self.lane_variable(looped, group, var, lane)?));
-        }
-        for (var, value) in values {
-            self.slots[var.0 as usize] = Slot::Value(value);
-        }
-        self.scalar(e)
-    }
-
-    fn lane_variable(
-        &mut self,
-        looped: &VectorLoop<'_>,
-        group: &mut Group,
-        var: Var,
-        lane: u32,
-    ) -> Result<Value, EmitError> {
-        if let Some(&value) = group.scalars.get(&(var, lane)) {
-            return Ok(value);
-        }
-        let value = match looped.varying.get(&var) {
-            Some(Some(definition)) => match group.vectors.get(&var) {
-                Some(&vector) if self.kernel.var(var) == Some(DType::Bool) => self.mask_lane(vector, lane),
-                Some(&vector) => self.b.ins().extractlane(vector, lane as u8),
-                None => self.lane(looped, group, definition, lane)?,
-            },
-            _ => self.b.ins().iadd_imm_s(group.counter, i64::from(group.copy * looped.lanes + lane)),
-        };
-        group.scalars.insert((var, lane), value);
-        Ok(value)
-    }
-
-    /// Vector accumulators start from the neutral element.
-    fn open_accumulators(&mut self, looped: &mut VectorLoop<'_>, body: &[Stmt], copies: u32) -> Result<(), EmitError> {
-        for (position, s) in body.iter().enumerate() {
-            let Stmt::Accumulate { var, op, .. } = s else {
-                continue;
-            };
-            let dtype = self.dtype(&Expr::Var(*var))?;
-            let Some(ty) = vector_type(dtype, looped.lanes).filter(|_| dtype != DType::Bool) else {
-                continue;
-            };
-            let neutral = self.scalar(&neutral(*op, dtype))?;
-            let neutral = self.b.ins().splat(ty, neutral);
-            let variables = (0..copies).map(|_| {
-                let variable = self.b.declare_var(ty);
-                self.b.def_var(variable, neutral);
-                variable
-            });
-            let variables = variables.collect();
-            looped.accumulators.insert(position, variables);
-        }
-        Ok(())
-    }
-
-    /// After the main loop: the copies are combined in pairs into the first.
-    fn join_copies(&mut self, looped: &VectorLoop<'_>, body: &[Stmt]) -> Result<(), EmitError> {
-        for (position, variables) in &looped.accumulators {
-            let Some(Stmt::Accumulate { var, op, .. }) = body.get(*position) else {
-                continue;
-            };
-            let dtype = self.dtype(&Expr::Var(*var))?;
-            let mut values: Vec<Value> = variables.iter().map(|&v| self.b.use_var(v)).collect();
-            while values.len() > 1 {
-                let mut next = Vec::with_capacity(values.len() / 2);
-                for pair in values.chunks(2) {
-                    next.push(match *pair {
-                        [a, b] => self.combine(*op, dtype, a, b)?,
-                        _ => pair[0],
-                    });
-                }
-                values = next;
-            }
-            if let (Some(&first), Some(&value)) = (variables.first(), values.first()) {
-                self.b.def_var(first, value);
-            }
-        }
-        Ok(())
-    }
-
-    /// After the vector loops: the lanes are combined in pairs, and with the variable.
-    fn close_accumulators(&mut self, looped: &VectorLoop<'_>, body: &[Stmt]) -> Result<(), EmitError> {
-        for (position, variables) in &looped.accumulators {
-            let (Some(Stmt::Accumulate { var, op, .. }), Some(&first)) = (body.get(*position), variables.first())
-            else {
-                continue;
-            };
-            let dtype = self.dtype(&Expr::Var(*var))?;
-            let vector = self.b.use_var(first);
-            let mut lanes: Vec<Value> =
-                (0..looped.lanes).map(|lane| self.b.ins().extractlane(vector, lane as u8)).collect();
-            while lanes.len() > 1 {
-                let half = lanes.len() / 2;
-                for i in 0..half {
-                    lanes[i] = self.combine_scalars(*op, dtype, lanes[i], lanes[i + half])?;
-                }
-                lanes.truncate(half);
-            }
-            let before = self.get(*var)?;
-            let total = self.combine_scalars(*op, dtype, before, lanes[0])?;
-            self.set(*var, total)?;
-        }
-        Ok(())
-    }
-
-    fn combine(&mut self, op: ReduceOp, dtype: DType, x: Value, y: Value) -> Result<Value, EmitError> {
-        match (op, dtype.is_float()) {
-            (ReduceOp::Max | ReduceOp::Min, true) => Ok(self.float_extremum(op == ReduceOp::Max, x, y, false)),
-            (_, true) => self.float_arithmetic(op.binary(), x, y),
-            (_, false) => self.int_vectors(op.binary(), dtype, x, y),
-        }
-    }
-
-    fn combine_scalars(&mut self, op: ReduceOp, dtype: DType, x: Value, y: Value) -> Result<Value, EmitError> {
-        match (op, dtype.is_float()) {
-            (ReduceOp::Max | ReduceOp::Min, true) => Ok(self.float_extremum(op == ReduceOp::Max, x, y, false)),
-            (_, true) => self.float_arithmetic(op.binary(), x, y),
-            (ReduceOp::Max | ReduceOp::Min, false) => {
-                let signed = signed(dtype);
-                Ok(match (op == ReduceOp::Max, signed) {
-                    (true, true) => self.b.ins().smax(x, y),
-                    (true, false) => self.b.ins().umax(x, y),
-                    (false, true) => self.b.ins().smin(x, y),
-                    (false, false) => self.b.ins().umin(x, y),
-                })
-            }
-            (_, false) => self.int_vectors(op.binary(), dtype, x, y),
-        }
-    }
 }
 
 impl VectorLoop<'_> {
@@ -720,14 +367,15 @@ impl VectorLoop<'_> {
 
     /// An index as an affine function of the loop variable alone, definitions in the body written out.
     fn affine(&self, index: &Expr) -> Option<Affine> {
-        let written_out = self.write_out(index);
+        let written_out = self.write_out(index, 8);
         let affine = Affine::of(&written_out, self.var)?;
         self.invariant(&affine.base).then_some(affine)
     }
 
-    fn write_out(&self, e: &Expr) -> Expr {
+    /// An index with the definitions of the body written out, so deep at most: shared definitions double at each level.
+    fn write_out(&self, e: &Expr, depth: u32) -> Expr {
         e.substitute(&mut |v| match self.varying.get(&v) {
-            Some(Some(definition)) => Some(self.write_out(definition)),
+            Some(Some(definition)) if depth > 0 => Some(self.write_out(definition, depth - 1)),
             _ => None,
         })
     }
@@ -744,23 +392,5 @@ impl VectorLoop<'_> {
             _ => false,
         });
         self.lanes == 2 && !used_as_value && self.affine(value).is_some()
-    }
-}
-
-/// The neutral element.
-fn neutral(op: ReduceOp, dtype: DType) -> Expr {
-    let int = |v| Expr::Literal(Literal::Int(dtype, v));
-    let bits = 8 * dtype.size() as u32;
-    match (op, dtype.is_float()) {
-        (ReduceOp::Sum, true) => Expr::constant(dtype, -0.0),
-        (ReduceOp::Max, true) => Expr::constant(dtype, f64::NEG_INFINITY),
-        (ReduceOp::Min, true) => Expr::constant(dtype, f64::INFINITY),
-        (ReduceOp::Prod, true) => Expr::constant(dtype, 1.0),
-        (ReduceOp::Sum, false) => int(0),
-        (ReduceOp::Prod, false) => int(1),
-        (ReduceOp::Max, false) if signed(dtype) => int(i64::MIN >> (64 - bits)),
-        (ReduceOp::Max, false) => int(0),
-        (ReduceOp::Min, false) if signed(dtype) => int(i64::MAX >> (64 - bits)),
-        (ReduceOp::Min, false) => int(-1),
     }
 }
