@@ -3,5 +3,8 @@
 pub mod cost;
 pub mod emit;
 pub mod kernel;
+pub mod layout;
+pub mod partition;
 pub mod raise;
 pub mod rewrite;
+pub mod schedule;

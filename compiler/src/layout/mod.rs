@@ -213,9 +213,8 @@ pub fn read_halo(graph: &Graph, conv: &Conv, id: NodeId) -> SmallVec<[i64; 3]> {
 
 impl Layouts {
     /// Elements of a value as laid out, halo and padding of channels included.
-    pub fn elements(&self, graph: &Graph, id: NodeId) -> Dim {
-        let shape = &graph.tensor_type(id).shape;
-        match &self.of[id.index()] {
+    pub fn elements_of(&self, shape: &egret_ir::Shape, layout: &Layout) -> Dim {
+        match layout {
             Layout::RowMajor => shape.elements(),
             Layout::Blocked { halo } => {
                 let lanes = Dim::from(self.lanes);

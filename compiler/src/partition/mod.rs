@@ -77,12 +77,6 @@ pub fn is_inline(op: &Op) -> bool {
     }
 }
 
-/// Whether a node is a leaf with memory of its own.
-pub fn is_stored_leaf(op: &Op) -> bool {
-    use Op::*;
-    matches!(op, Input(_) | Param(_) | State(_) | Const(_)) && !is_inline(op)
-}
-
 /// The family of an operator that opens a group; `None` of maps and movement.
 pub fn anchor_family(op: &Op) -> Option<Family> {
     use Op::*;
@@ -105,8 +99,9 @@ pub fn anchor_family(op: &Op) -> Option<Family> {
 /// Steps of the longest chain of maps that one kernel computes for its operand.
 const MAX_INLINE: usize = 64;
 
-/// Groups the nodes of `live` (those that this program computes). `must_store` are values that leave.
-pub fn partition(graph: &Graph, live: &[bool], must_store: &[bool]) -> Partition {
+/// Groups the nodes of `live` (those that are computed here). `must_store` are values that leave; `leaf` tells values that
+/// are in memory already.
+pub fn partition(graph: &Graph, live: &[bool], must_store: &[bool], leaf: &dyn Fn(NodeId) -> bool) -> Partition {
     let n = graph.nodes().len();
     let users = graph.users();
     // by node, the group in which it is computed; groups are named by their root
@@ -115,7 +110,7 @@ pub fn partition(graph: &Graph, live: &[bool], must_store: &[bool]) -> Partition
     let mut roots: Vec<Option<Family>> = vec![None; n];
     for (id, node) in graph.iter().rev() {
         let i = id.index();
-        if !live[i] || is_stored_leaf(&node.op) || is_inline(&node.op) {
+        if !live[i] || leaf(id) || is_inline(&node.op) {
             continue;
         }
         if let Some(family) = anchor_family(&node.op) {
@@ -152,7 +147,7 @@ pub fn partition(graph: &Graph, live: &[bool], must_store: &[bool]) -> Partition
             }
         }
     }
-    store_what_drivers_cannot_read(graph, live, &mut roots);
+    store_what_drivers_cannot_read(graph, live, leaf, &mut roots);
     let mut partition = Partition { groups: Vec::new(), written_by: vec![None; n] };
     for (i, family) in roots.iter().enumerate() {
         if let Some(family) = family {
@@ -209,9 +204,14 @@ fn cheap_to_repeat(graph: &Graph, root: NodeId, id: NodeId, family: Family) -> b
 }
 
 /// Operands of drivers that are neither stored nor strided views of what is stored get a map of their own.
-fn store_what_drivers_cannot_read(graph: &Graph, live: &[bool], roots: &mut [Option<Family>]) {
+fn store_what_drivers_cannot_read(
+    graph: &Graph,
+    live: &[bool],
+    leaf: &dyn Fn(NodeId) -> bool,
+    roots: &mut [Option<Family>],
+) {
     for (id, node) in graph.iter() {
-        if !live[id.index()] {
+        if !live[id.index()] || leaf(id) {
             continue;
         }
         let Some(family) = roots[id.index()] else { continue };
@@ -221,9 +221,10 @@ fn store_what_drivers_cannot_read(graph: &Graph, live: &[bool], roots: &mut [Opt
         for operand in &node.operands {
             let at = operand.index();
             let op = &graph.node(*operand).op;
-            let stored = roots[at].is_some() || is_stored_leaf(op) || matches!(op, Op::Proj(_));
+            let in_memory = |id: NodeId, op: &Op| leaf(id) || matches!(op, Op::Proj(_));
+            let stored = roots[at].is_some() || in_memory(*operand, op);
             let viewable = super::schedule::view::resolves(graph, *operand, &|source| {
-                roots[source.index()].is_some() || is_stored_leaf(&graph.node(source).op)
+                roots[source.index()].is_some() || in_memory(source, &graph.node(source).op)
             });
             if !stored && !viewable {
                 roots[at] = Some(Family::Map);

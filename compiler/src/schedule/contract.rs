@@ -106,12 +106,12 @@ fn convolution(scope: &mut Scope, conv: &Conv, id: NodeId, a: NodeId, b: NodeId,
     match conv.form {
         ConvForm::Forward => {
             let group = scope.k.bind(index[1].clone() / group_outputs);
-            let mut extents: SmallVec<[Expr; 6]> = SmallVec::from_slice(&[ws[1].clone()]);
+            let mut extents: SmallVec<[Expr; 6]> = smallvec::smallvec![ws[1].clone()];
             extents.extend(ws[2..].iter().cloned());
             nest(scope, &extents, SmallVec::new(), &mut |scope, at| {
                 let channel = group.clone() * ws[1].clone() + at[0].clone();
-                let mut image: SmallVec<[Expr; 6]> = SmallVec::from_slice(&[index[0].clone(), channel]);
-                let mut weight: SmallVec<[Expr; 6]> = SmallVec::from_slice(&[index[1].clone(), at[0].clone()]);
+                let mut image: SmallVec<[Expr; 6]> = smallvec::smallvec![index[0].clone(), channel];
+                let mut weight: SmallVec<[Expr; 6]> = smallvec::smallvec![index[1].clone(), at[0].clone()];
                 weight.extend(at[1..].iter().cloned());
                 let mut inside: Option<Expr> = None;
                 for axis in 0..n {
@@ -130,12 +130,12 @@ fn convolution(scope: &mut Scope, conv: &Conv, id: NodeId, a: NodeId, b: NodeId,
         ConvForm::InputGrad => {
             let group = scope.k.bind(index[1].clone() / ws[1].clone());
             let inner = scope.k.bind(index[1].clone() % ws[1].clone());
-            let mut extents: SmallVec<[Expr; 6]> = SmallVec::from_slice(&[group_outputs.clone()]);
+            let mut extents: SmallVec<[Expr; 6]> = smallvec::smallvec![group_outputs.clone()];
             extents.extend(ws[2..].iter().cloned());
             nest(scope, &extents, SmallVec::new(), &mut |scope, at| {
                 let output = scope.k.bind(group.clone() * group_outputs.clone() + at[0].clone());
-                let mut place: SmallVec<[Expr; 6]> = SmallVec::from_slice(&[index[0].clone(), output.clone()]);
-                let mut weight: SmallVec<[Expr; 6]> = SmallVec::from_slice(&[output, inner.clone()]);
+                let mut place: SmallVec<[Expr; 6]> = smallvec::smallvec![index[0].clone(), output.clone()];
+                let mut weight: SmallVec<[Expr; 6]> = smallvec::smallvec![output, inner.clone()];
                 weight.extend(at[1..].iter().cloned());
                 let mut inside: Option<Expr> = None;
                 for axis in 0..n {
@@ -159,11 +159,11 @@ fn convolution(scope: &mut Scope, conv: &Conv, id: NodeId, a: NodeId, b: NodeId,
         ConvForm::WeightGrad => {
             let group = scope.k.bind(index[0].clone() / group_outputs);
             let channel = scope.k.bind(group * ws[1].clone() + index[1].clone());
-            let mut extents: SmallVec<[Expr; 6]> = SmallVec::from_slice(&[ys[0].clone()]);
+            let mut extents: SmallVec<[Expr; 6]> = smallvec::smallvec![ys[0].clone()];
             extents.extend(ys[2..].iter().cloned());
             nest(scope, &extents, SmallVec::new(), &mut |scope, at| {
-                let mut image: SmallVec<[Expr; 6]> = SmallVec::from_slice(&[at[0].clone(), channel.clone()]);
-                let mut place: SmallVec<[Expr; 6]> = SmallVec::from_slice(&[at[0].clone(), index[0].clone()]);
+                let mut image: SmallVec<[Expr; 6]> = smallvec::smallvec![at[0].clone(), channel.clone()];
+                let mut place: SmallVec<[Expr; 6]> = smallvec::smallvec![at[0].clone(), index[0].clone()];
                 place.extend(at[1..].iter().cloned());
                 let mut inside: Option<Expr> = None;
                 for axis in 0..n {

@@ -123,7 +123,7 @@ pub fn blocked_loops(scope: &mut Scope, root: NodeId, body: impl FnOnce(&mut Sco
     let lanes = scope.stored.lanes();
     let blocks = shape[1].ceil_div(&Dim::from(lanes));
     let last = shape.rank() - 1;
-    let mut extents: SmallVec<[Dim; 6]> = SmallVec::from_slice(&[shape[0].clone(), blocks]);
+    let mut extents: SmallVec<[Dim; 6]> = smallvec::smallvec![shape[0].clone(), blocks];
     extents.extend(shape[2..last].iter().cloned());
     let outer = grid_over(scope, &extents);
     let pixels = scope.dim(&shape[last]);
@@ -134,7 +134,7 @@ pub fn blocked_loops(scope: &mut Scope, root: NodeId, body: impl FnOnce(&mut Sco
             let channel = outer[1].clone() * Expr::int(lanes) + lane.clone();
             scope.note_split(channel.clone(), outer[1].clone(), lane);
             let live = (!whole).then(|| scope.k.bind(channel.less(channels)));
-            let mut index: SmallVec<[Expr; 6]> = SmallVec::from_slice(&[outer[0].clone(), channel]);
+            let mut index: SmallVec<[Expr; 6]> = smallvec::smallvec![outer[0].clone(), channel];
             index.extend(outer[2..].iter().cloned());
             index.push(pixel);
             body(scope, &index, live);
@@ -149,7 +149,7 @@ fn flat_axis(scope: &Scope, outputs: &[NodeId]) -> Option<usize> {
     let shape = &graph.tensor_type(outputs[0]).shape;
     let mut seen: SmallVec<[NodeId; 16]> = SmallVec::new();
     let mut todo: SmallVec<[NodeId; 16]> = SmallVec::new();
-    let mut expand = |id: NodeId, todo: &mut SmallVec<[NodeId; 16]>| match graph.node(id).op {
+    let expand = |id: NodeId, todo: &mut SmallVec<[NodeId; 16]>| match graph.node(id).op {
         Op::Pointwise(_) | Op::Cast(_) | Op::StopGradient(_) => {
             todo.extend(graph.node(id).operands.iter().copied());
             true
@@ -247,7 +247,7 @@ fn blocked_concat(scope: &mut Scope, id: NodeId, out: Memory) {
     let shape = graph.tensor_type(id).shape.clone();
     let lanes = scope.stored.lanes();
     let last = shape.rank() - 1;
-    let mut extents: SmallVec<[Dim; 6]> = SmallVec::from_slice(&[shape[0].clone()]);
+    let mut extents: SmallVec<[Dim; 6]> = smallvec::smallvec![shape[0].clone()];
     extents.extend(shape[2..last].iter().cloned());
     let outer = grid_over(scope, &extents);
     let pixels = scope.dim(&shape[last]);
@@ -268,7 +268,7 @@ fn blocked_concat(scope: &mut Scope, id: NodeId, out: Memory) {
                     scope.note_split(from.clone(), block, lane.clone());
                     scope.note_split(to.clone(), target, lane);
                     let index = |channel: Expr| -> SmallVec<[Expr; 6]> {
-                        let mut index = SmallVec::from_slice(&[outer[0].clone(), channel]);
+                        let mut index = smallvec::smallvec![outer[0].clone(), channel];
                         index.extend(outer[1..].iter().cloned());
                         index.push(pixel.clone());
                         index

@@ -107,7 +107,7 @@ pub fn build(scope: &mut Scope, id: NodeId) {
 /// Whether the operand is read from a blocked value through maps alone.
 fn blocked_source(scope: &Scope, x: NodeId) -> bool {
     let graph = scope.graph;
-    let mut todo: SmallVec<[NodeId; 8]> = SmallVec::from_slice(&[x]);
+    let mut todo: SmallVec<[NodeId; 8]> = smallvec::smallvec![x];
     let mut steps = 0;
     while let Some(at) = todo.pop() {
         steps += 1;

@@ -24,8 +24,8 @@ pub fn epilogue(scope: &mut Scope, id: NodeId, index: &[Expr], element: Expr) ->
     let types: Vec<_> = node.operands[..*bases].iter().map(|o| graph.ty(*o).clone()).collect();
     let base = anchor.home().infer(&types, &mut Default::default());
     let base_dtype = base.ok().and_then(|ty| ty.tensor().map(|t| t.dtype)).unwrap_or(DType::F32);
-    let mut args: SmallVec<[Expr; 8]> = SmallVec::from_slice(&[element]);
-    let mut dtypes: SmallVec<[DType; 8]> = SmallVec::from_slice(&[base_dtype]);
+    let mut args: SmallVec<[Expr; 8]> = smallvec::smallvec![element];
+    let mut dtypes: SmallVec<[DType; 8]> = smallvec::smallvec![base_dtype];
     for extra in &node.operands[*bases..] {
         let at = scope.broadcast_index(*extra, index);
         args.push(scope.element(*extra, &at));
@@ -114,8 +114,8 @@ pub fn build(scope: &mut Scope, id: NodeId) {
     }
     let shape = graph.tensor_type(id).shape.clone();
     let axes: SmallVec<[usize; 4]> = match &op {
-        Op::Softmax(Softmax { axis, .. }) => SmallVec::from_slice(&[*axis]),
-        Op::SoftmaxGrad(grad) => SmallVec::from_slice(&[grad.axis]),
+        Op::Softmax(Softmax { axis, .. }) => smallvec::smallvec![*axis],
+        Op::SoftmaxGrad(grad) => smallvec::smallvec![grad.axis],
         Op::Norm(Norm { axis, .. }) => (*axis..shape.rank()).collect(),
         Op::NormGrad(grad) => (grad.axis..shape.rank()).collect(),
         _ => SmallVec::new(),
@@ -255,7 +255,7 @@ fn cross_entropy(scope: &mut Scope, id: NodeId) {
     let mut index = outer.clone();
     index.push(Expr::int(0));
     let mut rows =
-        Rows { scope, id: logits, out, outer: index, axes: SmallVec::from_slice(&[last]), dtype };
+        Rows { scope, id: logits, out, outer: index, axes: smallvec::smallvec![last], dtype };
     let highest = rows.accumulate(ReduceOp::Max, f64::NEG_INFINITY, &mut |s, i| s.element(logits, i));
     let total = rows.sum(&mut |s, i| exp(s.element(logits, i) - highest.clone()));
     let label = scope.element(labels, &outer).cast(DType::I64);

@@ -5,7 +5,35 @@ use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 use super::scope::Scope;
-use crate::kernel::{BinaryOp, CompareOp, Expr, Literal, UnaryOp};
+use crate::kernel::{BinaryOp, CompareOp, Expr, KernelBuilder, Literal, UnaryOp};
+
+/// Where a program's shared values and faults go.
+pub trait Sink {
+    /// Names a value.
+    fn bind(&mut self, value: Expr) -> Expr;
+    /// Reports a zero divisor where the condition holds.
+    fn zero_divisor(&mut self, condition: Expr);
+}
+
+impl Sink for Scope<'_> {
+    fn bind(&mut self, value: Expr) -> Expr {
+        self.k.bind(value)
+    }
+
+    fn zero_divisor(&mut self, condition: Expr) {
+        let code = self.fault("an integer is divided by zero".into());
+        self.k.status(condition, code);
+    }
+}
+
+impl Sink for KernelBuilder {
+    fn bind(&mut self, value: Expr) -> Expr {
+        KernelBuilder::bind(self, value)
+    }
+
+    // hooks have no status word, and no integer programs reach them
+    fn zero_divisor(&mut self, _: Expr) {}
+}
 
 /// A constant.
 pub fn literal(value: egret_ir::Literal) -> Expr {
@@ -17,7 +45,7 @@ pub fn literal(value: egret_ir::Literal) -> Expr {
 }
 
 /// A program of primitives. What occurs more than once is bound to a variable.
-pub fn program(scope: &mut Scope, program: &ScalarExpr, args: &[Expr], dtypes: &[DType]) -> Expr {
+pub fn program(scope: &mut dyn Sink, program: &ScalarExpr, args: &[Expr], dtypes: &[DType]) -> Expr {
     let mut counts: FxHashMap<&ScalarExpr, usize> = FxHashMap::default();
     count(program, &mut counts);
     let args: Vec<Expr> = args
@@ -25,7 +53,7 @@ pub fn program(scope: &mut Scope, program: &ScalarExpr, args: &[Expr], dtypes: &
         .enumerate()
         .map(|(i, arg)| {
             let often = counts.iter().any(|(e, n)| e.is_arg(i) && *n > 1);
-            if often { scope.k.bind(arg.clone()) } else { arg.clone() }
+            if often { scope.bind(arg.clone()) } else { arg.clone() }
         })
         .collect();
     let mut known = FxHashMap::default();
@@ -46,7 +74,7 @@ fn count<'e>(e: &'e ScalarExpr, counts: &mut FxHashMap<&'e ScalarExpr, usize>) {
 }
 
 fn build<'e>(
-    scope: &mut Scope,
+    scope: &mut dyn Sink,
     e: &'e ScalarExpr,
     args: &[Expr],
     dtypes: &[DType],
@@ -68,7 +96,7 @@ fn build<'e>(
         }
     };
     if counts.get(e).is_some_and(|n| *n > 1) {
-        let bound = scope.k.bind(value);
+        let bound = scope.bind(value);
         known.insert(e, bound.clone());
         return bound;
     }
@@ -76,14 +104,13 @@ fn build<'e>(
 }
 
 /// One primitive on operands of `dtype`.
-fn apply(scope: &mut Scope, f: ScalarFn, v: &[Expr], dtype: DType) -> Expr {
+fn apply(scope: &mut dyn Sink, f: ScalarFn, v: &[Expr], dtype: DType) -> Expr {
     use ScalarFn as F;
     let unary = |op: UnaryOp| v[0].clone().unary(op);
     let binary = |op: BinaryOp| v[0].clone().binary(op, v[1].clone());
     let compare = |op: CompareOp| v[0].clone().compare(op, v[1].clone());
     if f == F::Div && dtype.is_int() {
-        let code = scope.fault("an integer is divided by zero".into());
-        scope.k.status(v[1].clone().compare(CompareOp::Eq, Expr::constant(dtype, 0.0)), code);
+        scope.zero_divisor(v[1].clone().compare(CompareOp::Eq, Expr::constant(dtype, 0.0)));
     }
     match f {
         F::Neg => unary(UnaryOp::Neg),

@@ -4,7 +4,7 @@ use egret_ir::{Dim, Graph, NodeId, Op};
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
-use crate::kernel::{Access, Expr, KernelBuilder, LoopKind, Memory, Space, Stmt};
+use crate::kernel::{Access, Expr, KernelBuilder, LoopKind, Memory, Space, Stmt, Var};
 use crate::layout::Layout;
 
 /// A stored value: a node, and the part of it if it is a tuple.
@@ -199,7 +199,31 @@ impl<'g> Scope<'g> {
         body(self, Expr::Var(var));
         self.elements.pop();
         let body = self.k.end();
+        let body = self.hoist(var, body);
         self.k.push(Stmt::For { var, start, end, step: 1, kind, body });
+    }
+
+    /// Puts what does not change from iteration to iteration in front of the loop; the rest is the body.
+    fn hoist(&mut self, var: Var, body: Vec<Stmt>) -> Vec<Stmt> {
+        let mut inside: SmallVec<[Var; 16]> = smallvec::smallvec![var];
+        let mut kept = Vec::with_capacity(body.len());
+        for stmt in body {
+            let varies = |e: &Expr, inside: &[Var]| {
+                inside.iter().any(|v| e.mentions(*v)) || e.any(&mut |part| match part {
+                    Expr::Load { memory, .. } => !self.reads.values().any(|read| read == memory),
+                    _ => false,
+                })
+            };
+            match &stmt {
+                Stmt::Let { value, .. } if !varies(value, &inside) => self.k.push(stmt),
+                Stmt::Status { condition, .. } if !varies(condition, &inside) => self.k.push(stmt),
+                _ => {
+                    inside.extend(stmt.defines());
+                    kept.push(stmt);
+                }
+            }
+        }
+        kept
     }
 
     /// A conditional.
