@@ -241,8 +241,18 @@ impl ConvSchedule {
         } else {
             (BLOCK_BYTES / row_bytes).clamp(2, rows.max(2))
         };
-        let split = if by_panels { Split::Panels } else { Split::Rows };
-        ConvSchedule { lanes, split, block, prefetch_weights: true, prefetch_input: true }
+        let split = if by_panels {
+            Split::Panels
+        } else {
+            Split::Rows
+        };
+        ConvSchedule {
+            lanes,
+            split,
+            block,
+            prefetch_weights: true,
+            prefetch_input: true,
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 //A mod attention;
 mod conv;
 mod epilogue;
-//A mod gemm;
+mod gemm;
 mod kernels;
 mod relayout;
 #[cfg(test)]
@@ -14,6 +14,7 @@ mod testing;
 
 pub use conv::{ConvArgs, ConvPlan};
 pub use epilogue::MAX_VIEWS;
+pub use gemm::{GemmArgs, GemmPlan};
 pub use relayout::{PackPlan, RelayoutPlan};
 
 use super::memory::{Buffer, OutOfMemory};
