@@ -57,7 +57,11 @@ impl GemmPlan {
         if self.m == 0 || self.n == 0 || self.items == 0 {
             return;
         }
-        let (a, b) = if self.swapped { (args.b, args.a) } else { (args.a, args.b) };
+        let (a, b) = if self.swapped {
+            (args.b, args.a)
+        } else {
+            (args.a, args.b)
+        };
         let operands = Operands(GemmArgs { a, b, ..*args });
         // SAFETY: the caller's.
         unsafe {

@@ -198,7 +198,7 @@ fn all_layouts() {
     for isa in isas() {
         for shape in SHAPES {
             for layout in 0..32 {
-                if layout & 4 != 0 && layout & 8 != 0 && shape.2 > 1000 {
+                if shape.2 > 1000 && ![0, 3, 17].contains(&layout) {
                     continue;
                 }
                 let case = case(shape, layout);
