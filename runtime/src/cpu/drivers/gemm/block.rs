@@ -8,6 +8,9 @@ use egret_program::driver::Bias;
 use egret_program::driver::hook::View2;
 use egret_simd::{MAX_ROWS, Tile};
 
+/// Runs of steps that a streamed panel is asked for in advance.
+const STREAM_AHEAD: usize = 2;
+
 pub(super) struct Chunk<'a> {
     plan: &'a GemmPlan,
     args: &'a GemmArgs<'a>,
@@ -122,12 +125,19 @@ impl<'a> Chunk<'a> {
         tile.partial_rows = sum_rows.as_ptr();
         let blocks = plan.k.div_ceil(plan.k_block).max(1);
         let mut bias_tail = [0f32; 32];
+        let in_panels = matches!(plan.b_source, BSource::Packed | BSource::Shared);
         let mut lines_left = 0;
-        if more && matches!(plan.b_source, BSource::Packed | BSource::Shared) {
+        let mut per_tap = 0;
+        if in_panels && tiles == 1 {
+            // The panel itself is read once, from memory: a short way ahead is enough, and runs into the next panel.
+            tile.prefetch = b.wrapping_add(STREAM_AHEAD * RUN * width);
+            per_tap = RUN * width / 16;
+            lines_left = usize::MAX;
+        } else if in_panels && more {
             tile.prefetch = b.wrapping_add(plan.k * width);
             lines_left = (plan.k * width).div_ceil(16);
+            per_tap = lines_left.div_ceil((plan.k.div_ceil(RUN) * tiles).max(1));
         }
-        let per_tap = lines_left.div_ceil((plan.k.div_ceil(RUN) * tiles).max(1));
 
         for block in 0..blocks {
             let (k0, k1) = (
