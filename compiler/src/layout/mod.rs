@@ -47,7 +47,8 @@ pub fn has_driver(graph: &Graph, id: NodeId, lanes: i64) -> bool {
     let Some(conv) = conv_of(&node.op) else { return false };
     let types: SmallVec<[_; 3]> =
         node.operands[..2].iter().chain([&id]).map(|n| graph.tensor_type(*n).clone()).collect();
-    let constant = types.iter().all(|ty| ty.dtype == DType::F32 && ty.shape[1..].iter().all(|d| d.as_const().is_some()));
+    let constant =
+        types.iter().all(|ty| ty.dtype == DType::F32 && ty.shape[1..].iter().all(|d| d.as_const().is_some()));
     if !constant || conv.spatial() > 3 || conv.spatial() == 0 {
         return false;
     }
@@ -59,7 +60,9 @@ pub fn has_driver(graph: &Graph, id: NodeId, lanes: i64) -> bool {
     let channels = |ty: &egret_ir::TensorType| ty.shape[1].as_const().unwrap_or(0);
     let (c, o) = (channels(x), channels(y));
     let depthwise = conv.groups == c && conv.groups == o;
-    conv.groups == 1 || depthwise && conv.form == ConvForm::Forward || c / conv.groups % lanes == 0 && o / conv.groups % lanes == 0
+    conv.groups == 1
+        || depthwise && conv.form == ConvForm::Forward
+        || c / conv.groups % lanes == 0 && o / conv.groups % lanes == 0
 }
 
 /// Chooses layouts.
@@ -81,17 +84,23 @@ pub fn layout(graph: &Graph, partition: &Partition, device: &DeviceDescription, 
             && ty.shape[1..].iter().all(|d| d.as_const().is_some());
         blocked[id.index()] = image
             && match group.family {
-                Family::Conv => has_driver(graph, id, lanes) && !matches!(conv_of(&node.op), Some(c) if c.form == ConvForm::WeightGrad),
+                Family::Conv => {
+                    has_driver(graph, id, lanes)
+                        && !matches!(conv_of(&node.op), Some(c) if c.form == ConvForm::WeightGrad)
+                }
                 Family::Window => {
                     let windowed = match anchor(&node.op) {
                         Op::ReduceWindow(op) => op.window.size.len(),
                         Op::ReduceWindowGrad(op) => op.window.size.len(),
                         _ => 0,
                     };
-                    windowed + 2 == ty.shape.rank() && (reads_blocked(graph, &blocked, id) || feeds_conv(graph, &users, id, lanes))
+                    windowed + 2 == ty.shape.rank()
+                        && (reads_blocked(graph, &blocked, id) || feeds_conv(graph, &users, id, lanes))
                 }
                 Family::Map | Family::Concat => {
-                    !must_be_row_major[id.index()] && reads_blocked(graph, &blocked, id) && same_axes(graph, &blocked, id)
+                    !must_be_row_major[id.index()]
+                        && reads_blocked(graph, &blocked, id)
+                        && same_axes(graph, &blocked, id)
                 }
                 _ => false,
             };
@@ -117,7 +126,9 @@ fn anchor(op: &Op) -> &Op {
 
 /// Whether a blocked value of the same rank is among what a group reads.
 fn reads_blocked(graph: &Graph, blocked: &[bool], id: NodeId) -> bool {
-    sources(graph, blocked, id).iter().any(|s| blocked[s.index()] && graph.tensor_type(*s).shape.rank() == graph.tensor_type(id).shape.rank())
+    sources(graph, blocked, id)
+        .iter()
+        .any(|s| blocked[s.index()] && graph.tensor_type(*s).shape.rank() == graph.tensor_type(id).shape.rank())
 }
 
 /// Whether a map reads its blocked operands without moving axes, so that lanes stay lanes.
@@ -164,7 +175,9 @@ fn sources(graph: &Graph, blocked: &[bool], id: NodeId) -> SmallVec<[NodeId; 8]>
 }
 
 fn feeds_conv(graph: &Graph, users: &[SmallVec<[NodeId; 4]>], id: NodeId, lanes: i64) -> bool {
-    users[id.index()].iter().any(|u| conv_of(&graph.node(*u).op).is_some() && has_driver(graph, *u, lanes) && graph.node(*u).operands[0] == id)
+    users[id.index()].iter().any(|u| {
+        conv_of(&graph.node(*u).op).is_some() && has_driver(graph, *u, lanes) && graph.node(*u).operands[0] == id
+    })
 }
 
 /// Every convolution widens the halos of the blocked values that it reads through taps.

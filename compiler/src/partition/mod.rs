@@ -188,7 +188,10 @@ fn cheap_to_repeat(graph: &Graph, root: NodeId, id: NodeId, family: Family) -> b
     let transcendental = match &graph.node(id).op {
         Op::Pointwise(pointwise) => {
             use egret_ir::ScalarFn::*;
-            matches!(pointwise.f, Exp | Log | Tanh | Erf | Sigmoid | Sin | Cos | Pow | Gelu | GeluTanh | Silu | Mish | Softplus)
+            matches!(
+                pointwise.f,
+                Exp | Log | Tanh | Erf | Sigmoid | Sin | Cos | Pow | Gelu | GeluTanh | Silu | Mish | Softplus
+            )
         }
         _ => false,
     };

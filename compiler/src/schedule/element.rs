@@ -15,11 +15,8 @@ impl Scope<'_> {
             return known;
         }
         let value = value_of(self.graph, id);
-        let result = if self.stored.layout(value).is_some() {
-            self.load(value, index)
-        } else {
-            self.computed(id, index)
-        };
+        let result =
+            if self.stored.layout(value).is_some() { self.load(value, index) } else { self.computed(id, index) };
         let trivial = matches!(result, Expr::Var(_) | Expr::Literal(_) | Expr::Dim(_));
         let result = if !trivial && self.uses(id) > 1 { self.k.bind(result) } else { result };
         self.remember(id, index, &result);
@@ -214,7 +211,10 @@ impl Scope<'_> {
             parts.push((condition, value));
         }
         let dtype = self.graph.tensor_type(id).dtype;
-        parts.into_iter().rev().fold(Expr::constant(dtype, 0.0), |rest, (condition, value)| condition.select(value, rest))
+        parts
+            .into_iter()
+            .rev()
+            .fold(Expr::constant(dtype, 0.0), |rest, (condition, value)| condition.select(value, rest))
     }
 
     fn gathered(&mut self, id: NodeId, axis: usize, index: &[Expr]) -> Expr {

@@ -21,7 +21,11 @@ pub struct Direct {
 
 /// The program as [`Direct`], if it is one. `is_vector(i)` tells arguments that are a bias, `is_full(i)` those that are
 /// a residual.
-pub fn direct(program: &ScalarExpr, is_vector: &dyn Fn(usize) -> bool, is_full: &dyn Fn(usize) -> bool) -> Option<Direct> {
+pub fn direct(
+    program: &ScalarExpr,
+    is_vector: &dyn Fn(usize) -> bool,
+    is_full: &dyn Fn(usize) -> bool,
+) -> Option<Direct> {
     let (sum, activation) = activation(program);
     let mut found = Direct { bias: None, residual: None, activation };
     let mut accumulator = false;
@@ -148,14 +152,15 @@ pub fn finisher(
                 k.store(h.acc.memory, h.acc.at(&row, &col), value);
             });
         }
-        let sum = |k: &mut KernelBuilder, op: ReduceOp, start: f32, value: &dyn Fn(&mut KernelBuilder, &Expr) -> Expr| {
-            let total = k.variable(start);
-            k.for_(&zero, &cols, LoopKind::Vector, |k, col| {
-                let value = value(k, &col);
-                k.accumulate(total, op, value);
-            });
-            k.bind(total)
-        };
+        let sum =
+            |k: &mut KernelBuilder, op: ReduceOp, start: f32, value: &dyn Fn(&mut KernelBuilder, &Expr) -> Expr| {
+                let total = k.variable(start);
+                k.for_(&zero, &cols, LoopKind::Vector, |k, col| {
+                    let value = value(k, &col);
+                    k.accumulate(total, op, value);
+                });
+                k.bind(total)
+            };
         // shift and scale of the row's elements
         let (shift, scale) = match row_op {
             Op::Softmax(Softmax { log, .. }) => {

@@ -192,7 +192,8 @@ pub fn build_concat(scope: &mut Scope, id: NodeId, axis: usize) {
     let lanes = Dim::from(scope.stored.lanes());
     let operands = graph.node(id).operands.clone();
     let blocked = matches!(scope.stored.layout((id, 0)), Some(Layout::Blocked { .. }));
-    let whole_blocks = operands.iter().all(|o| graph.tensor_type(*o).shape[1.min(shape.rank() - 1)].modulo(&lanes).is(0));
+    let whole_blocks =
+        operands.iter().all(|o| graph.tensor_type(*o).shape[1.min(shape.rank() - 1)].modulo(&lanes).is(0));
     if blocked && !(axis == 1 && whole_blocks) {
         return build(scope, &[id]);
     }
@@ -219,12 +220,7 @@ pub fn build_concat(scope: &mut Scope, id: NodeId, axis: usize) {
 }
 
 /// Nested loops over extents, the last one that is not 1 by vectors.
-pub fn nest(
-    scope: &mut Scope,
-    extents: &[Dim],
-    index: SmallVec<[Expr; 6]>,
-    body: &mut dyn FnMut(&mut Scope, &[Expr]),
-) {
+pub fn nest(scope: &mut Scope, extents: &[Dim], index: SmallVec<[Expr; 6]>, body: &mut dyn FnMut(&mut Scope, &[Expr])) {
     let axis = index.len();
     let Some(extent) = extents.get(axis) else { return body(scope, &index) };
     if extent.is(1) {

@@ -254,8 +254,7 @@ fn cross_entropy(scope: &mut Scope, id: NodeId) {
     let outer = grid_over(scope, &shape[..last]);
     let mut index = outer.clone();
     index.push(Expr::int(0));
-    let mut rows =
-        Rows { scope, id: logits, out, outer: index, axes: smallvec::smallvec![last], dtype };
+    let mut rows = Rows { scope, id: logits, out, outer: index, axes: smallvec::smallvec![last], dtype };
     let highest = rows.accumulate(ReduceOp::Max, f64::NEG_INFINITY, &mut |s, i| s.element(logits, i));
     let total = rows.sum(&mut |s, i| exp(s.element(logits, i) - highest.clone()));
     let label = scope.element(labels, &outer).cast(DType::I64);

@@ -209,10 +209,11 @@ impl<'g> Scope<'g> {
         let mut kept = Vec::with_capacity(body.len());
         for stmt in body {
             let varies = |e: &Expr, inside: &[Var]| {
-                inside.iter().any(|v| e.mentions(*v)) || e.any(&mut |part| match part {
-                    Expr::Load { memory, .. } => !self.reads.values().any(|read| read == memory),
-                    _ => false,
-                })
+                inside.iter().any(|v| e.mentions(*v))
+                    || e.any(&mut |part| match part {
+                        Expr::Load { memory, .. } => !self.reads.values().any(|read| read == memory),
+                        _ => false,
+                    })
             };
             match &stmt {
                 Stmt::Let { value, .. } if !varies(value, &inside) => self.k.push(stmt),

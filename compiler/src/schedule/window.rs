@@ -139,14 +139,7 @@ fn over_taps(
 }
 
 /// The gradient at one element: a share of every window that holds it.
-fn gradient(
-    scope: &mut Scope,
-    x: NodeId,
-    dy: NodeId,
-    kind: WindowKind,
-    window: &Window,
-    index: &[Expr],
-) -> Expr {
+fn gradient(scope: &mut Scope, x: NodeId, dy: NodeId, kind: WindowKind, window: &Window, index: &[Expr]) -> Expr {
     let dtype = scope.graph.tensor_type(x).dtype;
     let outputs = scope.graph.tensor_type(dy).shape.clone();
     let lead = outputs.rank() - window.size.len();

@@ -12,6 +12,8 @@ mod epilogue;
 mod gemm;
 pub mod hook;
 mod relayout;
+#[cfg(test)]
+mod tests;
 
 pub use attention::{AttentionGradProblem, AttentionOperand, AttentionProblem, AttentionSchedule, Mask, Score};
 pub use conv::{ConvForm, ConvInput, ConvProblem, ConvSchedule, Split};
