@@ -10,6 +10,7 @@ pub mod interpret;
 pub mod ops;
 pub mod scalar;
 pub mod tensor;
+pub mod tracer;
 pub mod types;
 pub mod weights;
 
@@ -22,5 +23,6 @@ pub use interpret::{InterpretError, Outcome, interpret};
 pub use ops::{InferCx, Op, Operator};
 pub use scalar::{ExprKind, Literal, ScalarExpr, ScalarFn, ScalarValue};
 pub use tensor::{Element, Tensor};
+pub use tracer::{Operand, Outputs, Tracer, Var, trace};
 pub use types::{Shape, TensorType, Type, f32, i64};
 pub use weights::{Weight, Weights};

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use crate::eval::actual_type;
 use crate::scalar::Literal;
 use crate::tensor::Tensor;
+use crate::types::TensorType;
 
 /// Where the elements of a param come from.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +27,16 @@ impl Weight {
         match self {
             Weight::Tensor(tensor) => tensor.clone(),
             Weight::Fill { value, shape } => Tensor::splat(*value, shape),
+        }
+    }
+
+    /// The type.
+    pub fn ty(&self) -> TensorType {
+        match self {
+            Weight::Tensor(tensor) => actual_type(tensor),
+            Weight::Fill { value, shape } => {
+                TensorType { dtype: value.dtype, shape: shape.iter().map(|n| (*n).into()).collect() }
+            }
         }
     }
 

@@ -44,6 +44,18 @@ pub struct Window {
 }
 
 impl Window {
+    /// A window without dilation, padded alike on both sides.
+    pub fn symmetric(size: &[i64], stride: &[i64], padding: &[i64]) -> Window {
+        let list = |v: &[i64]| v.iter().copied().collect();
+        Window {
+            size: list(size),
+            stride: list(stride),
+            pad_low: list(padding),
+            pad_high: list(padding),
+            dilation: smallvec::smallvec![1; size.len()],
+        }
+    }
+
     /// The shape of the windowed result.
     ///
     /// # Errors
