@@ -125,9 +125,4 @@ impl Frame {
         }
         at
     }
-
-    /// Bytes of a value without halo and padding.
-    pub fn logical_bytes(&self, value: Value) -> Dim {
-        self.graph.ty(value.0).parts()[value.1].bytes()
-    }
 }
