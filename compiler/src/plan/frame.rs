@@ -1,6 +1,6 @@
 //! A graph while it is planned: which values are in which buffers, and how they lie.
 
-use egret_ir::{Dim, Graph, NodeId, Op};
+use egret_ir::{Graph, NodeId, Op};
 use egret_program::BufferId;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
