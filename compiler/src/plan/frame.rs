@@ -1,6 +1,6 @@
 //! A graph while it is planned: which values are in which buffers, and how they lie.
 
-use egret_ir::{Dim, Graph, NodeId, Op};
+use egret_ir::{Graph, NodeId, Op};
 use egret_program::BufferId;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
@@ -124,10 +124,5 @@ impl Frame {
             }
         }
         at
-    }
-
-    /// Bytes of a value without halo and padding.
-    pub fn logical_bytes(&self, value: Value) -> Dim {
-        self.graph.ty(value.0).parts()[value.1].bytes()
     }
 }

@@ -1,0 +1,123 @@
+//! Convolutions.
+
+use egret_ir::ops::{Conv, ConvForm};
+use egret_ir::{Diagnostic, Dim, Shape, Var};
+
+use super::Results;
+use crate::cx::Cx;
+use crate::import::single;
+
+/// Padding before and after by spatial axis.
+pub(super) type Pads = (Vec<i64>, Vec<i64>);
+
+/// Strides, dilations or kernel extents: `n` entries, 1 where absent.
+pub(super) fn spatial(cx: &Cx, name: &str, n: usize) -> Result<Vec<i64>, Diagnostic> {
+    let list = cx.int_list(name).filter(|list| !list.is_empty()).unwrap_or(vec![1; n]);
+    if list.len() != n || list.iter().any(|v| *v < 1) {
+        return Err(cx.error(format!("{name} {list:?} must be {n} positive numbers")));
+    }
+    Ok(list)
+}
+
+/// The padding of a window of `reach` elements, explicit or by `auto_pad`.
+pub(super) fn pads(cx: &Cx, input: &[Dim], reach: &[i64], stride: &[i64]) -> Result<Pads, Diagnostic> {
+    let n = input.len();
+    let auto = cx.text("auto_pad", "NOTSET");
+    if auto == "VALID" {
+        return Ok((vec![0; n], vec![0; n]));
+    }
+    if auto != "SAME_UPPER" && auto != "SAME_LOWER" {
+        let all = cx.int_list("pads").filter(|list| !list.is_empty()).unwrap_or(vec![0; 2 * n]);
+        if all.len() != 2 * n {
+            return Err(cx.error(format!("pads {all:?} must have {} entries", 2 * n)));
+        }
+        return Ok((all[..n].to_vec(), all[n..].to_vec()));
+    }
+    let (mut low, mut high) = (Vec::new(), Vec::new());
+    for i in 0..n {
+        let total = match (input[i].as_const(), stride[i]) {
+            (_, 1) => reach[i] - 1,
+            (Some(extent), step) => ((extent + step - 1) / step - 1) * step + reach[i] - extent,
+            (None, _) => {
+                return Err(cx.error(format!("{auto} with a stride needs a fixed extent, not {}", input[i])));
+            }
+        }
+        .max(0);
+        let (less, more) = (total / 2, total - total / 2);
+        low.push(if auto == "SAME_UPPER" { less } else { more });
+        high.push(if auto == "SAME_UPPER" { more } else { less });
+    }
+    Ok((low, high))
+}
+
+/// The spatial extents of the kernel; they must be known.
+fn kernel(cx: &Cx, w: Var, n: usize) -> Result<Vec<i64>, Diagnostic> {
+    let shape = w.shape();
+    if shape.rank() != n + 2 {
+        return Err(cx.error(format!("the kernel {shape} must have rank {}", n + 2)));
+    }
+    let dims: Option<Vec<i64>> = shape[2..].iter().map(Dim::as_const).collect();
+    dims.ok_or_else(|| cx.error(format!("the kernel {shape} must have fixed extents")))
+}
+
+fn biased<'t>(y: Var<'t>, bias: Option<Var<'t>>, n: usize) -> Var<'t> {
+    let Some(bias) = bias else { return y };
+    let shape = bias.shape();
+    y + bias.reshape(shape.iter().cloned().chain(vec![Dim::ONE; n]).collect::<Shape>())
+}
+
+fn spatial_rank(cx: &Cx, x: Var) -> Result<usize, Diagnostic> {
+    x.rank().checked_sub(2).ok_or_else(|| cx.error(format!("the operand {} must have at least two axes", x.ty())))
+}
+
+pub(super) fn conv<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
+    let (x, w) = (cx.var(0)?, cx.var(1)?);
+    let n = spatial_rank(cx, x)?;
+    let (stride, dilation) = (spatial(cx, "strides", n)?, spatial(cx, "dilations", n)?);
+    let reach: Vec<i64> = kernel(cx, w, n)?.iter().zip(&dilation).map(|(k, d)| (k - 1) * d + 1).collect();
+    let (low, high) = pads(cx, &x.shape()[2..], &reach, &stride)?;
+    let y = x.conv(w, Conv::forward(&stride, &low, &high, &dilation, cx.int("group", 1)));
+    let bias = cx.optional(2)?;
+    single(biased(y, bias, n))
+}
+
+/// The input gradient of a convolution; weights are `[C, O/groups, k…]`, which is that convolution's own layout.
+pub(super) fn conv_transpose<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
+    let (x, w) = (cx.var(0)?, cx.var(1)?);
+    let n = spatial_rank(cx, x)?;
+    let (stride, dilation) = (spatial(cx, "strides", n)?, spatial(cx, "dilations", n)?);
+    let reach: Vec<i64> = kernel(cx, w, n)?.iter().zip(&dilation).map(|(k, d)| (k - 1) * d + 1).collect();
+    let extra = cx.int_list("output_padding").filter(|l| l.len() == n).unwrap_or(vec![0; n]);
+    let input = x.shape();
+    let full = |i: usize| (input[2 + i].clone() - Dim::ONE) * Dim::from(stride[i]) + Dim::from(reach[i] + extra[i]);
+    let auto = cx.text("auto_pad", "NOTSET");
+    let wanted = match cx.int_list("output_shape") {
+        Some(shape) if shape.len() >= n => Some(shape[shape.len() - n..].iter().map(|d| Dim::from(*d)).collect()),
+        _ if auto.starts_with("SAME") => {
+            Some((0..n).map(|i| input[2 + i].clone() * Dim::from(stride[i])).collect::<Vec<Dim>>())
+        }
+        _ => None,
+    };
+    let (mut low, mut high) = (vec![0; n], vec![0; n]);
+    let mut extent = Shape::default();
+    match wanted {
+        Some(wanted) => {
+            for (i, want) in wanted.iter().enumerate() {
+                let total = (full(i) - want.clone()).as_const();
+                let total = total.ok_or_else(|| cx.error(format!("the output extent {want} needs varying padding")))?;
+                let total = total.max(0);
+                let (less, more) = (total / 2, total - total / 2);
+                (low[i], high[i]) = if auto == "SAME_UPPER" { (less, more) } else { (more, less) };
+                extent.push(want.clone());
+            }
+        }
+        None => {
+            (low, high) = pads(cx, &input[2..], &reach, &stride)?;
+            (0..n).for_each(|i| extent.push(full(i) - Dim::from(low[i] + high[i])));
+        }
+    }
+    let forward = Conv::forward(&stride, &low, &high, &dilation, cx.int("group", 1));
+    let y = x.conv(w, Conv { form: ConvForm::InputGrad, extent, ..forward });
+    let bias = cx.optional(2)?;
+    single(biased(y, bias, n))
+}

@@ -1,0 +1,104 @@
+//! Operators that make tensors out of attributes and sizes.
+
+use egret_ir::{DType, Diagnostic, Dim, Literal, ScalarValue, Shape, Tensor, TensorType, Var, Weight};
+
+use super::Results;
+use crate::cx::{Cx, Source};
+use crate::import::{SMALL, single, tensor_source};
+
+/// The value of a `Constant` node.
+pub(crate) fn constant<'t>(cx: &mut Cx<'_, 't>) -> Result<Source<'t>, Diagnostic> {
+    let name = cx.node.output.first().cloned().unwrap_or_default();
+    let vector = |n: usize| [n];
+    let tensor = if let Some(tensor) = cx.tensor_attribute("value")? {
+        Some(tensor)
+    } else if cx.has_attribute("value_float") {
+        Some(Tensor::scalar(Literal::float(cx.float("value_float", 0.0), DType::F32)))
+    } else if cx.has_attribute("value_int") {
+        Some(Tensor::scalar(Literal::int(cx.int("value_int", 0), DType::I64)))
+    } else if let Some(list) = cx.float_list("value_floats") {
+        Tensor::new(&vector(list.len()), &list)
+    } else if let Some(list) = cx.int_list("value_ints") {
+        Tensor::new(&vector(list.len()), &list)
+    } else {
+        None
+    };
+    let tensor = tensor.ok_or_else(|| cx.error("has no value of numbers"))?;
+    Ok(tensor_source(&name, tensor))
+}
+
+pub(super) fn constant_node<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
+    let source = constant(cx)?;
+    cx.node_of(source).and_then(single)
+}
+
+/// Sizes of an operand as a tensor.
+pub(super) fn shape<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
+    let source = crate::dims::fold(cx).ok_or_else(|| cx.error("has no operand"))?;
+    cx.node_of(source).and_then(single)
+}
+
+/// A small constant, a param that is filled at load, or one number broadcast to a shape with symbols.
+pub(super) fn constant_of_shape<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
+    let value = match cx.tensor_attribute("value")? {
+        Some(tensor) if tensor.elements() == 1 => Literal::new(tensor.get(0), tensor.dtype()),
+        Some(tensor) => return Err(cx.error(format!("the value {tensor:?} is not one number"))),
+        None => Literal::float(0.0, DType::F32),
+    };
+    let dims = cx.dims(0)?;
+    let sizes: Option<Vec<usize>> = dims.iter().map(|d| usize::try_from(d.as_const()?).ok()).collect();
+    let Some(sizes) = sizes else {
+        if let Some(dim) = dims.iter().find(|d| d.range().1 < 0) {
+            return Err(cx.error(format!("the extent {dim} is negative")));
+        }
+        return single(cx.t.scalar(value).broadcast(dims.as_slice()));
+    };
+    let bytes = sizes.iter().try_fold(value.dtype.size(), |n, d| n.checked_mul(*d));
+    match bytes {
+        Some(bytes) if bytes <= SMALL => single(cx.t.constant(Tensor::splat(value, &sizes))),
+        Some(_) => {
+            let name = cx.node.output.first().cloned().unwrap_or_default();
+            single(cx.t.param(&name, Weight::Fill { value, shape: sizes }))
+        }
+        None => Err(cx.error(format!("the shape {sizes:?} is too large"))),
+    }
+}
+
+/// `start + delta·i`; the number of elements must not depend on data.
+pub(super) fn range<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
+    let (start, delta) = (cx.var(0)?, cx.var(2)?);
+    let dtype = start.dtype();
+    let numbers = (cx.tensor(0), cx.tensor(1), cx.tensor(2));
+    let count = if let (Some(a), Some(b), Some(d)) = numbers {
+        let first = |t: &Tensor| t.values().next().unwrap_or(ScalarValue::Int(0));
+        let (a, b, d) = (first(&a).as_f64(), first(&b).as_f64(), first(&d).as_f64());
+        if d == 0.0 {
+            return Err(cx.error("the step is 0"));
+        }
+        Dim::from(((b - a) / d).ceil().max(0.0) as i64)
+    } else {
+        let one = |dims: Vec<Dim>| dims.into_iter().next().unwrap_or(Dim::ZERO);
+        let (a, b, d) = (one(cx.dims(0)?), one(cx.dims(1)?), one(cx.dims(2)?));
+        if d.range().0 < 1 {
+            return Err(cx.error(format!("the step {d} must be positive when sizes vary")));
+        }
+        let count = (b - a).ceil_div(&d);
+        if count.range().0 < 0 { count.maximum(&Dim::ZERO) } else { count }
+    };
+    let index = cx.t.iota(TensorType { dtype, shape: Shape::from([count]) }, 0);
+    single(index * delta.reshape(Shape::scalar()) + start.reshape(Shape::scalar()))
+}
+
+pub(super) fn eye_like<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
+    let shape = cx.shape(0)?;
+    if shape.rank() != 2 {
+        return Err(cx.error(format!("the shape {shape} is no matrix")));
+    }
+    let dtype = match cx.has_attribute("dtype") {
+        true => crate::dtype(cx.int("dtype", 1) as i32).map_err(|e| e.at(cx.origin()))?,
+        false => cx.var(0)?.dtype(),
+    };
+    let index = |axis| cx.t.iota(TensorType { dtype: DType::I64, shape: shape.clone() }, axis);
+    let (row, column): (Var, Var) = (index(0), index(1));
+    single((row + cx.int("k", 0) as f64).equal(column).cast(dtype))
+}
