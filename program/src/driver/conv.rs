@@ -205,7 +205,7 @@ pub struct ConvSchedule {
     pub lanes: usize,
     /// What a chunk of work is.
     pub split: Split,
-    /// Output rows in a chunk, when rows are split; for [`Split::Panels`], panels in a chunk.
+    /// The most output rows (for [`Split::Panels`]: panels) in a chunk; with many threads chunks are smaller.
     pub block: usize,
     /// Prefetch of the next panel of weights.
     pub prefetch_weights: bool,
@@ -214,20 +214,32 @@ pub struct ConvSchedule {
 }
 
 impl ConvSchedule {
-    /// The analytic choice: rows if there are 14 or more, else panels; never depends on the number of threads.
+    /// The analytic choice: panels where the weights outweigh the tensors, else rows in blocks whose input stays in L2.
+    /// Never depends on the number of threads.
     pub fn choose(problem: &ConvProblem<usize>, lanes: usize) -> ConvSchedule {
-        let (channels, spatial) = match problem.form {
-            ConvForm::InputGradient => (problem.in_channels, &problem.in_spatial),
-            _ => (problem.out_channels, &problem.out_spatial),
+        const BLOCK_BYTES: usize = 768 << 10;
+        let x = (problem.in_channels, &problem.in_spatial);
+        let y = (problem.out_channels, &problem.out_spatial);
+        let (read, written) = match problem.form {
+            ConvForm::InputGradient => (y, x),
+            _ => (x, y),
         };
-        let rows = spatial.iter().rev().skip(1).product::<usize>().max(1) * problem.batch;
-        let panels = channels.div_ceil(2 * lanes).max(1);
-        let (split, block) = if rows >= 14 || panels == 1 {
-            // A block re-reads all weights, so blocks are few where weights are many: 4 to 16 of them.
-            (Split::Rows, rows.div_ceil(8).max(2))
+        let len =
+            |(channels, spatial): (usize, &Vec<usize>)| channels * spatial.iter().product::<usize>() * problem.batch;
+        let rows = written.1.iter().rev().skip(1).product::<usize>().max(1) * problem.batch;
+        let panels = written.0.div_ceil(2 * lanes).max(1);
+        let taps: usize = problem.kernel.iter().product();
+        let weights = problem.in_channels / problem.groups.max(1) * problem.out_channels * taps;
+        let by_panels = panels >= 8 && weights > len(read) + len(written) || rows < 4;
+        let row_bytes = (len(read) / rows.max(1) * 4).max(1);
+        let block = if by_panels {
+            panels
+        } else if problem.input == ConvInput::Image {
+            16
         } else {
-            (Split::Panels, panels.div_ceil(16))
+            (BLOCK_BYTES / row_bytes).clamp(2, rows.max(2))
         };
+        let split = if by_panels { Split::Panels } else { Split::Rows };
         ConvSchedule { lanes, split, block, prefetch_weights: true, prefetch_input: true }
     }
 }

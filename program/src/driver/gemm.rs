@@ -139,35 +139,23 @@ pub struct GemmSchedule {
     pub lanes: usize,
     /// Longest partial sum in registers; longer products are summed block by block.
     pub k_block: usize,
-    /// Rows in a chunk of work.
+    /// Rows in a chunk of work, at most; columns are divided among threads by panels.
     pub m_block: usize,
-    /// Column panels (of 2 L) in a chunk of work.
-    pub n_block: usize,
 }
 
 impl GemmSchedule {
     /// The analytic choice; never depends on the number of threads.
     pub fn choose(problem: &GemmProblem<usize>, lanes: usize) -> GemmSchedule {
         let tile = if lanes == 16 { 14 } else { 6 };
-        let panels = problem.n.div_ceil(2 * lanes).max(1);
         let tiles = problem.m.div_ceil(tile).max(1);
         // A chunk's rows of A stay in L2 while panels of B pass: about 512 KB of them.
-        let k = problem.k.clamp(1, 4096);
-        let fits = (128 * 1024 / (k * tile)).clamp(1, 16);
-        let m_tiles = tiles.div_ceil(tiles.div_ceil(fits));
-        // Some 16 chunks where the matrix is large enough, so that threads can share them.
-        let row_blocks = tiles.div_ceil(m_tiles);
-        let column_blocks = 16usize.div_ceil(row_blocks).min(panels);
-        GemmSchedule { lanes, k_block: 4096, m_block: m_tiles * tile, n_block: panels.div_ceil(column_blocks) }
+        let fits = (128 * 1024 / (problem.k.max(1) * tile)).clamp(1, 16);
+        GemmSchedule { lanes, k_block: 4096, m_block: tiles.div_ceil(tiles.div_ceil(fits)) * tile }
     }
 }
 
 impl fmt::Display for GemmSchedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "  schedule lanes {} k_block {} m_block {} n_block {}",
-            self.lanes, self.k_block, self.m_block, self.n_block
-        )
+        write!(f, "  schedule lanes {} k_block {} m_block {}", self.lanes, self.k_block, self.m_block)
     }
 }

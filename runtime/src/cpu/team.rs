@@ -221,7 +221,7 @@ impl Patience {
     fn wait(&mut self) {
         std::hint::spin_loop();
         self.polls += 1;
-        if self.polls % POLLS == 0 {
+        if self.polls.is_multiple_of(POLLS) {
             let since = *self.since.get_or_insert_with(Instant::now);
             self.out = self.out || since.elapsed() > PATIENCE;
             if self.out {
@@ -278,7 +278,7 @@ fn work(shared: &Shared, index: usize) {
                 continue;
             }
             patience.wait();
-            if patience.polls % POLLS != 0 {
+            if !patience.polls.is_multiple_of(POLLS) {
                 continue;
             }
             if shared.awake.0.load(Acquire) > 0 {

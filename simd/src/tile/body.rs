@@ -113,8 +113,9 @@ unsafe fn finish<V: Vector, const M: usize, const N: usize>(t: &Tile, acc: &[[V;
                 let mut v = acc[J][I];
                 let at = row.add(I * t.c_vector);
                 let masked = I == N - 1 && partial;
-                if t.accumulate {
-                    v = v.add(if masked { V::load_masked(at, mask) } else { V::load(at) });
+                if !t.partial.is_null() {
+                    let r = t.partial.add(*t.partial_rows.add(J) + I * t.partial_vector);
+                    v = v.add(if masked { V::load_masked(r, mask) } else { V::load(r) });
                 }
                 if !t.residual.is_null() {
                     let r = t.residual.add(*t.residual_rows.add(J) + I * t.residual_vector);

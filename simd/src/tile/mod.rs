@@ -105,7 +105,7 @@ pub fn tile_kernel(isa: Isa, kind: TileKind, rows: usize, vectors: usize) -> Opt
 ///         acc[m][n] += p[rows[m]] * (b + n b_vector)[0..L]        for all m, n
 ///         p += a_step;  b += b_step
 ///     b += b_skip
-/// c[c_rows[m] + n c_vector ..] = clamp(acc + bias + row_bias + (c if accumulate) + residual)
+/// c[c_rows[m] + n c_vector ..] = clamp(acc + bias + row_bias + partial + residual)
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Tile {
@@ -148,8 +148,12 @@ pub struct Tile {
     pub bias: *const f32,
     /// A float for each row; null: none.
     pub row_bias: *const f32,
-    /// Adds to what `c` holds.
-    pub accumulate: bool,
+    /// Partial sums to go on from (may be `c`); null: none.
+    pub partial: *const f32,
+    /// Offset of each row of the tile in `partial`.
+    pub partial_rows: *const usize,
+    /// From one vector to the next in `partial`.
+    pub partial_vector: usize,
     /// Added; null: none.
     pub residual: *const f32,
     /// Offset of each row of the tile in `residual`.
@@ -193,7 +197,9 @@ impl Tile {
             fill: false,
             bias: std::ptr::null(),
             row_bias: std::ptr::null(),
-            accumulate: false,
+            partial: std::ptr::null(),
+            partial_rows: std::ptr::null(),
+            partial_vector: isa.lanes_f32(),
             residual: std::ptr::null(),
             residual_rows: std::ptr::null(),
             residual_vector: isa.lanes_f32(),

@@ -46,7 +46,8 @@ fn check(kernel: &MicroKernel, m: usize, last_lanes: usize) {
     (t.b, t.b_step, t.b_vector, t.b_skip) = (b.as_ptr(), n * l, l, 8);
     (t.c, t.c_rows, t.c_vector) = (c.as_mut_ptr(), c_rows.as_ptr(), l);
     (t.last_lanes, t.fill) = (last_lanes, m.is_multiple_of(2));
-    (t.bias, t.row_bias, t.accumulate) = (bias.as_ptr(), row_bias.as_ptr(), true);
+    (t.bias, t.row_bias) = (bias.as_ptr(), row_bias.as_ptr());
+    (t.partial, t.partial_rows, t.partial_vector) = (c.as_ptr(), c_rows.as_ptr(), l);
     (t.residual, t.residual_rows, t.residual_vector) = (residual.as_ptr(), c_rows.as_ptr(), l);
     (t.clamp, t.lo, t.hi) = (true, -0.5, 1.5);
     (t.prefetch, t.prefetch_lines, t.prefetch_a) = (b.as_ptr(), 1, 64);

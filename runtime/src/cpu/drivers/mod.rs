@@ -3,17 +3,19 @@
 //! Each driver has a *plan*, made once when extents are known: it checks all bounds, allocates its tables and says what
 //! scratch it needs. `run` then allocates nothing. Results do not depend on the number of threads.
 
-//A mod attention;
+mod attention;
 mod conv;
 mod epilogue;
-//A mod gemm;
+mod gemm;
 mod kernels;
 mod relayout;
 #[cfg(test)]
 mod testing;
 
+pub use attention::{AttentionArgs, AttentionGradArgs, AttentionGradPlan, AttentionPlan};
 pub use conv::{ConvArgs, ConvPlan};
 pub use epilogue::MAX_VIEWS;
+pub use gemm::{GemmArgs, GemmPlan};
 pub use relayout::{PackPlan, RelayoutPlan};
 
 use super::memory::{Buffer, OutOfMemory};

@@ -165,7 +165,7 @@ impl Direct {
         let threads = team.size();
         match self.split {
             Split::Panels => {
-                let chunks = all_panels.div_ceil(self.block);
+                let chunks = chunk_count(all_panels, all_panels.div_ceil(self.block), threads);
                 team.parallel(chunks, &|chunk, worker| {
                     let (p0, p1) = part(all_panels, chunk, chunks);
                     for grid in &self.grids {

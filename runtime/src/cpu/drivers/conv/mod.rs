@@ -1,6 +1,8 @@
 //! Convolution: direct, in blocked channels with a zero halo.
 
 mod direct;
+#[cfg(test)]
+mod epilogue_tests;
 mod geometry;
 mod image;
 #[cfg(test)]
@@ -65,7 +67,7 @@ impl ConvPlan {
         if problem.groups == 0 || i % problem.groups != 0 || o % problem.groups != 0 {
             return Err(DriverError::Problem("groups must divide the channels"));
         }
-        let of_group = |channels: usize| channels / problem.groups % lanes == 0;
+        let of_group = |channels: usize| (channels / problem.groups).is_multiple_of(lanes);
         if problem.groups > 1 && !problem.is_depthwise() && !(of_group(i) && of_group(o)) {
             return Err(DriverError::Unsupported("groups whose channels are not a multiple of the vector"));
         }

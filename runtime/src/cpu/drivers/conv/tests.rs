@@ -2,8 +2,7 @@ use super::*;
 use crate::cpu::drivers::testing::{assert_close, buffer, isas, values};
 use crate::cpu::drivers::{PackPlan, RelayoutPlan};
 use crate::cpu::memory::Buffer;
-use egret_program::driver::hook::View2;
-use egret_program::driver::{Activation, Bias, Direction, Epilogue, Operand, PackProblem, RelayoutProblem};
+use egret_program::driver::{Direction, Epilogue, PackProblem, RelayoutProblem};
 
 /// A convolution by its numbers, two spatial dims or as many as the lists have.
 fn problem(
@@ -55,7 +54,7 @@ fn problem(
     p
 }
 
-fn forms(form: ConvForm, l: usize) -> Vec<ConvProblem> {
+pub(super) fn forms(form: ConvForm, l: usize) -> Vec<ConvProblem> {
     let one = |n: usize| vec![1; n];
     vec![
         problem(form, 2, (5, 19), 1, &[9, 10], &[3, 3], &[1, 1], &[1, 1], (&[1, 1], &[1, 1]), l),
@@ -130,7 +129,7 @@ fn relayout(p: &ConvProblem, of_x: bool, direction: Direction, lanes: usize) -> 
     }
 }
 
-fn blocked(p: &ConvProblem, of_x: bool, src: &[f32], isa: Isa) -> Buffer {
+pub(super) fn blocked(p: &ConvProblem, of_x: bool, src: &[f32], isa: Isa) -> Buffer {
     let r = relayout(p, of_x, Direction::ToBlocked, isa.lanes_f32());
     let dst = Buffer::floats(p.batch * r.blocked_batch_stride).unwrap();
     let src = buffer(src);
@@ -141,7 +140,14 @@ fn blocked(p: &ConvProblem, of_x: bool, src: &[f32], isa: Isa) -> Buffer {
 }
 
 /// Runs and gives the result row-major, after checking that all threads give the same bits and absent lanes are zero.
-fn run(p: &ConvProblem, isa: Isa, x: &[f32], w: &[f32], extras: &[*mut u8], hook: Option<EpilogueFn>) -> Vec<f32> {
+pub(super) fn run(
+    p: &ConvProblem,
+    isa: Isa,
+    x: &[f32],
+    w: &[f32],
+    extras: &[*mut u8],
+    hook: Option<EpilogueFn>,
+) -> Vec<f32> {
     let lanes = isa.lanes_f32();
     let of_x = p.form == ConvForm::InputGradient;
     let mut results: Vec<Vec<f32>> = vec![];
@@ -210,7 +216,7 @@ fn check_absent_lanes(r: &RelayoutProblem, data: &[f32]) {
 }
 
 /// Exact sums and the sums of absolute values.
-fn expected(p: &ConvProblem, a: &[f32], b: &[f32], n: usize) -> Vec<(f64, f64)> {
+pub(super) fn expected(p: &ConvProblem, a: &[f32], b: &[f32], n: usize) -> Vec<(f64, f64)> {
     let mut sums = vec![(0.0, 0.0); n];
     products(p, |x, w, y| {
         let (to, v) = match p.form {
@@ -224,7 +230,7 @@ fn expected(p: &ConvProblem, a: &[f32], b: &[f32], n: usize) -> Vec<(f64, f64)> 
     sums
 }
 
-fn sizes(p: &ConvProblem) -> (usize, usize, usize) {
+pub(super) fn sizes(p: &ConvProblem) -> (usize, usize, usize) {
     let (xs, ys): (usize, usize) = (p.in_spatial.iter().product(), p.out_spatial.iter().product());
     let taps: usize = p.kernel.iter().product();
     (p.batch * p.in_channels * xs, p.out_channels * (p.in_channels / p.groups) * taps, p.batch * p.out_channels * ys)
@@ -310,100 +316,6 @@ fn image() {
             let want = expected(&p, &x, &w, y);
             for (g, (sum, size)) in run(&p, isa, &x, &w, &[], None).iter().zip(&want) {
                 assert_close(*g, *sum, 200, *size, &format_args!("{isa} {p}"));
-            }
-        }
-    }
-}
-
-#[test]
-fn direct_epilogue() {
-    for isa in isas() {
-        for form in [ConvForm::Forward, ConvForm::InputGradient] {
-            for mut p in forms(form, isa.lanes_f32()) {
-                let forward = form == ConvForm::Forward;
-                let (x, w, y) = sizes(&p);
-                let (n, a) = if forward { (y, x) } else { (x, y) };
-                let (channels, spatial) =
-                    if forward { (p.out_channels, &p.out_spatial) } else { (p.in_channels, &p.in_spatial) };
-                let pixels: usize = spatial.iter().product();
-                let (a, w) = (values(a, 1), values(w, 2));
-                let (bias, residual) = (values(channels, 3), values(n, 4));
-                // The residual has a halo of its own.
-                let mut like = p.clone();
-                let halo = vec![2; spatial.len()];
-                let stride = ConvProblem::blocked_len(channels, spatial, &halo, isa.lanes_f32());
-                if forward {
-                    (like.out_halo, like.out_batch_stride) = (halo.clone(), stride);
-                } else {
-                    (like.in_halo, like.in_batch_stride) = (halo.clone(), stride);
-                }
-                let residual_blocked = blocked(&like, !forward, &residual, isa);
-                let bias_buffer = buffer(&bias);
-                let want = expected(&p, &a, &w, n);
-                p.epilogue = Epilogue::Direct {
-                    bias: Some(Bias::PerColumn),
-                    residual: Some(Operand::Full { halo, batch_stride: stride }),
-                    activation: Activation::Clamp(-0.25, 1.0),
-                };
-                let extras = [bias_buffer.as_ptr(), residual_blocked.as_ptr()];
-                let got = run(&p, isa, &a, &w, &extras, None);
-                for (i, g) in got.iter().enumerate() {
-                    let add = bias[i / pixels % channels] as f64 + residual[i] as f64;
-                    let v = (want[i].0 + add).clamp(-0.25, 1.0);
-                    assert_close(*g, v, 2000, want[i].1 + 2.0, &format_args!("{isa} {p}"));
-                }
-            }
-        }
-    }
-}
-
-/// out = (acc * channel scale + full) * scalar + 1
-unsafe extern "C" fn hook(acc: *const View2, rows: i64, cols: i64, extras: *const View2, outs: *const View2) {
-    unsafe {
-        let at = |v: &View2, i: i64, j: i64| v.ptr.cast::<f32>().offset((i * v.row + j * v.col) as isize);
-        let (acc, extras, out) = (&*acc, std::slice::from_raw_parts(extras, 3), &*outs);
-        for i in 0..rows {
-            for j in 0..cols {
-                let v = *at(acc, i, j) * *at(&extras[0], i, j) + *at(&extras[1], i, j);
-                *at(out, i, j) = v * *at(&extras[2], i, j) + 1.0;
-            }
-        }
-    }
-}
-
-#[test]
-fn hooked_epilogue() {
-    for isa in isas() {
-        for form in [ConvForm::Forward, ConvForm::InputGradient] {
-            for mut p in forms(form, isa.lanes_f32()) {
-                let forward = form == ConvForm::Forward;
-                let (x, w, y) = sizes(&p);
-                let (n, a) = if forward { (y, x) } else { (x, y) };
-                let (channels, spatial) =
-                    if forward { (p.out_channels, &p.out_spatial) } else { (p.in_channels, &p.in_spatial) };
-                let pixels: usize = spatial.iter().product();
-                let (a, w) = (values(a, 1), values(w, 2));
-                let (scale, full) = (values(channels, 3), values(n, 4));
-                let full_blocked = blocked(&p, !forward, &full, isa);
-                let (scale_buffer, scalar) = (buffer(&scale), buffer(&[0.5]));
-                let want = expected(&p, &a, &w, n);
-                let (halo, stride) = if forward {
-                    (p.out_halo.clone(), p.out_batch_stride)
-                } else {
-                    (p.in_halo.clone(), p.in_batch_stride)
-                };
-                let operand = Operand::Full { halo, batch_stride: stride };
-                p.epilogue = Epilogue::Hook {
-                    extras: vec![Operand::PerColumn, operand.clone(), Operand::Scalar],
-                    outs: vec![operand],
-                    element_bytes: vec![4; 4],
-                };
-                let extras = [scale_buffer.as_ptr(), full_blocked.as_ptr(), scalar.as_ptr()];
-                let got = run(&p, isa, &a, &w, &extras, Some(hook));
-                for (i, g) in got.iter().enumerate() {
-                    let v = want[i].0 * scale[i / pixels % channels] as f64 + full[i] as f64;
-                    assert_close(*g, v * 0.5 + 1.0, 2000, want[i].1 + 3.0, &format_args!("{isa} {p}"));
-                }
             }
         }
     }

@@ -137,6 +137,7 @@ impl WeightGradient {
         let mut tile = self.tile();
         tile.rows = lane.as_ptr();
         tile.c_rows = c_rows.as_ptr();
+        tile.partial_rows = c_rows.as_ptr();
         let x = nest.args.input.wrapping_add((group * self.inputs / l + block) * self.x.block);
         let y_block = (group * self.outputs + panel * 2 * l) / l;
         let y = nest.args.weights.wrapping_add(self.y.origin + y_block * self.y.block);
@@ -144,7 +145,7 @@ impl WeightGradient {
         let mut first = true;
         for item in 0..self.batch {
             for plane in 0..self.count[0] {
-                tile.accumulate = !first;
+                let again = !first;
                 first = false;
                 let x = x.wrapping_add(item * self.x.batch + plane * self.x_step[0]);
                 tile.b = y.wrapping_add(item * self.y.batch + plane * self.y.step[0]);
@@ -153,6 +154,7 @@ impl WeightGradient {
                         let (m0, m1) = part(inputs, i, parts);
                         tile.a = x.wrapping_add(self.offsets[tap] + m0);
                         tile.c = sums.wrapping_add((tap * l + m0) * 2 * l);
+                        tile.partial = if again { tile.c } else { std::ptr::null() };
                         // SAFETY: bounds were checked when the plan was made.
                         unsafe { self.kernels.run(&tile, m1 - m0, vectors) };
                     }
@@ -180,11 +182,12 @@ impl WeightGradient {
         let c_rows: [usize; MAX_ROWS] = std::array::from_fn(|m| m * l);
         let mut tile = self.tile();
         tile.c_rows = c_rows.as_ptr();
+        tile.partial_rows = c_rows.as_ptr();
         let parts = taps.div_ceil(self.kernels.max_rows());
         let mut first = true;
         for item in 0..self.batch {
             for plane in 0..self.count[0] {
-                tile.accumulate = !first;
+                let again = !first;
                 first = false;
                 let x = item * self.x.batch + plane * self.x_step[0] + block * self.x.block;
                 let y = item * self.y.batch + plane * self.y.step[0] + block * self.y.block;
@@ -194,6 +197,7 @@ impl WeightGradient {
                     let (t0, t1) = part(taps, i, parts);
                     tile.rows = self.offsets[t0..].as_ptr();
                     tile.c = sums.wrapping_add(t0 * l);
+                    tile.partial = if again { tile.c } else { std::ptr::null() };
                     // SAFETY: bounds were checked when the plan was made.
                     unsafe { self.kernels.run(&tile, t1 - t0, 1) };
                 }
