@@ -1,5 +1,6 @@
 //! Egret's graph IR: types, operators, tracer, text form, reference interpreter and autodiff.
 
+pub mod autodiff;
 pub mod bind;
 pub mod diagnostic;
 pub mod dim;
