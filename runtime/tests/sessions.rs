@@ -252,6 +252,15 @@ fn executables_share_state() {
 }
 
 #[test]
+fn executables_are_shared_and_sessions_move() {
+    fn shared<T: Send + Sync>() {}
+    fn moves<T: Send>() {}
+    shared::<Executable>();
+    shared::<State>();
+    moves::<Session>();
+}
+
+#[test]
 fn sessions_of_one_executable_run_at_once() {
     let exe = load(doubled(), 2);
     std::thread::scope(|scope| {

@@ -5,15 +5,18 @@ use std::sync::Arc;
 
 use egret_ir::{DType, Dim, Tensor, TensorType};
 use egret_program::driver::Driver;
+use egret_program::driver::hook::EpilogueFn;
 use egret_program::program::VERSION;
-use egret_program::{Arg, Buffer, BufferId, Code, Fault, Kernel, KernelBody, KernelId, Launch, Place, Port, Program, Step};
+use egret_program::{
+    Arg, Buffer, BufferId, Code, Fault, Kernel, KernelBody, KernelId, Launch, Place, Port, Program, Step,
+};
 use egret_runtime::{Executable, LoadOptions};
 
 pub type KernelFn = unsafe extern "C" fn(*const *mut u8, *const i64, i64, i64, *mut u8, *mut u32);
 
 /// Code that jumps to `f`.
 #[cfg(target_arch = "x86_64")]
-fn jump(f: KernelFn) -> Vec<u8> {
+fn jump(f: *const ()) -> Vec<u8> {
     let mut bytes = vec![0x48, 0xb8]; // mov rax, imm64
     bytes.extend((f as usize as u64).to_le_bytes());
     bytes.extend([0xff, 0xe0]); // jmp rax
@@ -87,7 +90,16 @@ impl Builder {
 
     #[cfg(target_arch = "x86_64")]
     pub fn code(&mut self, name: &str, f: KernelFn, scratch_bytes: usize) -> KernelId {
-        self.kernel(name, KernelBody::Code(Code { bytes: jump(f), relocations: vec![], entry: 0, scratch_bytes }))
+        self.kernel(
+            name,
+            KernelBody::Code(Code { bytes: jump(f as *const ()), relocations: vec![], entry: 0, scratch_bytes }),
+        )
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    pub fn hook(&mut self, name: &str, f: EpilogueFn) -> KernelId {
+        let bytes = jump(f as *const ());
+        self.kernel(name, KernelBody::Hook(Code { bytes, relocations: vec![], entry: 0, scratch_bytes: 0 }))
     }
 
     pub fn driver(&mut self, name: &str, driver: Driver<Dim>) -> KernelId {
