@@ -44,7 +44,7 @@ impl RelayoutPlan {
     /// Converts `src` to `dst`.
     ///
     /// # Safety
-    /// The tensors have the extents of the problem, do not overlap, and have readable slack behind them.
+    /// The tensors have the extents of the problem, and do not overlap.
     pub unsafe fn run(&self, src: *const f32, dst: *mut f32, team: &Team) {
         let blocks = self.problem.channels.div_ceil(self.problem.lanes);
         let planes = self.spatial[0] + 2 * self.halo[0];
