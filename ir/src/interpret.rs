@@ -1,5 +1,6 @@
 //! The reference interpreter: each node by its operator's [`eval`](crate::Operator::eval), in order.
 
+use crate::autodiff::{expand, has_grad};
 use crate::bind;
 use crate::diagnostic::{Diagnostic, Origin};
 use crate::dim::Bindings;
@@ -62,11 +63,18 @@ impl From<InterpretError> for Diagnostic {
     }
 }
 
-/// Runs a graph on inputs by name. Params come from the graph's weights; so do states that `states` lacks.
+/// Runs a graph on inputs by name. Params come from the graph's weights; so do states that `states` lacks. Gradients are
+/// expanded first.
 ///
 /// # Errors
 /// When inputs do not fit the graph, or a node has no value on them.
 pub fn interpret(graph: &Graph, inputs: &Tensors, states: &Tensors) -> Result<Outcome, InterpretError> {
+    let expanded;
+    let mut graph = graph;
+    if has_grad(graph) {
+        expanded = expand(graph).map_err(|e| InterpretError::Bind(Box::new(e)))?;
+        graph = &expanded;
+    }
     let bindings = bind::bind(graph, inputs, states).map_err(|e| InterpretError::Bind(Box::new(e)))?;
     interpret_bound(graph, &bindings, inputs, states)
 }

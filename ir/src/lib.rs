@@ -1,10 +1,12 @@
 //! Egret's graph IR: types, operators, tracer, text form, reference interpreter and autodiff.
 
+pub mod autodiff;
 pub mod bind;
 pub mod diagnostic;
 pub mod dim;
 pub mod dtype;
 pub mod eval;
+pub mod files;
 pub mod graph;
 pub mod interpret;
 pub mod ops;

@@ -1,6 +1,7 @@
 //! `cross_entropy`: the negative log-likelihood of classes under logits.
 
 use super::{InferCx, InferError, Operator, arity, operand};
+use crate::autodiff::{Gradients, VjpCx};
 use crate::eval::{EvalCx, EvalError, Num};
 use crate::tensor::Tensor;
 use crate::types::{TensorType, Type};
@@ -45,5 +46,12 @@ impl Operator for CrossEntropy {
             losses.push(sum.ln() + max - row[at]);
         }
         Ok(vec![f64::store(dtype, &shape, &losses)])
+    }
+
+    fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
+        let (logits, labels) = (cx.operands[0], cx.operands[1]);
+        let classes = logits.shape().last().cloned().unwrap_or(crate::Dim::ONE);
+        let error = logits.softmax(-1) - labels.one_hot(classes, logits.dtype());
+        Ok(vec![Some(error * cx.dy().unsqueeze(&[-1])), None])
     }
 }

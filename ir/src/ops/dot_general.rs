@@ -5,6 +5,7 @@ use std::fmt;
 use smallvec::SmallVec;
 
 use super::{InferCx, InferError, Operator, arity, operand, same_dtype};
+use crate::autodiff::{Gradients, VjpCx};
 use crate::dim::Dim;
 use crate::eval::{EvalCx, EvalError, Num, by_kind, contract};
 use crate::tensor::Tensor;
@@ -152,5 +153,30 @@ impl Operator for DotGeneral {
         }
         let (dtype, shape) = cx.result(self, operands)?;
         Ok(vec![by_kind!(dtype, go(self, operands, dtype, &shape))])
+    }
+
+    fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
+        let sides = [(&self.lhs, &self.rhs, 1), (&self.rhs, &self.lhs, 0)];
+        let mut gradients = Vec::new();
+        for (i, (own, other, place)) in sides.into_iter().enumerate() {
+            if !cx.wanted[i] {
+                gradients.push(None);
+                continue;
+            }
+            if (0..own.0.len()).any(|axis| own.axis(own.0[axis]) != Some(axis)) {
+                return Err(cx.refuse(format!("the diagonal of `{own}` in a contraction has no gradient")));
+            }
+            // an axis that was summed in this operand alone gets the same gradient everywhere
+            let summed = |l: &u8| !other.has(*l) && !self.out.has(*l);
+            let kept = Labels(own.0.iter().copied().filter(|l| !summed(l)).collect());
+            let dot = DotGeneral::new(self.out.clone(), other.clone(), kept);
+            let mut gradient = cx.dy().then(dot, &[cx.operands[place]]);
+            let lost: Vec<isize> = (0..own.0.len()).filter(|axis| summed(&own.0[*axis])).map(|a| a as isize).collect();
+            if !lost.is_empty() {
+                gradient = gradient.unsqueeze(&lost).broadcast(cx.operands[i].shape());
+            }
+            gradients.push(Some(gradient));
+        }
+        Ok(gradients)
     }
 }

@@ -1,6 +1,7 @@
 //! `gather` and its adjoint.
 
 use super::{InferCx, InferError, Operator, arity, check_axes, operand, same_dtype};
+use crate::autodiff::{Gradients, VjpCx};
 use crate::eval::{EvalCx, EvalError, Num, by_kind};
 use crate::tensor::Tensor;
 use crate::types::{Shape, TensorType, Type};
@@ -52,6 +53,11 @@ impl Operator for Gather {
         }
         Ok(vec![out])
     }
+
+    fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
+        let zeros = cx.zeros(cx.operands[0].ty());
+        Ok(vec![Some(zeros.then(ScatterAdd { axis: self.axis }, &[cx.operands[1], cx.dy()])), None])
+    }
 }
 
 /// `(x, indices, updates) → x` with updates added at the places that [`Gather`] reads, in order of the indices.
@@ -95,6 +101,11 @@ impl Operator for ScatterAdd {
         let (dtype, _) = cx.result(self, operands)?;
         let rows = checked_indices(&operands[1], operands[0].shape(), self.axis)?;
         Ok(vec![by_kind!(dtype, go(self.axis, operands, &rows))])
+    }
+
+    fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
+        let dy = cx.dy();
+        Ok(vec![Some(dy), None, Some(dy.then(Gather { axis: self.axis }, &[cx.operands[1]]))])
     }
 }
 

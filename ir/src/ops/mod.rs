@@ -4,6 +4,8 @@ use std::fmt;
 
 use smallvec::SmallVec;
 
+use crate::autodiff::{Gradients, VjpCx};
+use crate::diagnostic::Diagnostic;
 use crate::dim::{Dim, Truth};
 use crate::dtype::DType;
 use crate::eval::{EvalCx, EvalError};
@@ -159,6 +161,14 @@ pub trait Operator {
     /// # Errors
     /// When the operands do not fit, or hold an index or divisor that has no meaning.
     fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError>;
+
+    /// The gradients by operands, given those by the results.
+    ///
+    /// # Errors
+    /// `E0401` when the operator has none, `E0402` when it has none in this case.
+    fn vjp<'t>(&self, _: &VjpCx<'_, 't>) -> Gradients<'t> {
+        Err(Diagnostic::new("E0401", format!("`{}` has no gradient", self.name())))
+    }
 }
 
 macro_rules! operators {

@@ -3,6 +3,7 @@
 use smallvec::SmallVec;
 
 use super::{InferCx, InferError, Operator, arity, check_axes, operand, same_dtype};
+use crate::autodiff::{Gradients, VjpCx};
 use crate::dim::Dim;
 use crate::eval::{EvalCx, EvalError, broadcast_strides, copy_elements, place_elements, row_major};
 use crate::scalar::Literal;
@@ -32,6 +33,10 @@ impl Operator for Reshape {
         let (_, shape) = cx.result(self, operands)?;
         let wrong = || EvalError::Operands(format!("{:?} has not the elements of {shape:?}", operands[0].shape()));
         operands[0].reshaped(&shape).map(|y| vec![y]).ok_or_else(wrong)
+    }
+
+    fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
+        Ok(vec![Some(cx.dy().reshape(cx.operands[0].shape()))])
     }
 }
 
@@ -64,6 +69,12 @@ impl Operator for Transpose {
         let strides: Vec<isize> = self.permutation.iter().map(|axis| own[*axis]).collect();
         Ok(vec![copy_elements(&operands[0], &shape, &strides, 0)])
     }
+
+    fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
+        let mut inverse = vec![0; self.permutation.len()];
+        self.permutation.iter().enumerate().for_each(|(i, axis)| inverse[*axis] = i);
+        Ok(vec![Some(cx.dy().transpose(&inverse))])
+    }
 }
 
 /// Repeats extents of 1, and adds leading axes, by NumPy's rule.
@@ -95,6 +106,10 @@ impl Operator for Broadcast {
     fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
         let (_, shape) = cx.result(self, operands)?;
         Ok(vec![copy_elements(&operands[0], &shape, &broadcast_strides(operands[0].shape(), &shape), 0)])
+    }
+
+    fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
+        Ok(vec![Some(cx.sum_to(cx.dy(), &cx.operands[0].shape()))])
     }
 }
 
@@ -154,6 +169,28 @@ impl Operator for Slice {
             strides.push(own * self.step[axis] as isize);
         }
         Ok(vec![copy_elements(x, &shape, &strides, offset)])
+    }
+
+    fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
+        let (x, y) = (cx.operands[0].ty(), cx.results[0].shape());
+        let mut pad = Pad {
+            low: self.start.clone(),
+            high: SmallVec::new(),
+            interior: self.step.iter().map(|step| step - 1).collect(),
+            value: Literal::float(0.0, x.dtype),
+        };
+        for axis in 0..y.rank() {
+            let taken = match self.step[axis] {
+                1 => self.limit[axis].clone(),
+                step => (y[axis].clone() - Dim::ONE) * Dim::from(step) + Dim::ONE + self.start[axis].clone(),
+            };
+            let after = x.shape[axis].clone() - taken;
+            if after.range().0 < 0 {
+                return Err(cx.refuse(format!("the part of {} that this slice leaves out may be negative", x.shape)));
+            }
+            pad.high.push(after);
+        }
+        Ok(vec![Some(cx.dy().then(pad, &[]))])
     }
 }
 
@@ -215,6 +252,20 @@ impl Operator for Pad {
         place_elements(&operands[0], &mut out, &strides, offset);
         Ok(vec![out])
     }
+
+    fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
+        let x = cx.operands[0].shape();
+        let limit = |axis: usize| match self.interior[axis] {
+            0 => self.low[axis].clone() + x[axis].clone(),
+            gap => self.low[axis].clone() + (x[axis].clone() - Dim::ONE) * Dim::from(gap + 1) + Dim::ONE,
+        };
+        let slice = Slice {
+            start: self.low.clone(),
+            limit: (0..x.rank()).map(limit).collect(),
+            step: self.interior.iter().map(|gap| gap + 1).collect(),
+        };
+        Ok(vec![Some(cx.dy().then(slice, &[]))])
+    }
 }
 
 /// Tensors one after the other along an axis.
@@ -261,6 +312,11 @@ impl Operator for Concat {
         }
         Ok(vec![out])
     }
+
+    fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
+        let extents: Vec<Dim> = cx.operands.iter().map(|part| part.shape()[self.axis].clone()).collect();
+        Ok(cx.dy().split(self.axis as isize, &extents).into_iter().map(Some).collect())
+    }
 }
 
 /// Axes run backwards.
@@ -291,5 +347,9 @@ impl Operator for Reverse {
             strides[*axis] = -strides[*axis];
         }
         Ok(vec![copy_elements(&operands[0], &shape, &strides, offset)])
+    }
+
+    fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
+        Ok(vec![Some(cx.dy().then(self.clone(), &[]))])
     }
 }

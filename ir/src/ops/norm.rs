@@ -1,8 +1,10 @@
 //! Normalisation of rows: layer norm and RMS norm, without their affine part.
 
 use super::{InferCx, InferError, Operator, Real, arity, operand, same_dtype};
+use crate::autodiff::{Gradients, VjpCx};
 use crate::eval::{EvalCx, EvalError, Num};
 use crate::tensor::Tensor;
+use crate::tracer::Var;
 use crate::types::Type;
 
 /// Which normalisation.
@@ -51,6 +53,11 @@ impl Operator for Norm {
             row.iter_mut().for_each(|x| *x = (*x - mean) * scale);
         }
         Ok(vec![f64::store(dtype, &shape, &x)])
+    }
+
+    fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
+        let grad = NormGrad { kind: self.kind, axis: self.axis, eps: self.eps };
+        Ok(vec![Some(cx.operands[0].then(grad, &[cx.dy()]))])
     }
 }
 
@@ -101,6 +108,25 @@ impl Operator for NormGrad {
             x.iter().zip(dy.iter_mut()).for_each(|(x, dy)| *dy = scale * (*dy - level - (x - mean) * scale * along));
         }
         Ok(vec![f64::store(dtype, &shape, &dy)])
+    }
+
+    fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
+        cx.through(|operands| {
+            let (x, dy) = (operands[0], operands[1]);
+            let axes: Vec<isize> = (self.axis as isize..x.rank() as isize).collect();
+            let mean = |v: Var<'t>| v.reduce_mean(&axes, true);
+            let centred = match self.kind {
+                NormKind::Layer => x - mean(x),
+                NormKind::Rms => x,
+            };
+            let scale = (mean(centred * centred) + self.eps.get()).rsqrt();
+            let y = centred * scale;
+            let level = match self.kind {
+                NormKind::Layer => dy - mean(dy),
+                NormKind::Rms => dy,
+            };
+            vec![scale * (level - y * mean(y * dy))]
+        })
     }
 }
 

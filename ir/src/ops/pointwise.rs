@@ -1,10 +1,14 @@
 //! Elementwise operators: scalar functions over tensors, and conversions.
 
+use rustc_hash::FxHashMap;
+
 use super::{InferCx, InferError, Operator, arity, operand};
+use crate::autodiff::{Gradients, VjpCx};
 use crate::dtype::DType;
 use crate::eval::{EvalCx, EvalError, broadcast_strides, copy_elements};
-use crate::scalar::{Meaning, ScalarExpr, ScalarFn, ScalarProgram, ScalarValue};
+use crate::scalar::{ExprKind, Meaning, ScalarExpr, ScalarFn, ScalarProgram, ScalarValue};
 use crate::tensor::Tensor;
+use crate::tracer::Var;
 use crate::types::{Shape, TensorType, Type};
 
 /// A scalar function of tensors that broadcast together by NumPy's rule.
@@ -43,6 +47,20 @@ impl Operator for Pointwise {
         debug_assert_eq!(order.len(), operands.len());
         map_elements(&mut ScalarProgram::new(&expr, &dtypes), operands, dtype, &shape).map(|y| vec![y])
     }
+
+    fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
+        let dtype = cx.results[0].dtype();
+        let args: Vec<ScalarExpr> = (0..cx.operands.len()).map(ScalarExpr::arg).collect();
+        let expr = ScalarExpr::apply(self.f, args.iter().cloned(), dtype);
+        let known = args.into_iter().zip(cx.operands.iter().copied()).chain([(expr.clone(), cx.results[0])]);
+        let mut emit = Emit { cx, known: known.collect() };
+        let mut gradients = Vec::new();
+        for (i, operand) in cx.operands.iter().enumerate() {
+            let slope = cx.wanted[i].then(|| expr.derivative(i, dtype)).flatten();
+            gradients.push(slope.map(|slope| cx.sum_to(emit.scaled(&slope, cx.dy()), &operand.shape())));
+        }
+        Ok(gradients)
+    }
 }
 
 /// A conversion: integers wrap, float to integer truncates and saturates, NaN becomes 0.
@@ -67,6 +85,55 @@ impl Operator for Cast {
         let mut out = Tensor::zeros(dtype, &shape);
         operands[0].values().enumerate().for_each(|(i, v)| out.set(i, v));
         Ok(vec![out])
+    }
+
+    fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
+        let from = cx.operands[0].dtype();
+        Ok(vec![(from.is_float() && self.dtype.is_float()).then(|| cx.dy().cast(from))])
+    }
+}
+
+/// Scalar programs as nodes.
+struct Emit<'a, 'b, 't> {
+    cx: &'a VjpCx<'b, 't>,
+    known: FxHashMap<ScalarExpr, Var<'t>>,
+}
+
+impl<'t> Emit<'_, '_, 't> {
+    fn node(&mut self, expr: &ScalarExpr) -> Var<'t> {
+        if let Some(var) = self.known.get(expr) {
+            return *var;
+        }
+        let var = match expr.kind() {
+            ExprKind::Arg(i) => self.cx.operands[usize::from(*i)],
+            ExprKind::Const(literal) => self.cx.t.scalar(*literal),
+            ExprKind::Cast(dtype, inner) => self.node(inner).cast(*dtype),
+            ExprKind::Apply(f, args) => {
+                let args: Vec<Var> = args.iter().map(|a| self.node(a)).collect();
+                self.cx.t.add(Pointwise { f: *f }, &args)
+            }
+        };
+        self.known.insert(expr.clone(), var);
+        var
+    }
+
+    /// `slope · dy`; a choice of slopes is a choice of products, so that an infinity not chosen cannot make NaN.
+    fn scaled(&mut self, slope: &ScalarExpr, dy: Var<'t>) -> Var<'t> {
+        if let Some(literal) = slope.as_const() {
+            return match literal.as_f64() {
+                1.0 => dy,
+                -1.0 => -dy,
+                0.0 => self.cx.t.scalar(literal),
+                _ => dy * self.cx.t.scalar(literal),
+            };
+        }
+        match slope.operands_of(ScalarFn::Select) {
+            Some([condition, yes, no]) => {
+                let (condition, yes, no) = (self.node(condition), self.scaled(yes, dy), self.scaled(no, dy));
+                condition.select(yes, no)
+            }
+            _ => dy * self.node(slope),
+        }
     }
 }
 

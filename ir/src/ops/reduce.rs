@@ -3,12 +3,14 @@
 use smallvec::SmallVec;
 
 use super::{InferCx, InferError, Operator, arity, check_axes, operand};
+use crate::autodiff::{Gradients, VjpCx};
 use crate::dim::Dim;
 use crate::dtype::DType;
 use crate::eval::{EvalCx, EvalError, Num, by_kind, gathered, row_major};
 use crate::scalar::{Literal, ScalarValue};
 use crate::tensor::Tensor;
-use crate::types::{TensorType, Type};
+use crate::tracer::Var;
+use crate::types::{Shape, TensorType, Type};
 
 /// What a reduction computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -109,5 +111,40 @@ impl Operator for Reduce {
         }
         let (dtype, shape) = cx.result(self, operands)?;
         Ok(vec![by_kind!(dtype, go(self, &operands[0], &shape))])
+    }
+
+    fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
+        let (x, dy) = (cx.operands[0], cx.dy());
+        let shape = x.shape();
+        let kept: Shape = (0..shape.rank())
+            .map(|axis| if self.axes.contains(&axis) { Dim::ONE } else { shape[axis].clone() })
+            .collect();
+        let axes: Vec<isize> = self.axes.iter().map(|axis| *axis as isize).collect();
+        let dy = dy.reshape(kept.clone());
+        let zero = || cx.t.scalar(Literal::float(0.0, x.dtype()));
+        let ones = |mask: Var<'t>| mask.cast(x.dtype());
+        let gradient = match self.kind {
+            ReduceKind::Sum => dy.broadcast(shape),
+            ReduceKind::Mean => {
+                let count = self.axes.iter().fold(Dim::ONE, |n, axis| n * shape[*axis].clone());
+                (dy / cx.size(&count, x.dtype())).broadcast(shape)
+            }
+            // ties share the gradient
+            ReduceKind::Max | ReduceKind::Min => {
+                let wins = x.equal(cx.results[0].reshape(kept));
+                let share = dy / ones(wins).reduce_sum(&axes, true);
+                wins.select(share, zero())
+            }
+            // the product of the others: the whole over x, or, where x is 0, the whole without zeros
+            ReduceKind::Prod => {
+                let is_zero = x.equal(0.0);
+                let one = cx.t.scalar(Literal::float(1.0, x.dtype()));
+                let safe = is_zero.select(one, x);
+                let others = safe.reduce_prod(&axes, true) / safe;
+                let zeros_elsewhere = ones(is_zero).reduce_sum(&axes, true) - ones(is_zero);
+                zeros_elsewhere.equal(0.0).select(dy * others, zero())
+            }
+        };
+        Ok(vec![Some(gradient)])
     }
 }

@@ -3,6 +3,7 @@
 use smallvec::SmallVec;
 
 use super::{InferCx, InferError, Operator, arity, operand};
+use crate::autodiff::{Gradients, VjpCx};
 use crate::dim::Dim;
 use crate::eval::{EvalCx, EvalError, Num, PADDING, Taps, by_kind};
 use crate::tensor::Tensor;
@@ -175,6 +176,11 @@ impl Operator for ReduceWindow {
         self.window.check(operands[0].shape(), &shape)?;
         Ok(vec![by_kind!(dtype, go(self, &operands[0], &shape))])
     }
+
+    fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
+        let grad = ReduceWindowGrad { kind: self.kind, window: self.window.clone() };
+        Ok(vec![Some(cx.operands[0].then(grad, &[cx.dy()]))])
+    }
 }
 
 /// `(x, dy) → dx` of [`ReduceWindow`]; the gradient of tied maxima is split.
@@ -233,5 +239,13 @@ impl Operator for ReduceWindowGrad {
             }
         }
         Ok(vec![f64::store(dtype, &shape, &dx)])
+    }
+
+    fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
+        if self.kind == WindowKind::Max {
+            return Err(cx.refuse("the second derivative of a window maximum is not supported"));
+        }
+        // linear in dy, and independent of x
+        Ok(vec![None, Some(cx.dy().then(ReduceWindow { kind: self.kind, window: self.window.clone() }, &[]))])
     }
 }

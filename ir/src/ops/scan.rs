@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use super::{InferCx, InferError, Operator, operand};
+use super::{InferCx, InferError, Operator, Proj, operand};
+use crate::autodiff::{Gradients, VjpCx, backward, replay};
 use crate::dim::Dim;
 use crate::eval::{EvalCx, EvalError, copy_elements, row_major};
 use crate::graph::Graph;
 use crate::interpret::evaluate;
 use crate::tensor::Tensor;
+use crate::tracer::Var;
 use crate::types::{TensorType, Type};
 
 /// `(carries…, xs…, captured…) → (carries…, ys…)`.
@@ -100,5 +102,71 @@ impl Operator for Scan {
         }
         carries.extend(stacked);
         Ok(carries)
+    }
+
+    /// A loop the other way, whose step replays one step from the carried values that it began with.
+    fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
+        let full = self.clone().with_history();
+        let outputs = full.body.outputs().len();
+        let history: Vec<Var> = match self.has_history() {
+            true => cx.results[outputs - self.carried..].to_vec(),
+            false => {
+                let again = cx.t.add(full.clone(), cx.operands);
+                (outputs - self.carried..outputs).map(|index| cx.t.add(Proj { index }, &[again])).collect()
+            }
+        };
+        let (carries, rest) = cx.operands.split_at(self.carried);
+        let (xs, captured) = rest.split_at(self.scanned);
+        let float = |v: &Var<'t>| v.dtype().is_float();
+        // what flows backwards: gradients of carried values, then sums of gradients of captured ones
+        let flowing: Vec<usize> = (0..self.carried).filter(|i| float(&carries[*i])).collect();
+        let summed: Vec<usize> = (0..captured.len())
+            .filter(|i| cx.wanted[self.carried + self.scanned + i] && float(&captured[*i]))
+            .collect();
+        let sliced: Vec<usize> = (0..self.scanned).filter(|i| cx.wanted[self.carried + i] && float(&xs[*i])).collect();
+        let stacked: Vec<usize> =
+            (self.carried..outputs).filter(|i| cx.upstream.get(*i).is_some_and(Option::is_some)).collect();
+        let start = |i: &usize| cx.upstream[*i].unwrap_or_else(|| cx.zeros(carries[*i].ty()));
+        let init: Vec<Var> =
+            flowing.iter().map(start).chain(summed.iter().map(|i| cx.zeros(captured[*i].ty()))).collect();
+        let dys: Vec<Var> = stacked.iter().filter_map(|i| cx.upstream[*i]).collect();
+        let scanned: Vec<Var> = history.iter().chain(xs).chain(&dys).copied().collect();
+        let mut failed = None;
+        let (ends, dxs) = cx.t.scan_of(self.length.clone(), !self.reverse, &init, &scanned, |t, flow, slices| {
+            let (state, slices) = slices.split_at(self.carried);
+            let (inputs, dys) = slices.split_at(self.scanned);
+            let outside: Vec<Var> = captured.iter().map(|v| t.capture(*v)).collect();
+            let given: Vec<Var> = state.iter().chain(inputs).chain(&outside).copied().collect();
+            let first = t.graph(|graph| graph.nodes().len());
+            let results = replay(t, &full.body, &given);
+            let seeds: Vec<(Var, Var)> = flowing
+                .iter()
+                .map(|i| results[*i])
+                .zip(flow.iter().copied())
+                .chain(stacked.iter().map(|i| results[*i]).zip(dys.iter().copied()))
+                .collect();
+            let found = backward(t, &seeds, &given, first).unwrap_or_else(|error| {
+                failed = Some(error);
+                vec![None; given.len()]
+            });
+            let zeros = |v: Var<'t>| t.scalar(crate::Literal::float(0.0, v.dtype())).broadcast(v.shape());
+            let of = |i: usize| found[i].map_or_else(|| zeros(given[i]), |g| g.reshape(given[i].shape()));
+            let next = flowing.iter().map(|i| of(*i));
+            let sums = summed.iter().enumerate().map(|(at, i)| {
+                let so_far = flow[flowing.len() + at];
+                found[self.carried + self.scanned + i].map_or(so_far, |g| so_far + g)
+            });
+            let next: Vec<Var> = next.chain(sums).collect();
+            (next, sliced.iter().map(|i| of(self.carried + i)).collect())
+        });
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        let mut gradients = vec![None; cx.operands.len()];
+        flowing.iter().zip(&ends).for_each(|(i, end)| gradients[*i] = Some(*end));
+        let sums = summed.iter().zip(&ends[flowing.len()..]);
+        sums.for_each(|(i, sum)| gradients[self.carried + self.scanned + i] = Some(*sum));
+        sliced.iter().zip(dxs).for_each(|(i, dx)| gradients[self.carried + i] = Some(dx));
+        Ok(gradients)
     }
 }

@@ -1,6 +1,7 @@
 //! `softmax` and `log_softmax` along an axis.
 
 use super::{InferCx, InferError, Operator, arity, check_axes, operand, same_dtype};
+use crate::autodiff::{Gradients, VjpCx};
 use crate::eval::{EvalCx, EvalError, Num};
 use crate::tensor::Tensor;
 use crate::types::Type;
@@ -38,6 +39,10 @@ impl Operator for Softmax {
             row.for_each(|i| x[i] = if self.log { x[i] - max - sum.ln() } else { (x[i] - max).exp() / sum });
         });
         Ok(vec![f64::store(dtype, &shape, &x)])
+    }
+
+    fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
+        Ok(vec![Some(cx.results[0].then(SoftmaxGrad { axis: self.axis, log: self.log }, &[cx.dy()]))])
     }
 }
 
@@ -82,6 +87,17 @@ impl Operator for SoftmaxGrad {
             }
         });
         Ok(vec![f64::store(dtype, &shape, &dy)])
+    }
+
+    fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
+        let axes = [self.axis as isize];
+        cx.through(|operands| {
+            let (y, dy) = (operands[0], operands[1]);
+            vec![match self.log {
+                true => dy - y.exp() * dy.reduce_sum(&axes, true),
+                false => y * (dy - (dy * y).reduce_sum(&axes, true)),
+            }]
+        })
     }
 }
 

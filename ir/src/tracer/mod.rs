@@ -235,6 +235,18 @@ impl<'t> Tracer<'t> {
         });
     }
 
+    /// [`Tracer::update`] by the state's name.
+    pub(crate) fn update_named(&self, name: &str, value: Var<'t>) {
+        let Some(value) = local(self.key, value, Location::caller()) else { return };
+        with(self.key, |building| building.graph.add_update(name, value));
+    }
+
+    /// The value as one of this graph: itself, or what stands here for a value from outside.
+    #[track_caller]
+    pub(crate) fn capture(&self, value: Var<'t>) -> Var<'t> {
+        local(self.key, value, Location::caller()).map_or(Var::poisoned(self.key), |id| Var::of(self.key, id))
+    }
+
     /// A constant, known when compiling.
     #[track_caller]
     pub fn constant(&self, value: Tensor) -> Var<'t> {

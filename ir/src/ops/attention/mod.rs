@@ -4,12 +4,14 @@ mod eval;
 
 use std::sync::Arc;
 
-use super::{InferCx, InferError, Labels, Operator, operand, same_dtype};
+use super::{InferCx, InferError, Labels, Operator, Proj, operand, same_dtype};
+use crate::autodiff::{Gradients, VjpCx};
 use crate::dim::Dim;
 use crate::dtype::DType;
 use crate::eval::{EvalCx, EvalError};
 use crate::scalar::ScalarExpr;
 use crate::tensor::Tensor;
+use crate::tracer::Var;
 use crate::types::{TensorType, Type};
 
 /// `(q, k, v, extras…) → (o, lse)`.
@@ -89,6 +91,25 @@ impl Operator for Attention {
 
     fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
         eval::forward(self, operands, cx)
+    }
+
+    fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
+        if cx.upstream[1].is_some() {
+            return Err(cx.refuse("the log-sum-exp of an attention has no gradient"));
+        }
+        if cx.wanted[3..].contains(&true) {
+            return Err(cx.refuse("an extra operand of an attention's score has no gradient"));
+        }
+        let slope = self.score.derivative(0, cx.operands[0].dtype());
+        if slope.is_some_and(|slope| slope.args().contains(&0)) {
+            return Err(cx.refuse(format!("the score program {} is not affine in the score", self.score)));
+        }
+        let (q, k, v) = (cx.operands[0], cx.operands[1], cx.operands[2]);
+        let saved = [k, v, cx.results[0], cx.results[1], cx.dy()];
+        let others: Vec<Var> = saved.iter().chain(&cx.operands[3..]).copied().collect();
+        let grads = q.then(AttentionGrad { of: self.clone() }, &others);
+        let part = |index| Some(grads.then(Proj { index }, &[]));
+        Ok((0..3).map(part).chain(cx.operands[3..].iter().map(|_| None)).collect())
     }
 }
 

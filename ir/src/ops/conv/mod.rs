@@ -5,6 +5,7 @@ mod eval;
 use smallvec::SmallVec;
 
 use super::{InferCx, InferError, Operator, arity, operand, same_dtype};
+use crate::autodiff::{Gradients, VjpCx};
 use crate::dim::Dim;
 use crate::eval::{EvalCx, EvalError};
 use crate::tensor::Tensor;
@@ -139,5 +140,28 @@ impl Operator for Conv {
 
     fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
         eval::eval(self, operands, cx)
+    }
+
+    fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
+        let (a, b, dy) = (cx.operands[0], cx.operands[1], cx.dy());
+        let spatial = |shape: Shape| Shape::from(&shape[2..]);
+        let form = |form, extent| Conv { form, extent, ..self.clone() };
+        let forward = || form(ConvForm::Forward, Shape::default());
+        // each form is linear in both operands, and the adjoints are the other two forms
+        let (da, db) = match self.form {
+            ConvForm::Forward => (
+                cx.wanted[0].then(|| dy.conv(b, form(ConvForm::InputGrad, spatial(a.shape())))),
+                cx.wanted[1].then(|| a.conv(dy, form(ConvForm::WeightGrad, spatial(b.shape())))),
+            ),
+            ConvForm::InputGrad => (
+                cx.wanted[0].then(|| dy.conv(b, forward())),
+                cx.wanted[1].then(|| dy.conv(a, form(ConvForm::WeightGrad, spatial(b.shape())))),
+            ),
+            ConvForm::WeightGrad => (
+                cx.wanted[0].then(|| b.conv(dy, form(ConvForm::InputGrad, spatial(a.shape())))),
+                cx.wanted[1].then(|| a.conv(dy, forward())),
+            ),
+        };
+        Ok(vec![da, db])
     }
 }

@@ -1,0 +1,273 @@
+//! Each vector-Jacobian product against central finite differences in f64, in the middle of a graph: the operands are
+//! computed, and the upstream gradient is not one.
+
+use egret_ir::ops::{Attention, Conv, ConvForm, Labels, ReduceKind, Window, WindowKind};
+use egret_ir::{
+    DType, Graph, Literal, ScalarExpr, ScalarFn, Shape, Tensor, TensorType, Tensors, Tracer, Var, interpret, trace,
+};
+
+const STEP: f64 = 1e-5;
+const TOLERANCE: f64 = 2e-8;
+
+fn values(shape: &[usize], seed: usize) -> Tensor {
+    let n: usize = shape.iter().product();
+    // distinct, no ties, none near zero
+    let value = |i: usize| ((i * 7 + seed * 13 + 3) % 101) as f64 / 101.0 * 1.7 + 0.2 + 0.001 * i as f64;
+    let all: Vec<f64> = (0..n).map(|i| if (i + seed).is_multiple_of(3) { -value(i) } else { value(i) }).collect();
+    Tensor::new(shape, &all).unwrap()
+}
+
+fn shape_of(shape: &[usize]) -> Shape {
+    shape.iter().map(|n| (*n).into()).collect()
+}
+
+/// `Σ w·(y + y²/5)` with uneven weights: an upstream gradient that depends on the value.
+fn loss<'t>(t: &Tracer<'t>, y: Var<'t>) -> Var<'t> {
+    let shape: Vec<usize> = y.shape().iter().map(|d| d.as_const().unwrap() as usize).collect();
+    let weights = t.constant(values(&shape, 5)).cast(y.dtype());
+    (weights * (y + y * y * 0.2)).sum()
+}
+
+fn run(graph: &Graph, inputs: &[Tensor]) -> Vec<Tensor> {
+    let inputs: Tensors = inputs.iter().enumerate().map(|(i, v)| (format!("x{i}"), v.clone())).collect();
+    let outcome = interpret(graph, &inputs, &Tensors::new()).unwrap_or_else(|e| panic!("{e}"));
+    outcome.outputs.into_iter().map(|(_, v)| v).collect()
+}
+
+/// Compares gradients by inputs of these shapes.
+fn check(name: &str, shapes: &[&[usize]], build: impl for<'t> Fn(&Tracer<'t>, &[Var<'t>]) -> Var<'t>) {
+    let given: Vec<Tensor> = shapes.iter().enumerate().map(|(i, s)| values(s, i)).collect();
+    check_at(name, &given, build);
+}
+
+fn check_at(name: &str, given: &[Tensor], build: impl for<'t> Fn(&Tracer<'t>, &[Var<'t>]) -> Var<'t>) {
+    let graph = trace(|t| {
+        let inputs: Vec<Var> = given
+            .iter()
+            .enumerate()
+            .map(|(i, v)| t.input(&format!("x{i}"), TensorType::new(v.dtype(), shape_of(v.shape()))))
+            .collect();
+        let floats: Vec<Var> = inputs.iter().copied().filter(|v| v.dtype().is_float()).collect();
+        let inner: Vec<Var> = inputs.iter().map(|x| if x.dtype().is_float() { *x * 1.25 + 0.01 } else { *x }).collect();
+        let loss = loss(t, build(t, &inner));
+        let mut outputs = vec![loss];
+        outputs.extend(t.grad(loss, &floats));
+        outputs
+    })
+    .unwrap_or_else(|e| panic!("{name}: {e}"));
+    let found = run(&graph, given);
+    let mut gradient = found[1..].iter();
+    for (which, tensor) in given.iter().enumerate().filter(|(_, v)| v.dtype().is_float()) {
+        let gradient = gradient.next().unwrap();
+        assert_eq!(gradient.shape(), tensor.shape(), "{name}");
+        let scale = gradient.values().fold(1.0, |m: f64, g| m.max(g.as_f64().abs()));
+        for i in 0..tensor.elements() {
+            let at = |d: f64| {
+                let mut moved = given.to_vec();
+                let value = tensor.get(i).as_f64() + d;
+                moved[which].set(i, egret_ir::ScalarValue::Float(value));
+                run(&graph, &moved)[0].get(0).as_f64()
+            };
+            let (want, got) = ((at(STEP) - at(-STEP)) / (2.0 * STEP), gradient.get(i).as_f64());
+            assert!(
+                (want - got).abs() <= TOLERANCE * scale,
+                "{name}: x{which}[{i}] has {got}, differences give {want}"
+            );
+        }
+    }
+}
+
+#[test]
+fn scalar_functions_over_broadcast() {
+    for f in ScalarFn::ALL {
+        if f.result_dtype(&vec![DType::F64; f.arity()]) != Ok(DType::F64) {
+            continue;
+        }
+        // logarithms and powers of positive numbers only
+        let positive = matches!(f, ScalarFn::Log | ScalarFn::Sqrt | ScalarFn::Rsqrt | ScalarFn::Pow);
+        match f.arity() {
+            1 => check(f.name(), &[&[3, 1, 5]], |_, x| {
+                if positive { (x[0] * x[0] + 0.3).map(*f, &[]) } else { x[0].map(*f, &[]) }
+            }),
+            _ => check(f.name(), &[&[3, 1, 5], &[2, 1]], |_, x| {
+                let base = if positive { x[0] * x[0] + 0.3 } else { x[0] };
+                base.map(*f, &[x[1]])
+            }),
+        }
+    }
+    check("select", &[&[2, 3], &[3], &[2, 1]], |_, x| x[0].greater(0.3).select(x[1], x[2]));
+    check("casts", &[&[4]], |_, x| x[0].cast(DType::F64) * 2.0);
+}
+
+#[test]
+fn movement() {
+    check("reshape", &[&[2, 3, 1]], |_, x| x[0].reshape([3, 2]));
+    check("transpose", &[&[2, 3, 4]], |_, x| x[0].transpose(&[2, 0, 1]));
+    check("broadcast", &[&[3, 1]], |_, x| x[0].broadcast([2, 3, 5]));
+    check("slice", &[&[7, 5]], |_, x| x[0].slice(0, 1, 6, 2).slice(1, 2, 5, 1));
+    check("pad", &[&[2, 3]], |_, x| x[0].pad(&[1, 0], &[0, 2], 3.0));
+    check("concat", &[&[2, 3], &[2, 1]], |t, x| t.concat(&[x[0], x[1], x[0]], 1));
+    check("reverse", &[&[2, 3]], |_, x| x[0].reverse(&[0, 1]) * x[0]);
+}
+
+#[test]
+fn contractions() {
+    for (labels, a, b) in [
+        ("ab,bc->ac", vec![3, 4], vec![4, 5]),
+        ("abc,dbc->bad", vec![2, 3, 4], vec![5, 3, 4]),
+        ("ab,cb->c", vec![3, 4], vec![5, 4]),
+        ("a,b->ba", vec![3], vec![1]),
+        ("abc,c->ab", vec![1, 3, 2], vec![2]),
+    ] {
+        check(labels, &[&a, &b], |_, x| x[0].dot_general(x[1], labels));
+    }
+    check("matmul", &[&[2, 1, 3, 4], &[5, 4, 2]], |_, x| x[0].matmul(x[1]));
+}
+
+#[test]
+fn convolutions() {
+    let conv = Conv::forward(&[2, 1], &[1, 0], &[0, 1], &[1, 2], 2);
+    check("conv", &[&[2, 4, 5, 4], &[2, 2, 2, 2]], |_, x| x[0].conv(x[1], conv.clone()));
+    let grad = Conv { form: ConvForm::InputGrad, extent: Shape::from([5i64, 4]), ..conv.clone() };
+    check("conv_input_grad", &[&[2, 2, 3, 3], &[2, 2, 2, 2]], |_, x| x[0].conv(x[1], grad.clone()));
+    let grad = Conv { form: ConvForm::WeightGrad, extent: Shape::from([2i64, 2]), ..conv.clone() };
+    check("conv_weight_grad", &[&[2, 4, 5, 4], &[2, 2, 3, 3]], |_, x| x[0].conv(x[1], grad.clone()));
+}
+
+#[test]
+fn reductions_and_windows() {
+    for kind in [ReduceKind::Sum, ReduceKind::Mean, ReduceKind::Max, ReduceKind::Min, ReduceKind::Prod] {
+        check("reduce", &[&[3, 1, 4]], |_, x| x[0].reduce(kind, &[0, 1], false));
+        check("reduce, kept", &[&[3, 2]], |_, x| x[0].reduce(kind, &[-1], true));
+    }
+    let zero = Tensor::new(&[2, 3], &[0.5, -0.01 / 1.25, 2.0, -0.01 / 1.25, -0.01 / 1.25, 1.5f64]).unwrap();
+    check_at("product with zeros", &[zero], |_, x| x[0].reduce_prod(&[1], false));
+    for kind in [WindowKind::Max, WindowKind::Sum, WindowKind::MeanValid, WindowKind::MeanAll] {
+        let window = Window {
+            size: [3, 2].into_iter().collect(),
+            stride: [2, 1].into_iter().collect(),
+            pad_low: [1, 0].into_iter().collect(),
+            pad_high: [1, 1].into_iter().collect(),
+            dilation: [1, 2].into_iter().collect(),
+        };
+        check("window", &[&[2, 5, 4]], |_, x| x[0].reduce_window(kind, window.clone()));
+    }
+}
+
+#[test]
+fn composites() {
+    for axis in [0, -1] {
+        check("softmax", &[&[3, 4]], |_, x| x[0].softmax(axis));
+        check("log_softmax", &[&[3, 4]], |_, x| x[0].log_softmax(axis));
+    }
+    check("layer_norm", &[&[2, 3, 5]], |_, x| x[0].layer_norm(1, 1e-3));
+    check("rms_norm", &[&[3, 5]], |_, x| x[0].rms_norm(-1, 1e-3));
+    let labels = Tensor::new(&[2, 3], &[0i64, 3, 1, 2, 2, 0]).unwrap();
+    check_at("cross_entropy", &[values(&[2, 3, 4], 0), labels], |_, x| x[0].cross_entropy(x[1]));
+    let index = Tensor::new(&[2, 2], &[2i64, 0, 2, 2]).unwrap();
+    check_at("gather", &[values(&[2, 3, 2], 0), index.clone()], |_, x| x[0].gather(x[1], 1));
+    check_at("scatter_add", &[values(&[3, 2], 0), index, values(&[2, 2, 2], 1)], |_, x| {
+        x[0].scatter_add(x[1], x[2], 0)
+    });
+}
+
+#[test]
+fn attention() {
+    let score = |scale: f64| {
+        let scaled =
+            ScalarExpr::apply(ScalarFn::Mul, [ScalarExpr::arg(0), ScalarExpr::float(scale, DType::F64)], DType::F64);
+        ScalarExpr::apply(ScalarFn::Add, [scaled, ScalarExpr::arg(1)], DType::F64)
+    };
+    let op = Attention {
+        q: Labels::new("bhqd"),
+        k: Labels::new("bhkd"),
+        v: Labels::new("bhkv"),
+        o: Labels::new("bqhv"),
+        scores: Labels::new("bhqk"),
+        score: score(0.6),
+    };
+    check("attention", &[&[2, 1, 3, 4], &[2, 1, 5, 4], &[2, 1, 5, 2]], |t, x| {
+        let mask = t.constant(values(&[1, 1, 3, 5], 9));
+        x[0].attention(x[1], x[2], op.clone(), &[mask]).0
+    });
+}
+
+#[test]
+fn loops() {
+    check("scan", &[&[2], &[4, 2], &[2]], |t, x| {
+        let (last, all) = t.scan(&[x[0]], &[x[1]], |_, carry, slice| {
+            let next = (carry[0] * x[2] + slice[0]).tanh();
+            (vec![next], vec![next * carry[0]])
+        });
+        t.concat(&[last[0].reshape([1, 2]), all[0]], 0)
+    });
+    check("scan backwards, two carries", &[&[3], &[3], &[5, 3]], |t, x| {
+        let (last, all) = t.scan_of(5.into(), true, &[x[0], x[1]], &[x[2]], |_, carry, slice| {
+            let a = carry[0] * 0.5 + carry[1] * slice[0];
+            (vec![a, carry[0].sigmoid()], vec![a])
+        });
+        t.concat(&[last[1].reshape([1, 3]), all[0]], 0)
+    });
+}
+
+/// The gradient of a gradient: loss is the sum of a first gradient.
+#[test]
+fn second_derivatives() {
+    type Build = for<'t> fn(&Tracer<'t>, &[Var<'t>]) -> Var<'t>;
+    let twice: &[(&str, &[&[usize]], Build)] = &[
+        ("tanh", &[&[3]], |_, x| x[0].tanh()),
+        ("softmax", &[&[2, 3]], |_, x| x[0].softmax(-1)),
+        ("log_softmax", &[&[2, 3]], |_, x| x[0].log_softmax(-1)),
+        ("layer_norm", &[&[2, 4]], |_, x| x[0].layer_norm(-1, 1e-3)),
+        ("rms_norm", &[&[2, 4]], |_, x| x[0].rms_norm(-1, 1e-3)),
+        ("conv", &[&[1, 2, 4, 4], &[2, 2, 3, 3]], |_, x| x[0].conv2d(x[1], [1, 1], [1, 1])),
+        ("matmul", &[&[2, 3], &[3, 2]], |_, x| x[0].matmul(x[1]).sigmoid()),
+        ("average", &[&[1, 4, 4]], |_, x| x[0].avg_pool(&[2, 2], &[2, 2], &[1, 1])),
+        ("scan", &[&[2], &[3, 2]], |t, x| t.scan(&[x[0]], &[x[1]], |_, c, s| (vec![(c[0] * s[0]).sin()], vec![])).0[0]),
+    ];
+    for (name, shapes, build) in twice {
+        check(name, shapes, |t, x| {
+            let inner = loss(t, build(t, x));
+            let gradients = t.grad(inner, x);
+            let all: Vec<Var> = gradients.iter().map(|g| g.reshape([-1])).collect();
+            t.concat(&all, 0)
+        });
+    }
+}
+
+#[test]
+fn what_has_no_gradient_says_so() {
+    let x = TensorType::new(DType::F32, [3]);
+    let code = |build: for<'t> fn(&Tracer<'t>, Var<'t>) -> Var<'t>| {
+        let graph = trace(|t| {
+            let x = t.input("x", x.clone());
+            let loss = build(t, x).sum();
+            t.grad(loss, &[x])
+        });
+        egret_ir::autodiff::expand(&graph.unwrap()).map(|_| "").unwrap_or_else(|e| {
+            assert!(!e.origin.is_empty(), "{e}");
+            e.code
+        })
+    };
+    assert_eq!(code(|_, x| x.stop_gradient()), "");
+    assert_eq!(code(|_, x| x.floor()), "");
+    let graph = trace(|t| {
+        let (x, y) = (t.input("x", x.clone()), t.input("y", x.clone()));
+        let loss = x.sum();
+        t.grad(loss, &[x, y])
+    })
+    .unwrap();
+    let strict = egret_ir::autodiff::expand_with(&graph, egret_ir::autodiff::Unreached::Error);
+    let error = strict.unwrap_err();
+    assert!(error.code == "E0403" && error.message.contains("`y`"), "{error}");
+    let ones = Tensor::splat(Literal::float(2.0, DType::F32), &[3]);
+    let inputs: Tensors = [("x".into(), ones.clone()), ("y".into(), ones)].into_iter().collect();
+    let outcome = interpret(&graph, &inputs, &Tensors::new()).unwrap();
+    assert_eq!(outcome.outputs[1].1, Tensor::zeros(DType::F32, &[3]));
+    let integers = trace(|t| {
+        let i = t.input("i", egret_ir::i64([3]));
+        let loss = i.cast(DType::F32).sum();
+        t.grad(loss, &[i])
+    });
+    assert_eq!(egret_ir::autodiff::expand(&integers.unwrap()).unwrap_err().code, "E0404");
+}
