@@ -6,6 +6,7 @@ pub mod diagnostic;
 pub mod dim;
 pub mod dtype;
 pub mod eval;
+pub mod files;
 pub mod graph;
 pub mod interpret;
 pub mod ops;

@@ -128,6 +128,7 @@ pub struct Kernel {
 
 /// What is launched.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant, reason = "a program has few hundred of them")]
 pub enum KernelBody {
     /// Machine code of a kernel: `fn(buffers, dims, begin, end, scratch, status)`.
     Code(Code),

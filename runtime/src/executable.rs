@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use egret_ir::{Bindings, Tensor};
+use egret_program::driver::hook::EpilogueFn;
 use egret_program::{BufferId, KernelBody, Place, Program, Step, Symbol, memory::ALIGNMENT};
 use egret_simd::{Isa, VectorFunction, vector_function};
 
-use crate::cpu::bind::{Binder, Bound, Entry, bind, every_step, step_at};
+use crate::cpu::bind::{Binder, Bound, Entry, KernelFn, bind, every_step, step_at};
 use crate::cpu::code::{Code, Function, Relocation, scalar_function};
 use crate::cpu::drivers::ScratchPool;
 use crate::cpu::launch::{Pointers, Reported, Runner};
@@ -378,7 +379,11 @@ fn map_code(program: &Program, isa: Isa) -> Result<(Code, Vec<Entry>), RuntimeEr
         next += 1;
         // SAFETY: the compiler gave the function this ABI; that is the contract of `KernelBody`.
         entries.push(unsafe {
-            if hook { Entry::Hook(std::mem::transmute(at)) } else { Entry::Kernel(std::mem::transmute(at)) }
+            if hook {
+                Entry::Hook(std::mem::transmute::<*const u8, EpilogueFn>(at))
+            } else {
+                Entry::Kernel(std::mem::transmute::<*const u8, KernelFn>(at))
+            }
         });
     }
     Ok((code, entries))

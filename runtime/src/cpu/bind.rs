@@ -293,6 +293,7 @@ impl Work<'_> {
     /// Sizes, slices, the arena, and checks that arguments lie within their buffers.
     fn finish(mut self) -> Result<Bound, RuntimeError> {
         let program = self.binder.program;
+        let slices = self.uses.slices(program)?;
         let mut logical = vec![0; program.buffers.len()];
         for (i, buffer) in program.buffers.iter().enumerate() {
             if self.uses.is_used(i) {
@@ -303,7 +304,7 @@ impl Work<'_> {
                 }
             }
         }
-        for (slice, index) in self.uses.slices(program)? {
+        for (slice, index) in slices {
             let Place::Slice { of, stride } = &program.buffers[slice].place else { continue };
             let stride = self.number(stride, &|| format!("stride of buffer {slice}"))?;
             let repeat = &mut self.bound.loops[index];

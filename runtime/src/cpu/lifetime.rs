@@ -225,3 +225,66 @@ impl Uses {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use egret_ir::{DType, Dim};
+    use egret_program::{Buffer, BufferId};
+
+    fn program(places: &[Place]) -> Program {
+        let buffer = |place: &Place| Buffer {
+            place: place.clone(),
+            dtype: DType::F32,
+            bytes: Dim::from(64),
+            logical_bytes: Dim::from(60),
+        };
+        Program {
+            version: egret_program::program::VERSION,
+            device: String::new(),
+            lanes: 8,
+            inputs: vec![],
+            outputs: vec![],
+            params: vec![],
+            states: vec![],
+            checks: vec![],
+            kernels: vec![],
+            buffers: places.iter().map(buffer).collect(),
+            constants: vec![],
+            prepare: vec![],
+            steps: vec![],
+        }
+    }
+
+    #[test]
+    fn loops_hold_what_outlives_an_iteration() {
+        let slice = Place::Slice { of: BufferId(3), stride: Dim::from(4) };
+        let mut uses = Uses::new(&program(&[Place::Arena, Place::Arena, Place::Arena, Place::Arena, slice]));
+        uses.add(0, 0, true);
+        uses.enter(0, 1); // operation 1 begins the loop, 5 ends it
+        uses.add(1, 2, true);
+        uses.add(0, 2, false);
+        uses.add(1, 3, false);
+        uses.add(2, 3, false); // read before it is written: of the iteration before
+        uses.add(2, 4, true);
+        uses.add(4, 3, true); // a slice
+        uses.leave(5);
+        let lifetimes: Vec<_> = (0..4).map(|i| uses.lifetime(i)).collect();
+        assert_eq!(lifetimes, [Some((1, 6)), Some((3, 4)), Some((2, 6)), Some((2, 6))]);
+    }
+
+    #[test]
+    fn staged_inputs_and_kept_outputs() {
+        let program = program(&[Place::Input(0), Place::Arena, Place::Arena]);
+        let mut uses = Uses::new(&program);
+        uses.stage(0);
+        uses.add(0, 0, false);
+        uses.add(1, 0, true);
+        uses.add(1, 1, false);
+        uses.add(2, 1, true);
+        uses.keep(2, 2);
+        assert_eq!((uses.lifetime(0), uses.lifetime(2)), (Some((0, 1)), Some((2, 3))));
+        let arena = uses.plan(&program, &[64; 3], &[60; 3]);
+        assert_eq!((arena.arena_bytes, arena.offsets[0].is_some()), (128, true));
+    }
+}
