@@ -179,7 +179,15 @@ fn sources(graph: &Graph, blocked: &[bool], id: NodeId) -> SmallVec<[NodeId; 8]>
 fn feeds_image(graph: &Graph, users: &[SmallVec<[NodeId; 4]>], id: NodeId) -> bool {
     let image = |op: &Op| {
         let op = anchor(op);
-        matches!(op, Op::Conv(_) | Op::ReduceWindow(_) | Op::ReduceWindowGrad(_) | Op::Pointwise(_) | Op::Concat(_) | Op::Reduce(_))
+        matches!(
+            op,
+            Op::Conv(_)
+                | Op::ReduceWindow(_)
+                | Op::ReduceWindowGrad(_)
+                | Op::Pointwise(_)
+                | Op::Concat(_)
+                | Op::Reduce(_)
+        )
     };
     users[id.index()].iter().any(|user| image(&graph.node(*user).op))
 }

@@ -27,7 +27,10 @@ impl Planner<'_> {
             .enumerate()
             .map(|(i, _)| {
                 let captured = i >= scan.carried + scan.scanned;
-                captured && phase == Phase::Run && frame.time(node.operands[i]) < BindingTime::Run && frame.is_stored(node.operands[i])
+                captured
+                    && phase == Phase::Run
+                    && frame.time(node.operands[i]) < BindingTime::Run
+                    && frame.is_stored(node.operands[i])
             })
             .collect();
         let inputs = body.inputs().to_vec();
