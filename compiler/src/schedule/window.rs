@@ -88,9 +88,13 @@ fn pooled_blocks(scope: &mut Scope, id: NodeId, kind: WindowKind, window: &Windo
                 Some(count) => total / count,
                 None => total,
             };
-            let value = epilogue(scope, id, &index, value);
-            let live = index[1].less(channels);
-            let value = if whole { value } else { live.select(value, Expr::constant(dtype, 0.0)) };
+            let value = if whole {
+                epilogue(scope, id, &index, value)
+            } else {
+                let live = scope.k.bind(index[1].less(channels));
+                let value = scope.masked(live.clone(), |s| epilogue(s, id, &index, value));
+                live.select(value, Expr::constant(dtype, 0.0))
+            };
             let address = scope.address((id, 0), &index);
             scope.k.store(out, address, value);
         });
