@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 use std::hash::{Hash, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use smallvec::SmallVec;
 
@@ -56,6 +56,8 @@ pub struct Graph {
     updates: Vec<(String, NodeId)>,
     assumptions: Vec<Assumption>,
     origins: Vec<SmallVec<[Arc<Origin>; 1]>>,
+    /// Users by node, made when first asked for.
+    users: OnceLock<Vec<SmallVec<[NodeId; 4]>>>,
     /// Values of params and states.
     pub weights: Arc<Weights>,
 }
@@ -97,6 +99,7 @@ impl Graph {
         if matches!(op, Op::Input(_)) {
             self.inputs.push(node);
         }
+        self.users = OnceLock::new();
         self.nodes.push(Node { op, operands: operands.into(), ty });
         self.origins.push(origins);
         Ok(node)
@@ -197,6 +200,11 @@ impl Graph {
             }
         }
         users
+    }
+
+    /// [`Graph::users`], computed once.
+    pub(crate) fn users_once(&self) -> &[SmallVec<[NodeId; 4]>] {
+        self.users.get_or_init(|| self.users())
     }
 
     /// By node, whether a root reads it, directly or through others. Inputs count as live.

@@ -271,3 +271,26 @@ fn what_has_no_gradient_says_so() {
     });
     assert_eq!(egret_ir::autodiff::expand(&integers.unwrap()).unwrap_err().code, "E0404");
 }
+
+/// Graphs of gradients survive the text form, and the verifier accepts them.
+#[test]
+fn gradients_have_a_text() {
+    let graph = trace(|t| {
+        let (x, w) = (t.input("x", egret_ir::f32(["n", "m"])), t.input("w", egret_ir::f32(["m", "m"])));
+        let (last, all) = t.scan(&[w], &[x], |_, carry, slice| {
+            let next = (carry[0] * slice[0]).tanh();
+            (vec![next], vec![next.softmax(-1)])
+        });
+        let loss = last[0].sum() + all[0].max_pool(&[2, 2], &[2, 2], &[0, 0]).mean();
+        let mut outputs = vec![loss];
+        outputs.extend(t.grad(loss, &[x, w]));
+        outputs
+    })
+    .unwrap();
+    for graph in [egret_ir::autodiff::expand(&graph).unwrap(), graph] {
+        egret_ir::verify(&graph).unwrap();
+        let text = egret_ir::text::print(&graph);
+        let parsed = egret_ir::text::parse(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+        assert_eq!(parsed, graph, "{text}");
+    }
+}

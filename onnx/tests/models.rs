@@ -60,6 +60,9 @@ fn check(name: &str) {
     let start = Instant::now();
     let graph = egret_onnx::load(&folder.join("model.onnx")).unwrap_or_else(|e| panic!("{name}: {e}"));
     let imported = start.elapsed();
+    egret_ir::verify(&graph).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let parsed = egret_ir::text::parse_with(&egret_ir::text::print(&graph), &egret_ir::text::large_constants(&graph));
+    assert!(parsed.unwrap_or_else(|e| panic!("{name}: {e}")) == graph, "{name}: the text reads back differently");
     let want = recorded(&folder, "output");
     let start = Instant::now();
     let outcome = interpret(&graph, &inputs(&graph, recorded(&folder, "input")), &Tensors::new())

@@ -2,6 +2,7 @@
 
 use super::{InferCx, InferError, Operator, arity, operand};
 use crate::autodiff::{Gradients, VjpCx};
+use crate::dim::Dim;
 use crate::eval::{EvalCx, EvalError, Num};
 use crate::tensor::Tensor;
 use crate::types::{TensorType, Type};
@@ -53,5 +54,9 @@ impl Operator for CrossEntropy {
         let classes = logits.shape().last().cloned().unwrap_or(crate::Dim::ONE);
         let error = logits.softmax(-1) - labels.one_hot(classes, logits.dtype());
         Ok(vec![Some(error * cx.dy().unsqueeze(&[-1])), None])
+    }
+
+    fn flops(&self, operands: &[Type], _: &Type) -> Dim {
+        super::operand_elements(operands, 0) * Dim::from(4)
     }
 }

@@ -4,11 +4,13 @@ use std::fmt;
 
 use smallvec::SmallVec;
 
-use super::{InferCx, InferError, Operator, arity, operand, same_dtype};
+use super::{InferCx, InferError, Op, Operator, arity, operand, same_dtype};
 use crate::autodiff::{Gradients, VjpCx};
+use crate::diagnostic::Diagnostic;
 use crate::dim::Dim;
 use crate::eval::{EvalCx, EvalError, Num, by_kind, contract};
 use crate::tensor::Tensor;
+use crate::text::{Attr, Attributes};
 use crate::types::{TensorType, Type};
 
 /// The axes of an operand by einsum label: `abc`.
@@ -179,4 +181,37 @@ impl Operator for DotGeneral {
         }
         Ok(gradients)
     }
+
+    fn attributes(&self) -> Vec<(&'static str, Attr)> {
+        ["lhs", "rhs", "out"]
+            .into_iter()
+            .zip([&self.lhs, &self.rhs, &self.out])
+            .map(|(name, labels)| (name, Attr::Word(labels.to_string())))
+            .collect()
+    }
+
+    fn flops(&self, operands: &[Type], _: &Type) -> Dim {
+        let mut extents: [Option<Dim>; 26] = Default::default();
+        let mut cx = InferCx::default();
+        let types = operands.first().and_then(Type::tensor).zip(operands.get(1).and_then(Type::tensor));
+        let bound =
+            types.map(|(a, b)| self.lhs.bind(a, &mut extents, &mut cx).and(self.rhs.bind(b, &mut extents, &mut cx)));
+        match bound {
+            Some(Ok(())) => extents.into_iter().flatten().fold(Dim::from(2), |n, extent| n * extent),
+            _ => Dim::ZERO,
+        }
+    }
+}
+
+/// Reads operators of this home from text.
+pub(super) fn read(name: &str, a: &Attributes) -> Result<Option<Op>, Diagnostic> {
+    Ok(Some(match name {
+        "dot_general" => DotGeneral {
+            lhs: Labels::new(&a.word("lhs")?),
+            rhs: Labels::new(&a.word("rhs")?),
+            out: Labels::new(&a.word("out")?),
+        }
+        .into(),
+        _ => return Ok(None),
+    }))
 }

@@ -4,10 +4,13 @@ use std::sync::Arc;
 
 use super::pointwise::map_elements;
 use super::{InferCx, InferError, Op, Operator, operand};
+use crate::diagnostic::Diagnostic;
+use crate::dim::Dim;
 use crate::dtype::DType;
 use crate::eval::{EvalCx, EvalError};
 use crate::scalar::{ScalarExpr, ScalarProgram};
 use crate::tensor::Tensor;
+use crate::text::{Attr, Attributes};
 use crate::types::{TensorType, Type};
 
 /// An anchor, and a scalar program over its result and extra operands.
@@ -102,4 +105,48 @@ impl Operator for Fused {
         let taps: Vec<Tensor> = self.taps.iter().map(|tap| apply(tap, &anchor)).collect::<Result<_, _>>()?;
         Ok(std::iter::once(result).chain(taps).collect())
     }
+
+    fn attributes(&self) -> Vec<(&'static str, Attr)> {
+        let mut list = vec![
+            ("anchor", Attr::Op((*self.anchor).clone())),
+            ("bases", Attr::Int(self.bases as i64)),
+            ("epilogue", Attr::Expr(self.epilogue.clone())),
+            ("dtype", Attr::Word(self.dtype.to_string())),
+        ];
+        if let Some((rows, finish)) = &self.rows {
+            list.extend([("rows", Attr::Op((**rows).clone())), ("finish", Attr::Expr(finish.clone()))]);
+        }
+        if !self.taps.is_empty() {
+            list.push(("taps", Attr::Exprs(self.taps.clone())));
+        }
+        list
+    }
+
+    fn flops(&self, operands: &[Type], result: &Type) -> Dim {
+        let programs = self.taps.iter().chain([&self.epilogue]).chain(self.rows.iter().map(|(_, finish)| finish));
+        let steps = programs.fold(0i64, |n, program| n + i64::from(program.size()));
+        let base = operands.get(..self.bases).unwrap_or_default();
+        let rows = self.rows.as_ref().map_or(Dim::ZERO, |(rows, _)| rows.home().flops(&[], result));
+        let each = result.parts().first().map_or(Dim::ZERO, |part| part.shape.elements());
+        self.anchor.home().flops(base, result) + each * Dim::from(steps) + rows
+    }
+}
+
+/// Reads operators of this home from text.
+pub(super) fn read(name: &str, a: &Attributes) -> Result<Option<Op>, Diagnostic> {
+    Ok(Some(match name {
+        "fused" => Fused {
+            anchor: Box::new(a.op("anchor")?),
+            bases: a.place("bases")?,
+            epilogue: a.expr("epilogue")?,
+            dtype: a.word("dtype")?.parse().map_err(|why: String| a.error(&why))?,
+            rows: match a.has("rows") {
+                true => Some((Box::new(a.op("rows")?), a.expr("finish")?)),
+                false => None,
+            },
+            taps: if a.has("taps") { a.exprs("taps")? } else { Vec::new() },
+        }
+        .into(),
+        _ => return Ok(None),
+    }))
 }

@@ -1,9 +1,12 @@
 //! `gather` and its adjoint.
 
-use super::{InferCx, InferError, Operator, arity, check_axes, operand, same_dtype};
+use super::{InferCx, InferError, Op, Operator, arity, check_axes, operand, same_dtype};
 use crate::autodiff::{Gradients, VjpCx};
+use crate::diagnostic::Diagnostic;
+use crate::dim::Dim;
 use crate::eval::{EvalCx, EvalError, Num, by_kind};
 use crate::tensor::Tensor;
+use crate::text::{Attr, Attributes};
 use crate::types::{Shape, TensorType, Type};
 
 /// `(x, indices) → y`: `axis` of `x` is replaced by the axes of `indices`. An index outside `0..n` is reported and
@@ -58,6 +61,10 @@ impl Operator for Gather {
         let zeros = cx.zeros(cx.operands[0].ty());
         Ok(vec![Some(zeros.then(ScatterAdd { axis: self.axis }, &[cx.operands[1], cx.dy()])), None])
     }
+
+    fn attributes(&self) -> Vec<(&'static str, Attr)> {
+        vec![("axis", Attr::Int(self.axis as i64))]
+    }
 }
 
 /// `(x, indices, updates) → x` with updates added at the places that [`Gather`] reads, in order of the indices.
@@ -107,6 +114,14 @@ impl Operator for ScatterAdd {
         let dy = cx.dy();
         Ok(vec![Some(dy), None, Some(dy.then(Gather { axis: self.axis }, &[cx.operands[1]]))])
     }
+
+    fn attributes(&self) -> Vec<(&'static str, Attr)> {
+        vec![("axis", Attr::Int(self.axis as i64))]
+    }
+
+    fn flops(&self, operands: &[Type], _: &Type) -> Dim {
+        super::operand_elements(operands, 2)
+    }
 }
 
 /// The indices as places on `axis`.
@@ -117,4 +132,13 @@ fn checked_indices(indices: &Tensor, shape: &[usize], axis: usize) -> Result<Vec
         _ => Err(EvalError::Index { index, extent, axis }),
     };
     indices.values().map(|v| check(v.as_int())).collect()
+}
+
+/// Reads operators of this home from text.
+pub(super) fn read(name: &str, a: &Attributes) -> Result<Option<Op>, Diagnostic> {
+    Ok(Some(match name {
+        "gather" => Gather { axis: a.place("axis")? }.into(),
+        "scatter_add" => ScatterAdd { axis: a.place("axis")? }.into(),
+        _ => return Ok(None),
+    }))
 }

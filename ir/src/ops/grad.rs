@@ -1,8 +1,10 @@
 //! Tuples, and the nodes that differentiation reads.
 
-use super::{InferCx, InferError, Operator, arity, operand};
+use super::{InferCx, InferError, Op, Operator, arity, operand};
+use crate::diagnostic::Diagnostic;
 use crate::eval::{EvalCx, EvalError};
 use crate::tensor::Tensor;
+use crate::text::{Attr, Attributes};
 use crate::types::{TensorType, Type};
 
 /// Part `index` of a tuple.
@@ -28,6 +30,10 @@ impl Operator for Proj {
     fn eval(&self, operands: &[Tensor], _: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
         let missing = || EvalError::Operands(format!("a tuple of {} has no part {}", operands.len(), self.index));
         operands.get(self.index).map(|part| vec![part.clone()]).ok_or_else(missing)
+    }
+
+    fn attributes(&self) -> Vec<(&'static str, Attr)> {
+        vec![("index", Attr::Int(self.index as i64))]
     }
 }
 
@@ -72,4 +78,14 @@ impl Operator for StopGradient {
         cx.result(self, operands)?;
         Ok(vec![operands[0].clone()])
     }
+}
+
+/// Reads operators of this home from text.
+pub(super) fn read(name: &str, a: &Attributes) -> Result<Option<Op>, Diagnostic> {
+    Ok(Some(match name {
+        "proj" => Proj { index: a.place("index")? }.into(),
+        "grad" => Grad.into(),
+        "stop_gradient" => StopGradient.into(),
+        _ => return Ok(None),
+    }))
 }

@@ -1,9 +1,11 @@
 //! `iota`: indices along an axis.
 
-use super::{InferCx, InferError, Operator, arity};
+use super::{InferCx, InferError, Op, Operator, arity};
+use crate::diagnostic::Diagnostic;
 use crate::eval::{EvalCx, EvalError, broadcast_strides, copy_elements};
 use crate::scalar::ScalarValue;
 use crate::tensor::Tensor;
+use crate::text::{Attr, Attributes};
 use crate::types::{TensorType, Type};
 
 /// A tensor whose elements are their own index along `axis`.
@@ -34,4 +36,16 @@ impl Operator for Iota {
         (0..shape[self.axis]).for_each(|i| indices.set(i, ScalarValue::Int(i as i128)));
         Ok(vec![copy_elements(&indices, &shape, &broadcast_strides(&line, &shape), 0)])
     }
+
+    fn attributes(&self) -> Vec<(&'static str, Attr)> {
+        vec![("axis", Attr::Int(self.axis as i64))]
+    }
+}
+
+/// Reads operators of this home from text.
+pub(super) fn read(name: &str, a: &Attributes) -> Result<Option<Op>, Diagnostic> {
+    Ok(Some(match name {
+        "iota" => Iota { ty: a.tensor_type()?, axis: a.place("axis")? }.into(),
+        _ => return Ok(None),
+    }))
 }

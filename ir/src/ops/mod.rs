@@ -10,6 +10,7 @@ use crate::dim::{Dim, Truth};
 use crate::dtype::DType;
 use crate::eval::{EvalCx, EvalError};
 use crate::tensor::Tensor;
+use crate::text::{Attr, Attributes};
 use crate::types::{Shape, TensorType, Type};
 
 /// An equality that a graph needs and that its symbols do not decide; checked when they are bound.
@@ -162,6 +163,16 @@ pub trait Operator {
     /// When the operands do not fit, or hold an index or divisor that has no meaning.
     fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError>;
 
+    /// Arithmetic operations on these operands; data movement has none. A transcendental function counts as one.
+    fn flops(&self, _: &[Type], _: &Type) -> Dim {
+        Dim::ZERO
+    }
+
+    /// The attributes in text; those that the type of the result tells, and a leaf's name or elements, are left out.
+    fn attributes(&self) -> Vec<(&'static str, Attr)> {
+        Vec::new()
+    }
+
     /// The gradients by operands, given those by the results.
     ///
     /// # Errors
@@ -169,6 +180,16 @@ pub trait Operator {
     fn vjp<'t>(&self, _: &VjpCx<'_, 't>) -> Gradients<'t> {
         Err(Diagnostic::new("E0401", format!("`{}` has no gradient", self.name())))
     }
+}
+
+/// Elements of all parts of a type.
+pub(crate) fn elements(ty: &Type) -> Dim {
+    ty.parts().iter().fold(Dim::ZERO, |n, part| n + part.shape.elements())
+}
+
+/// Elements of operand `i`.
+pub(crate) fn operand_elements(operands: &[Type], i: usize) -> Dim {
+    operands.get(i).map_or(Dim::ZERO, elements)
 }
 
 macro_rules! operators {
@@ -215,4 +236,33 @@ pub(crate) fn check_axes(axes: &[usize], rank: usize) -> Result<(), InferError> 
         }
     }
     Ok(())
+}
+
+/// The operator of that name with its attributes; leaves are read apart.
+pub(crate) fn read(name: &str, a: &Attributes) -> Result<Op, Diagnostic> {
+    if name == "cross_entropy" {
+        return Ok(CrossEntropy.into());
+    }
+    let homes = [
+        iota::read,
+        movement::read,
+        dot_general::read,
+        conv::read,
+        reduce::read,
+        reduce_window::read,
+        softmax::read,
+        norm::read,
+        attention::read,
+        gather::read,
+        scan::read,
+        fused::read,
+        grad::read,
+        pointwise::read,
+    ];
+    for home in homes {
+        if let Some(op) = home(name, a)? {
+            return Ok(op);
+        }
+    }
+    Err(a.error(&format!("`{name}` is no operator")))
 }

@@ -2,12 +2,14 @@
 
 use smallvec::SmallVec;
 
-use super::{InferCx, InferError, Operator, arity, check_axes, operand, same_dtype};
+use super::{InferCx, InferError, Op, Operator, arity, check_axes, operand, same_dtype};
 use crate::autodiff::{Gradients, VjpCx};
+use crate::diagnostic::Diagnostic;
 use crate::dim::Dim;
 use crate::eval::{EvalCx, EvalError, broadcast_strides, copy_elements, place_elements, row_major};
 use crate::scalar::Literal;
 use crate::tensor::Tensor;
+use crate::text::{Attr, Attributes};
 use crate::types::{Shape, TensorType, Type};
 
 /// The same elements, in row-major order, in another shape.
@@ -74,6 +76,10 @@ impl Operator for Transpose {
         let mut inverse = vec![0; self.permutation.len()];
         self.permutation.iter().enumerate().for_each(|(i, axis)| inverse[*axis] = i);
         Ok(vec![Some(cx.dy().transpose(&inverse))])
+    }
+
+    fn attributes(&self) -> Vec<(&'static str, Attr)> {
+        vec![("permutation", Attr::places(&self.permutation))]
     }
 }
 
@@ -192,6 +198,14 @@ impl Operator for Slice {
         }
         Ok(vec![Some(cx.dy().then(pad, &[]))])
     }
+
+    fn attributes(&self) -> Vec<(&'static str, Attr)> {
+        vec![
+            ("start", Attr::Dims(self.start.to_vec())),
+            ("limit", Attr::Dims(self.limit.to_vec())),
+            ("step", Attr::Ints(self.step.to_vec())),
+        ]
+    }
 }
 
 /// Surrounds the elements with `value`; `interior` puts that many between neighbours.
@@ -266,6 +280,15 @@ impl Operator for Pad {
         };
         Ok(vec![Some(cx.dy().then(slice, &[]))])
     }
+
+    fn attributes(&self) -> Vec<(&'static str, Attr)> {
+        vec![
+            ("low", Attr::Dims(self.low.to_vec())),
+            ("high", Attr::Dims(self.high.to_vec())),
+            ("interior", Attr::Ints(self.interior.to_vec())),
+            ("value", Attr::Literal(self.value)),
+        ]
+    }
 }
 
 /// Tensors one after the other along an axis.
@@ -317,6 +340,10 @@ impl Operator for Concat {
         let extents: Vec<Dim> = cx.operands.iter().map(|part| part.shape()[self.axis].clone()).collect();
         Ok(cx.dy().split(self.axis as isize, &extents).into_iter().map(Some).collect())
     }
+
+    fn attributes(&self) -> Vec<(&'static str, Attr)> {
+        vec![("axis", Attr::Int(self.axis as i64))]
+    }
 }
 
 /// Axes run backwards.
@@ -352,4 +379,31 @@ impl Operator for Reverse {
     fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
         Ok(vec![Some(cx.dy().then(self.clone(), &[]))])
     }
+
+    fn attributes(&self) -> Vec<(&'static str, Attr)> {
+        vec![("axes", Attr::places(&self.axes))]
+    }
+}
+
+/// Reads operators of this home from text.
+pub(super) fn read(name: &str, a: &Attributes) -> Result<Option<Op>, Diagnostic> {
+    Ok(Some(match name {
+        "reshape" => Reshape { shape: a.tensor_type()?.shape }.into(),
+        "broadcast" => Broadcast { shape: a.tensor_type()?.shape }.into(),
+        "transpose" => Transpose { permutation: a.places("permutation")?.into() }.into(),
+        "slice" => {
+            Slice { start: a.dims("start")?.into(), limit: a.dims("limit")?.into(), step: a.ints("step")?.into() }
+                .into()
+        }
+        "pad" => Pad {
+            low: a.dims("low")?.into(),
+            high: a.dims("high")?.into(),
+            interior: a.ints("interior")?.into(),
+            value: a.literal("value")?,
+        }
+        .into(),
+        "concat" => Concat { axis: a.place("axis")? }.into(),
+        "reverse" => Reverse { axes: a.places("axes")?.into() }.into(),
+        _ => return Ok(None),
+    }))
 }

@@ -1,9 +1,12 @@
 //! Normalisation of rows: layer norm and RMS norm, without their affine part.
 
-use super::{InferCx, InferError, Operator, Real, arity, operand, same_dtype};
+use super::{InferCx, InferError, Op, Operator, Real, arity, operand, same_dtype};
 use crate::autodiff::{Gradients, VjpCx};
+use crate::diagnostic::Diagnostic;
+use crate::dim::Dim;
 use crate::eval::{EvalCx, EvalError, Num};
 use crate::tensor::Tensor;
+use crate::text::{Attr, Attributes};
 use crate::tracer::Var;
 use crate::types::Type;
 
@@ -58,6 +61,15 @@ impl Operator for Norm {
     fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
         let grad = NormGrad { kind: self.kind, axis: self.axis, eps: self.eps };
         Ok(vec![Some(cx.operands[0].then(grad, &[cx.dy()]))])
+    }
+
+    fn attributes(&self) -> Vec<(&'static str, Attr)> {
+        vec![("axis", Attr::Int(self.axis as i64)), ("eps", Attr::Real(self.eps.get()))]
+    }
+
+    fn flops(&self, _: &[Type], result: &Type) -> Dim {
+        // mean, difference, square and sum, product
+        super::elements(result) * Dim::from(6)
     }
 }
 
@@ -128,6 +140,14 @@ impl Operator for NormGrad {
             vec![scale * (level - y * mean(y * dy))]
         })
     }
+
+    fn attributes(&self) -> Vec<(&'static str, Attr)> {
+        vec![("axis", Attr::Int(self.axis as i64)), ("eps", Attr::Real(self.eps.get()))]
+    }
+
+    fn flops(&self, _: &[Type], result: &Type) -> Dim {
+        super::elements(result) * Dim::from(11)
+    }
 }
 
 /// What is subtracted from a row, and what it is multiplied by.
@@ -139,4 +159,18 @@ fn statistics(kind: NormKind, eps: Real, row: &[f64]) -> (f64, f64) {
     };
     let variance = row.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / n;
     (mean, 1.0 / (variance + eps.get()).sqrt())
+}
+
+/// Reads operators of this home from text.
+pub(super) fn read(name: &str, a: &Attributes) -> Result<Option<Op>, Diagnostic> {
+    let kind = match name.strip_suffix("_grad").unwrap_or(name) {
+        "layer_norm" => NormKind::Layer,
+        "rms_norm" => NormKind::Rms,
+        _ => return Ok(None),
+    };
+    let (axis, eps) = (a.place("axis")?, Real::new(a.real("eps")?));
+    Ok(Some(match name.ends_with("_grad") {
+        true => NormGrad { kind, axis, eps }.into(),
+        false => Norm { kind, axis, eps }.into(),
+    }))
 }

@@ -2,12 +2,15 @@
 
 use rustc_hash::FxHashMap;
 
-use super::{InferCx, InferError, Operator, arity, operand};
+use super::{InferCx, InferError, Op, Operator, arity, operand};
 use crate::autodiff::{Gradients, VjpCx};
+use crate::diagnostic::Diagnostic;
+use crate::dim::Dim;
 use crate::dtype::DType;
 use crate::eval::{EvalCx, EvalError, broadcast_strides, copy_elements};
 use crate::scalar::{ExprKind, Meaning, ScalarExpr, ScalarFn, ScalarProgram, ScalarValue};
 use crate::tensor::Tensor;
+use crate::text::Attributes;
 use crate::tracer::Var;
 use crate::types::{Shape, TensorType, Type};
 
@@ -61,6 +64,13 @@ impl Operator for Pointwise {
         }
         Ok(gradients)
     }
+
+    fn flops(&self, _: &[Type], result: &Type) -> Dim {
+        // the steps of the function, spelled in primitives
+        let args = (0..self.f.arity()).map(ScalarExpr::arg);
+        let steps = ScalarExpr::unfolded(self.f, args).expand(&[DType::F32; 3]).size();
+        super::elements(result) * Dim::from(i64::from(steps))
+    }
 }
 
 /// A conversion: integers wrap, float to integer truncates and saturates, NaN becomes 0.
@@ -90,6 +100,10 @@ impl Operator for Cast {
     fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
         let from = cx.operands[0].dtype();
         Ok(vec![(from.is_float() && self.dtype.is_float()).then(|| cx.dy().cast(from))])
+    }
+
+    fn flops(&self, _: &[Type], result: &Type) -> Dim {
+        super::elements(result)
     }
 }
 
@@ -183,4 +197,12 @@ pub(super) fn map_elements(
         out.set(i, value);
     }
     Ok(out)
+}
+
+/// Reads operators of this home from text.
+pub(super) fn read(name: &str, a: &Attributes) -> Result<Option<Op>, Diagnostic> {
+    Ok(match name {
+        "cast" => Some(Cast { dtype: a.tensor_type()?.dtype }.into()),
+        other => ScalarFn::from_name(other).map(|f| Pointwise { f }.into()),
+    })
 }

@@ -2,13 +2,15 @@
 
 use smallvec::SmallVec;
 
-use super::{InferCx, InferError, Operator, arity, check_axes, operand};
+use super::{InferCx, InferError, Op, Operator, arity, check_axes, operand};
 use crate::autodiff::{Gradients, VjpCx};
+use crate::diagnostic::Diagnostic;
 use crate::dim::Dim;
 use crate::dtype::DType;
 use crate::eval::{EvalCx, EvalError, Num, by_kind, gathered, row_major};
 use crate::scalar::{Literal, ScalarValue};
 use crate::tensor::Tensor;
+use crate::text::{Attr, Attributes};
 use crate::tracer::Var;
 use crate::types::{Shape, TensorType, Type};
 
@@ -147,4 +149,25 @@ impl Operator for Reduce {
         };
         Ok(vec![Some(gradient)])
     }
+
+    fn attributes(&self) -> Vec<(&'static str, Attr)> {
+        vec![("axes", Attr::places(&self.axes)), ("keep", Attr::Bool(self.keep))]
+    }
+
+    fn flops(&self, operands: &[Type], _: &Type) -> Dim {
+        super::operand_elements(operands, 0)
+    }
+}
+
+/// Reads operators of this home from text.
+pub(super) fn read(name: &str, a: &Attributes) -> Result<Option<Op>, Diagnostic> {
+    let kind = match name {
+        "reduce_sum" => ReduceKind::Sum,
+        "reduce_mean" => ReduceKind::Mean,
+        "reduce_max" => ReduceKind::Max,
+        "reduce_min" => ReduceKind::Min,
+        "reduce_prod" => ReduceKind::Prod,
+        _ => return Ok(None),
+    };
+    Ok(Some(Reduce { kind, axes: a.places("axes")?.into(), keep: a.truth("keep")? }.into()))
 }

@@ -2,11 +2,13 @@
 
 use smallvec::SmallVec;
 
-use super::{InferCx, InferError, Operator, arity, operand};
+use super::{InferCx, InferError, Op, Operator, arity, operand};
 use crate::autodiff::{Gradients, VjpCx};
+use crate::diagnostic::Diagnostic;
 use crate::dim::Dim;
 use crate::eval::{EvalCx, EvalError, Num, PADDING, Taps, by_kind};
 use crate::tensor::Tensor;
+use crate::text::{Attr, Attributes};
 use crate::types::{Shape, TensorType, Type};
 
 /// What a window computes.
@@ -45,6 +47,16 @@ pub struct Window {
 }
 
 impl Window {
+    fn attributes(&self) -> Vec<(&'static str, Attr)> {
+        vec![
+            ("size", Attr::Ints(self.size.to_vec())),
+            ("stride", Attr::Ints(self.stride.to_vec())),
+            ("pad_low", Attr::Ints(self.pad_low.to_vec())),
+            ("pad_high", Attr::Ints(self.pad_high.to_vec())),
+            ("dilation", Attr::Ints(self.dilation.to_vec())),
+        ]
+    }
+
     /// A window without dilation, padded alike on both sides.
     pub fn symmetric(size: &[i64], stride: &[i64], padding: &[i64]) -> Window {
         let list = |v: &[i64]| v.iter().copied().collect();
@@ -181,6 +193,14 @@ impl Operator for ReduceWindow {
         let grad = ReduceWindowGrad { kind: self.kind, window: self.window.clone() };
         Ok(vec![Some(cx.operands[0].then(grad, &[cx.dy()]))])
     }
+
+    fn attributes(&self) -> Vec<(&'static str, Attr)> {
+        self.window.attributes()
+    }
+
+    fn flops(&self, _: &[Type], result: &Type) -> Dim {
+        super::elements(result) * Dim::from(self.window.size.iter().fold(1i64, |n, k| n.saturating_mul(*k)))
+    }
 }
 
 /// `(x, dy) → dx` of [`ReduceWindow`]; the gradient of tied maxima is split.
@@ -248,4 +268,35 @@ impl Operator for ReduceWindowGrad {
         // linear in dy, and independent of x
         Ok(vec![None, Some(cx.dy().then(ReduceWindow { kind: self.kind, window: self.window.clone() }, &[]))])
     }
+
+    fn attributes(&self) -> Vec<(&'static str, Attr)> {
+        self.window.attributes()
+    }
+
+    fn flops(&self, operands: &[Type], _: &Type) -> Dim {
+        super::operand_elements(operands, 1)
+            * Dim::from(self.window.size.iter().fold(1i64, |n, k| n.saturating_mul(*k)))
+    }
+}
+
+/// Reads operators of this home from text.
+pub(super) fn read(name: &str, a: &Attributes) -> Result<Option<Op>, Diagnostic> {
+    let kind = match name.strip_suffix("_grad").unwrap_or(name) {
+        "window_max" => WindowKind::Max,
+        "window_sum" => WindowKind::Sum,
+        "window_mean_valid" => WindowKind::MeanValid,
+        "window_mean_all" => WindowKind::MeanAll,
+        _ => return Ok(None),
+    };
+    let window = Window {
+        size: a.ints("size")?.into(),
+        stride: a.ints("stride")?.into(),
+        pad_low: a.ints("pad_low")?.into(),
+        pad_high: a.ints("pad_high")?.into(),
+        dilation: a.ints("dilation")?.into(),
+    };
+    Ok(Some(match name.ends_with("_grad") {
+        true => ReduceWindowGrad { kind, window }.into(),
+        false => ReduceWindow { kind, window }.into(),
+    }))
 }

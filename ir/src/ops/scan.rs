@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use super::{InferCx, InferError, Operator, Proj, operand};
+use super::{InferCx, InferError, Op, Operator, Proj, operand};
 use crate::autodiff::{Gradients, VjpCx, backward, replay};
+use crate::diagnostic::Diagnostic;
 use crate::dim::Dim;
 use crate::eval::{EvalCx, EvalError, copy_elements, row_major};
 use crate::graph::Graph;
 use crate::interpret::evaluate;
 use crate::tensor::Tensor;
+use crate::text::{Attr, Attributes};
 use crate::tracer::Var;
 use crate::types::{TensorType, Type};
 
@@ -169,4 +171,37 @@ impl Operator for Scan {
         sliced.iter().zip(dxs).for_each(|(i, dx)| gradients[self.carried + i] = Some(dx));
         Ok(gradients)
     }
+
+    fn attributes(&self) -> Vec<(&'static str, Attr)> {
+        vec![
+            ("carried", Attr::Int(self.carried as i64)),
+            ("scanned", Attr::Int(self.scanned as i64)),
+            ("length", Attr::Dim(self.length.clone())),
+            ("reverse", Attr::Bool(self.reverse)),
+            ("body", Attr::Region(self.body.clone())),
+        ]
+    }
+
+    fn flops(&self, _: &[Type], _: &Type) -> Dim {
+        let step = self.body.nodes().iter().fold(Dim::ZERO, |n, node| {
+            let operands: Vec<Type> = node.operands.iter().map(|o| self.body.ty(*o).clone()).collect();
+            n + node.op.home().flops(&operands, &node.ty)
+        });
+        step * self.length.clone()
+    }
+}
+
+/// Reads operators of this home from text.
+pub(super) fn read(name: &str, a: &Attributes) -> Result<Option<Op>, Diagnostic> {
+    Ok(Some(match name {
+        "scan" => Scan {
+            carried: a.place("carried")?,
+            scanned: a.place("scanned")?,
+            length: a.dim("length")?,
+            reverse: a.truth("reverse")?,
+            body: Arc::new(a.region("body")?),
+        }
+        .into(),
+        _ => return Ok(None),
+    }))
 }

@@ -1,9 +1,12 @@
 //! `softmax` and `log_softmax` along an axis.
 
-use super::{InferCx, InferError, Operator, arity, check_axes, operand, same_dtype};
+use super::{InferCx, InferError, Op, Operator, arity, check_axes, operand, same_dtype};
 use crate::autodiff::{Gradients, VjpCx};
+use crate::diagnostic::Diagnostic;
+use crate::dim::Dim;
 use crate::eval::{EvalCx, EvalError, Num};
 use crate::tensor::Tensor;
+use crate::text::{Attr, Attributes};
 use crate::types::Type;
 
 /// `exp(x − max x) / Σ exp(x − max x)`, or its logarithm, along `axis`. A row of −inf gives NaN.
@@ -43,6 +46,15 @@ impl Operator for Softmax {
 
     fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
         Ok(vec![Some(cx.results[0].then(SoftmaxGrad { axis: self.axis, log: self.log }, &[cx.dy()]))])
+    }
+
+    fn attributes(&self) -> Vec<(&'static str, Attr)> {
+        vec![("axis", Attr::Int(self.axis as i64))]
+    }
+
+    fn flops(&self, _: &[Type], result: &Type) -> Dim {
+        // maximum, difference, exponential, sum, quotient
+        super::elements(result) * Dim::from(5)
     }
 }
 
@@ -99,6 +111,14 @@ impl Operator for SoftmaxGrad {
             }]
         })
     }
+
+    fn attributes(&self) -> Vec<(&'static str, Attr)> {
+        vec![("axis", Attr::Int(self.axis as i64))]
+    }
+
+    fn flops(&self, _: &[Type], result: &Type) -> Dim {
+        super::elements(result) * Dim::from(4)
+    }
 }
 
 /// Calls `f` with the offsets of each line along `axis`.
@@ -109,4 +129,15 @@ fn for_each_row(shape: &[usize], axis: usize, mut f: impl FnMut(std::iter::StepB
     for start in (0..outer).flat_map(|o| (0..inner).map(move |i| o * line + i)) {
         f((start..start - start % inner.max(1) + line).step_by(inner.max(1)));
     }
+}
+
+/// Reads operators of this home from text.
+pub(super) fn read(name: &str, a: &Attributes) -> Result<Option<Op>, Diagnostic> {
+    Ok(Some(match name {
+        "softmax" | "log_softmax" => Softmax { axis: a.place("axis")?, log: name == "log_softmax" }.into(),
+        "softmax_grad" | "log_softmax_grad" => {
+            SoftmaxGrad { axis: a.place("axis")?, log: name == "log_softmax_grad" }.into()
+        }
+        _ => return Ok(None),
+    }))
 }

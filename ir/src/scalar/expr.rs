@@ -71,6 +71,11 @@ impl ScalarExpr {
         ScalarExpr::raw(f, args)
     }
 
+    /// `f` of `args`, not folded when all are constants.
+    pub(crate) fn unfolded(f: ScalarFn, args: impl IntoIterator<Item = ScalarExpr>) -> ScalarExpr {
+        ScalarExpr::raw(f, args.into_iter().collect())
+    }
+
     fn raw(f: ScalarFn, mut args: SmallVec<[ScalarExpr; 3]>) -> ScalarExpr {
         if f.commutes() {
             args.sort();

@@ -4,13 +4,15 @@ mod eval;
 
 use std::sync::Arc;
 
-use super::{InferCx, InferError, Labels, Operator, Proj, operand, same_dtype};
+use super::{InferCx, InferError, Labels, Op, Operator, Proj, operand, same_dtype};
 use crate::autodiff::{Gradients, VjpCx};
+use crate::diagnostic::Diagnostic;
 use crate::dim::Dim;
 use crate::dtype::DType;
 use crate::eval::{EvalCx, EvalError};
 use crate::scalar::ScalarExpr;
 use crate::tensor::Tensor;
+use crate::text::{Attr, Attributes};
 use crate::tracer::Var;
 use crate::types::{TensorType, Type};
 
@@ -62,6 +64,16 @@ impl Attention {
         Ok((TensorType { dtype, shape: self.o.shape(&extents)? }, TensorType { dtype, shape: scores }))
     }
 
+    /// `count` products of the size of scores times head, and the softmax and score program of each score.
+    fn products(&self, operands: &[Type], count: i64) -> Dim {
+        let mut cx = InferCx::default();
+        let Some(q) = operands.first().and_then(Type::tensor) else { return Dim::ZERO };
+        let Ok((_, scores)) = self.types(operands, &mut cx) else { return Dim::ZERO };
+        let inner = |axis: &usize| !self.scores.has(self.q.0[*axis]);
+        let head = (0..self.q.0.len()).filter(inner).fold(Dim::from(2), |n, axis| n * q.shape[axis].clone());
+        scores.shape.elements() * (head * Dim::from(count) + Dim::from(5 + i64::from(self.score.size())))
+    }
+
     fn check_extras(&self, extras: &[Type], scores: &TensorType, cx: &mut InferCx) -> Result<(), InferError> {
         for i in 0..extras.len() {
             let extra = operand(extras, i)?;
@@ -111,6 +123,16 @@ impl Operator for Attention {
         let part = |index| Some(grads.then(Proj { index }, &[]));
         Ok((0..3).map(part).chain(cx.operands[3..].iter().map(|_| None)).collect())
     }
+
+    fn attributes(&self) -> Vec<(&'static str, Attr)> {
+        let labels = [&self.q, &self.k, &self.v, &self.o, &self.scores].map(|l| Attr::Word(l.to_string()));
+        let named = ["q", "k", "v", "o", "scores"].into_iter().zip(labels);
+        named.chain([("score", Attr::Expr(self.score.clone()))]).collect()
+    }
+
+    fn flops(&self, operands: &[Type], _: &Type) -> Dim {
+        self.products(operands, 2)
+    }
 }
 
 /// `(q, k, v, o, lse, do, extras…) → (dq, dk, dv)` of [`Attention`].
@@ -142,4 +164,30 @@ impl Operator for AttentionGrad {
     fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
         eval::backward(self, operands, cx)
     }
+
+    fn attributes(&self) -> Vec<(&'static str, Attr)> {
+        self.of.attributes()
+    }
+
+    fn flops(&self, operands: &[Type], _: &Type) -> Dim {
+        // the scores again, and the four gradients
+        self.of.products(operands, 5)
+    }
+}
+
+/// Reads operators of this home from text.
+pub(super) fn read(name: &str, a: &Attributes) -> Result<Option<Op>, Diagnostic> {
+    if name != "attention" && name != "attention_grad" {
+        return Ok(None);
+    }
+    let labels = |name: &str| a.word(name).map(|text| Labels::new(&text));
+    let of = Attention {
+        q: labels("q")?,
+        k: labels("k")?,
+        v: labels("v")?,
+        o: labels("o")?,
+        scores: labels("scores")?,
+        score: a.expr("score")?,
+    };
+    Ok(Some(if name == "attention" { of.into() } else { AttentionGrad { of }.into() }))
 }

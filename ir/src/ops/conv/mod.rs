@@ -4,11 +4,13 @@ mod eval;
 
 use smallvec::SmallVec;
 
-use super::{InferCx, InferError, Operator, arity, operand, same_dtype};
+use super::{InferCx, InferError, Op, Operator, arity, operand, same_dtype};
 use crate::autodiff::{Gradients, VjpCx};
+use crate::diagnostic::Diagnostic;
 use crate::dim::Dim;
 use crate::eval::{EvalCx, EvalError};
 use crate::tensor::Tensor;
+use crate::text::{Attr, Attributes};
 use crate::types::{Shape, TensorType, Type};
 
 /// Which of the three bilinear maps of a convolution. `x [N, C, in…]`, `w [O, C/groups, k…]`, `y [N, O, out…]`.
@@ -164,4 +166,50 @@ impl Operator for Conv {
         };
         Ok(vec![da, db])
     }
+
+    fn attributes(&self) -> Vec<(&'static str, Attr)> {
+        vec![
+            ("stride", Attr::Ints(self.stride.to_vec())),
+            ("pad_low", Attr::Ints(self.pad_low.to_vec())),
+            ("pad_high", Attr::Ints(self.pad_high.to_vec())),
+            ("dilation", Attr::Ints(self.dilation.to_vec())),
+            ("groups", Attr::Int(self.groups)),
+            ("extent", Attr::Dims(self.extent.to_vec())),
+        ]
+    }
+
+    fn flops(&self, operands: &[Type], result: &Type) -> Dim {
+        // each form does the forward form's products: for each element of y, a filter
+        let shape = |i: usize| operands.get(i).and_then(Type::tensor).map(|ty| ty.shape.clone()).unwrap_or_default();
+        let own = result.parts().first().map(|ty| ty.shape.clone()).unwrap_or_default();
+        let (w, y) = match self.form {
+            ConvForm::Forward => (shape(1), own),
+            ConvForm::InputGrad => (shape(1), shape(0)),
+            ConvForm::WeightGrad => (own, shape(1)),
+        };
+        let filter = w.iter().skip(1).fold(Dim::from(2), |n, extent| n * extent.clone());
+        y.elements() * filter
+    }
+}
+
+/// Reads operators of this home from text.
+pub(super) fn read(name: &str, a: &Attributes) -> Result<Option<Op>, Diagnostic> {
+    let form = match name {
+        "conv" => ConvForm::Forward,
+        "conv_input_grad" => ConvForm::InputGrad,
+        "conv_weight_grad" => ConvForm::WeightGrad,
+        _ => return Ok(None),
+    };
+    Ok(Some(
+        Conv {
+            form,
+            stride: a.ints("stride")?.into(),
+            pad_low: a.ints("pad_low")?.into(),
+            pad_high: a.ints("pad_high")?.into(),
+            dilation: a.ints("dilation")?.into(),
+            groups: a.int("groups")?,
+            extent: a.dims("extent")?.into_iter().collect(),
+        }
+        .into(),
+    ))
 }

@@ -1,0 +1,333 @@
+//! Random graphs with inputs, from a seed.
+//!
+//! Two kinds: *exact*, in which every value is a small multiple of a power of two, so that all legal orders of
+//! evaluation give the same bits in every element type; and *real*, of ordinary floats.
+
+use crate::diagnostic::Diagnostic;
+use crate::dtype::DType;
+use crate::eval::Tensors;
+use crate::graph::Graph;
+use crate::ops::ReduceKind;
+use crate::scalar::{ScalarFn, ScalarValue};
+use crate::tensor::Tensor;
+use crate::tracer::{Tracer, Var, trace};
+use crate::types::{Shape, TensorType};
+
+/// A generator of random numbers: splitmix64.
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// The generator of a seed.
+    pub fn new(seed: u64) -> Random {
+        Random(seed)
+    }
+
+    /// Any 64 bits.
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `n`; 0 when `n` is 0.
+    pub fn below(&mut self, n: usize) -> usize {
+        if n == 0 { 0 } else { (self.bits() % n as u64) as usize }
+    }
+
+    /// A float in `0..1`.
+    pub fn unit(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// One of the items.
+    pub fn pick<'a, T>(&mut self, items: &'a [T]) -> Option<&'a T> {
+        items.get(self.below(items.len()))
+    }
+}
+
+/// A graph and inputs for it.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// The graph.
+    pub graph: Graph,
+    /// Values of its inputs.
+    pub inputs: Tensors,
+}
+
+/// A graph of about `size` nodes whose every value is exact in `dtype`, a number type.
+///
+/// # Errors
+/// Never for number types; `E0101` for bool.
+pub fn exact(seed: u64, size: usize, dtype: DType) -> Result<Sample, Diagnostic> {
+    build(seed, size, dtype, true)
+}
+
+/// A graph of about `size` nodes of ordinary values in `dtype`, a float type.
+///
+/// # Errors
+/// Never for float types; `E0101` for others.
+pub fn real(seed: u64, size: usize, dtype: DType) -> Result<Sample, Diagnostic> {
+    build(seed, size, dtype, false)
+}
+
+/// The greatest whole number up to which all are exact in an element type.
+fn limit(dtype: DType) -> f64 {
+    match dtype {
+        DType::BF16 => 256.0,
+        DType::F16 => 2048.0,
+        DType::F32 => (1u64 << 24) as f64,
+        DType::F64 => (1u64 << 53) as f64,
+        int => 2f64.powi(8 * int.size() as i32 - 1) - 1.0,
+    }
+}
+
+/// A value and what is known of its elements: all are multiples of `quantum` and at most `most` in magnitude.
+#[derive(Clone, Copy)]
+struct Known<'t> {
+    var: Var<'t>,
+    most: f64,
+    quantum: f64,
+}
+
+fn build(seed: u64, size: usize, dtype: DType, exact: bool) -> Result<Sample, Diagnostic> {
+    let mut random = Random::new(seed);
+    let mut inputs = Tensors::new();
+    let graph = trace(|t| {
+        let mut grower = Grower { t, random: &mut random, dtype, exact, values: Vec::new() };
+        for i in 0..2 + grower.random.below(3) {
+            let (name, tensor) = (format!("x{i}"), grower.leaf());
+            inputs.insert(name.clone(), tensor.clone());
+            let shape: Shape = tensor.shape().iter().map(|n| (*n).into()).collect();
+            let var = t.input(&name, TensorType { dtype, shape });
+            grower.values.push(Known { var, most: if exact { 3.0 } else { 2.0 }, quantum: grower.quantum() });
+        }
+        for _ in 0..size {
+            grower.grow();
+        }
+        grower.results()
+    })?;
+    Ok(Sample { graph, inputs })
+}
+
+struct Grower<'a, 't> {
+    t: &'a Tracer<'t>,
+    random: &'a mut Random,
+    dtype: DType,
+    exact: bool,
+    values: Vec<Known<'t>>,
+}
+
+impl<'t> Grower<'_, 't> {
+    fn quantum(&self) -> f64 {
+        if self.dtype.is_float() { 0.5 } else { 1.0 }
+    }
+
+    /// Elements of an input.
+    fn leaf(&mut self) -> Tensor {
+        // odd, size-1 and distinct extents; small, so that sums of products stay exact in 8 bits
+        let shape: Vec<usize> = (0..1 + self.random.below(3)).map(|_| [1, 2, 3, 5][self.random.below(4)]).collect();
+        let mut tensor = Tensor::zeros(self.dtype, &shape);
+        for i in 0..tensor.elements() {
+            let value = match (self.exact, self.dtype.is_unsigned()) {
+                (true, true) => self.random.below(4) as f64,
+                (true, false) => (self.random.below(13) as f64 - 6.0) * self.quantum(),
+                (false, _) => self.random.unit() * 4.0 - 2.0,
+            };
+            tensor.set(i, ScalarValue::Float(value.trunc_to(self.quantum(), self.exact)));
+        }
+        tensor
+    }
+
+    /// Adds a value unless it could be inexact.
+    fn push(&mut self, var: Var<'t>, most: f64, quantum: f64) {
+        if self.fits(most, quantum) {
+            self.values.push(Known { var, most, quantum });
+        }
+    }
+
+    fn fits(&self, most: f64, quantum: f64) -> bool {
+        !self.exact || most / quantum < limit(self.dtype) && quantum >= 2f64.powi(-8)
+    }
+
+    fn any(&mut self) -> Option<Known<'t>> {
+        // later values more often, so that graphs grow deep
+        let n = self.values.len();
+        let at =
+            if self.random.below(2) == 0 { n.saturating_sub(1 + self.random.below(3)) } else { self.random.below(n) };
+        self.values.get(at).copied()
+    }
+
+    fn grow(&mut self) {
+        let (Some(a), Some(b)) = (self.any(), self.any()) else { return };
+        let axis = self.random.below(a.var.rank().max(1)) as isize;
+        let both = a.most.max(b.most);
+        let fine = a.quantum.min(b.quantum);
+        match self.random.below(if self.exact { 12 } else { 16 }) {
+            0 | 1 => self.elementwise(a, b),
+            2 if a.var.rank() > 1 => {
+                let mut order: Vec<usize> = (0..a.var.rank()).collect();
+                let by = 1 + self.random.below(order.len() - 1);
+                order.rotate_left(by);
+                self.push(a.var.transpose(&order), a.most, a.quantum);
+            }
+            3 => {
+                let from = self.random.below(a.var.rank() + 1);
+                self.push(a.var.flatten(from), a.most, a.quantum);
+            }
+            4 if a.var.rank() > 0 => {
+                let kind = [ReduceKind::Sum, ReduceKind::Max, ReduceKind::Min][self.random.below(3)];
+                let n = self.extent(a.var, axis);
+                let most = if kind == ReduceKind::Sum { a.most * n } else { a.most };
+                if self.fits(most, a.quantum) {
+                    let keep = self.random.below(2) == 0;
+                    self.push(a.var.reduce(kind, &[axis], keep), most, a.quantum);
+                }
+            }
+            5 if a.var.rank() > 0 => self.push(a.var.reverse(&[axis]), a.most, a.quantum),
+            6 if a.var.rank() > 0 => {
+                let n = self.extent(a.var, axis) as usize;
+                let start = self.random.below(n);
+                let limit = start + 1 + self.random.below(n - start);
+                let step = 1 + self.random.below(2) as i64;
+                self.push(a.var.slice(axis, start, limit, step), a.most, a.quantum);
+            }
+            7 if a.var.rank() > 0 && a.var.rank() < 4 => {
+                self.push(self.t.concat(&[a.var, a.var], axis), a.most, a.quantum)
+            }
+            8 if a.var.rank() > 0 && b.var.rank() > 0 => {
+                let (x, y) = (a.var.flatten(0), b.var.flatten(0));
+                let n = self.extent(x, 0);
+                let (most, quantum) = (a.most * b.most * n, a.quantum * b.quantum);
+                let small = n * self.extent(y, 0) <= 400.0;
+                if small && self.fits(most, quantum) {
+                    let squares = x.dot_general(y, "a,b->ba").dot_general(x, "ba,a->b");
+                    self.push(x.dot_general(x, "a,a->").reshape([1]), a.most * a.most * n, a.quantum * a.quantum);
+                    if self.fits(most * a.most, quantum * a.quantum) {
+                        self.push(squares, most * a.most, quantum * a.quantum);
+                    }
+                }
+            }
+            9 if a.var.shape() == b.var.shape() => {
+                let one = self.quantum();
+                self.push(a.var.greater(one).select(a.var, b.var), both, fine);
+            }
+            10 if a.var.rank() > 0 => {
+                let n = self.extent(a.var, axis) as usize;
+                let index: Vec<i64> = (0..3).map(|_| self.random.below(n) as i64).collect();
+                if let Some(index) = Tensor::new(&[3], &index) {
+                    self.push(a.var.gather(self.t.constant(index), axis), a.most, a.quantum);
+                }
+            }
+            11 if a.var.rank() > 0 && a.var.rank() < 4 => {
+                let mut pads = vec![0; a.var.rank()];
+                pads[axis as usize] = 1;
+                self.push(a.var.pad(&pads, &vec![0; pads.len()], 1.0), a.most.max(1.0), a.quantum);
+            }
+            12 if a.var.rank() > 0 => self.push(a.var.softmax(axis), 1.0, 0.0),
+            13 if a.var.rank() > 0 => self.push(a.var.layer_norm(axis, 1e-3), 4.0, 0.0),
+            14 => {
+                let smooth =
+                    [ScalarFn::Tanh, ScalarFn::Sigmoid, ScalarFn::Gelu, ScalarFn::Silu, ScalarFn::Erf, ScalarFn::Sin];
+                if let Some(f) = self.random.pick(&smooth) {
+                    self.push(a.var.map(*f, &[]), a.most.max(1.0), 0.0);
+                }
+            }
+            15 => self.push(a.var.tanh().exp(), 3.0, 0.0),
+            _ => {}
+        }
+    }
+
+    fn elementwise(&mut self, a: Known<'t>, b: Known<'t>) {
+        let fine = a.quantum.min(b.quantum);
+        let fits =
+            a.var.shape().iter().rev().zip(b.var.shape().iter().rev()).all(|(m, n)| m == n || m.is(1) || n.is(1));
+        let other = if fits { b } else { a };
+        let unsigned = self.dtype.is_unsigned();
+        let both = a.most.max(other.most);
+        let (f, most, quantum) = match self.random.below(7) {
+            0 | 1 => (ScalarFn::Add, a.most + other.most, fine),
+            2 if !unsigned => (ScalarFn::Sub, a.most + other.most, fine),
+            3 => (ScalarFn::Mul, a.most * other.most, a.quantum * other.quantum),
+            4 => (ScalarFn::Max, both, fine),
+            5 => (ScalarFn::Min, both, fine),
+            _ => return self.push(a.var.relu(), a.most, a.quantum),
+        };
+        // reals stay small without a rule for magnitudes
+        let limited = if self.exact { most } else { 1.0 };
+        if self.fits(limited, quantum) && (self.exact || most < 1e3) {
+            self.push(a.var.map(f, &[other.var]), most, quantum);
+        }
+    }
+
+    fn extent(&self, var: Var<'t>, axis: isize) -> f64 {
+        var.axis(axis).and_then(|axis| var.shape()[axis].as_const()).unwrap_or(1) as f64
+    }
+
+    /// The last values, and one from the middle.
+    fn results(&mut self) -> Vec<Var<'t>> {
+        let n = self.values.len();
+        let mut places = vec![n - 1, n.saturating_sub(2), n / 2];
+        places.sort_unstable();
+        places.dedup();
+        places.into_iter().map(|i| self.values[i].var).collect()
+    }
+}
+
+/// Rounds towards zero to a multiple.
+trait Truncate {
+    fn trunc_to(self, quantum: f64, exact: bool) -> f64;
+}
+
+impl Truncate for f64 {
+    fn trunc_to(self, quantum: f64, exact: bool) -> f64 {
+        if exact { (self / quantum).trunc() * quantum } else { self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{interpret, text, verify};
+
+    #[test]
+    fn samples_are_legal_run_and_survive_text() {
+        for seed in 0..60 {
+            let dtype = DType::ALL[1 + seed as usize % (DType::ALL.len() - 1)];
+            let sample = exact(seed, 24, dtype).unwrap();
+            verify(&sample.graph).unwrap();
+            let printed = text::print(&sample.graph);
+            let parsed = text::parse(&printed).unwrap_or_else(|e| panic!("{e}\n{printed}"));
+            assert_eq!(parsed, sample.graph, "{printed}");
+            let outcome = interpret(&sample.graph, &sample.inputs, &Tensors::new());
+            outcome.unwrap_or_else(|e| panic!("{e}\n{printed}"));
+        }
+        for seed in 0..30 {
+            let sample = real(seed, 30, [DType::F32, DType::F64, DType::F16, DType::BF16][seed as usize % 4]).unwrap();
+            verify(&sample.graph).unwrap();
+            interpret(&sample.graph, &sample.inputs, &Tensors::new()).unwrap();
+        }
+    }
+
+    /// Exactness is a promise: the same graph in a wider type has the same values.
+    #[test]
+    fn exact_samples_are_exact() {
+        for seed in 0..60 {
+            let narrow = exact(seed, 30, DType::BF16).unwrap();
+            let wide_text = text::print(&narrow.graph).replace("bf16", "f64");
+            let wide = text::parse(&wide_text).unwrap();
+            let inputs = narrow.inputs.iter().map(|(name, v)| {
+                let mut copy = Tensor::zeros(DType::F64, v.shape());
+                v.values().enumerate().for_each(|(i, v)| copy.set(i, v));
+                (name.clone(), copy)
+            });
+            let narrow = interpret(&narrow.graph, &narrow.inputs, &Tensors::new()).unwrap();
+            let wide = interpret(&wide, &inputs.collect(), &Tensors::new()).unwrap();
+            for ((_, a), (_, b)) in narrow.outputs.iter().zip(&wide.outputs) {
+                assert!(a.values().eq(b.values()), "seed {seed}: {a:?} {b:?}\n{wide_text}");
+            }
+        }
+    }
+}
