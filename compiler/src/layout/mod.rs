@@ -95,6 +95,7 @@ pub fn layout(graph: &Graph, partition: &Partition, device: &DeviceDescription, 
                         _ => 0,
                     };
                     windowed + 2 == ty.shape.rank()
+                        && feeds_image(graph, &users, id)
                         && (reads_blocked(graph, &blocked, id) || feeds_conv(graph, &users, id, lanes))
                 }
                 Family::Map | Family::Concat => {
@@ -172,6 +173,23 @@ fn sources(graph: &Graph, blocked: &[bool], id: NodeId) -> SmallVec<[NodeId; 8]>
         }
     }
     found
+}
+
+/// Whether something that keeps images as images reads a value; a product reads it row-major.
+fn feeds_image(graph: &Graph, users: &[SmallVec<[NodeId; 4]>], id: NodeId) -> bool {
+    let image = |op: &Op| {
+        let op = anchor(op);
+        matches!(
+            op,
+            Op::Conv(_)
+                | Op::ReduceWindow(_)
+                | Op::ReduceWindowGrad(_)
+                | Op::Pointwise(_)
+                | Op::Concat(_)
+                | Op::Reduce(_)
+        )
+    };
+    users[id.index()].iter().any(|user| image(&graph.node(*user).op))
 }
 
 fn feeds_conv(graph: &Graph, users: &[SmallVec<[NodeId; 4]>], id: NodeId, lanes: i64) -> bool {

@@ -33,11 +33,13 @@ fn roles(attention: &Attention) -> Option<Roles> {
         [batch, head] => (Some(*batch), Some(*head)),
         _ => return None,
     };
-    let shared = outer.iter().all(|l| attention.q.has(*l) && attention.k.has(*l) && attention.v.has(*l) && attention.o.has(*l));
+    let shared =
+        outer.iter().all(|l| attention.q.has(*l) && attention.k.has(*l) && attention.v.has(*l) && attention.o.has(*l));
     let mut channels = attention.q.0.iter().copied().filter(|l| !scores.contains(l));
     let mut values = attention.v.0.iter().copied().filter(|l| !scores.contains(l));
     let (channel, value) = (channels.next()?, values.next()?);
-    let single = channels.next().is_none() && values.next().is_none() && attention.k.has(channel) && attention.o.has(value);
+    let single =
+        channels.next().is_none() && values.next().is_none() && attention.k.has(channel) && attention.o.has(value);
     let ranks = [&attention.q, &attention.k, &attention.v, &attention.o].iter().all(|l| l.0.len() == outer.len() + 2);
     (shared && single && ranks).then_some(Roles { batch, head, query, key, channel, value })
 }
@@ -147,8 +149,14 @@ impl Planner<'_> {
             AttentionGradProblem { forward: problem, grad_o: grad_o.strides, grad_q, grad_k, grad_v },
             AttentionSchedule::choose(self.lanes as usize),
         );
-        let launch =
-            DriverLaunch { driver, hook: prepared.hook, finisher: None, args, clear: Vec::new(), family: "attention_grad" };
+        let launch = DriverLaunch {
+            driver,
+            hook: prepared.hook,
+            finisher: None,
+            args,
+            clear: Vec::new(),
+            family: "attention_grad",
+        };
         self.drive(frame, id, launch, steps);
         Ok(())
     }
@@ -164,11 +172,14 @@ impl Planner<'_> {
         steps: &mut Vec<Step>,
     ) -> Result<Read, Diagnostic> {
         let (mut operand, mut strides, _) = self.strided(frame, id, steps)?;
-        let contiguous = labels.axis(channel).is_some_and(|axis| strides[axis].is(1) || frame.graph.tensor_type(id).shape[axis].is(1));
+        let contiguous = labels
+            .axis(channel)
+            .is_some_and(|axis| strides[axis].is(1) || frame.graph.tensor_type(id).shape[axis].is(1));
         if !contiguous {
             // channels must lie side by side: a copy in the operand's own order makes them so if they are its last axis
             let last = labels.0.len() - 1;
-            let copied = if labels.axis(channel) == Some(last) { id } else { self.channels_last(frame, id, labels, channel)? };
+            let copied =
+                if labels.axis(channel) == Some(last) { id } else { self.channels_last(frame, id, labels, channel)? };
             let buffer = self.copied(frame, copied, steps)?;
             operand = Operand { buffer, offset: Dim::ZERO, element: operand.element };
             let row_major = crate::schedule::view::row_major(&frame.graph.tensor_type(copied).shape);
@@ -309,7 +320,8 @@ impl Planner<'_> {
     ) -> Result<(Operand, Mask<Dim>), Diagnostic> {
         let own = frame.graph.tensor_type(extra).shape.clone();
         let (mut operand, mut strides, _) = self.strided(frame, extra, steps)?;
-        let unit = |strides: &[Dim]| own.last().is_none_or(|d| d.is(1)) || strides.last().is_none_or(|s| s.is(1) || s.is(0));
+        let unit =
+            |strides: &[Dim]| own.last().is_none_or(|d| d.is(1)) || strides.last().is_none_or(|s| s.is(1) || s.is(0));
         if !unit(&strides) {
             let buffer = self.materialise(frame, extra, steps)?;
             operand = Operand { buffer, offset: Dim::ZERO, element: operand.element };

@@ -131,7 +131,8 @@ impl Planner<'_> {
                 operands.push(operand);
             }
             let is_vector = |arg: usize| addressing[arg - 1] == Addressing::PerColumn && types[arg - 1] == DType::F32;
-            let is_full = |arg: usize| matches!(addressing[arg - 1], Addressing::Full { .. }) && types[arg - 1] == DType::F32;
+            let is_full =
+                |arg: usize| matches!(addressing[arg - 1], Addressing::Full { .. }) && types[arg - 1] == DType::F32;
             match epilogue::direct(&fused.epilogue, &is_vector, &is_full) {
                 Some(direct) => {
                     problem.epilogue = Epilogue::Direct {
@@ -148,10 +149,11 @@ impl Planner<'_> {
                         .iter()
                         .map(|i| Extra { dtype: types[*i], by_column: addressing[*i] != Addressing::Scalar })
                         .collect();
-                    let made = epilogue::hook(&programs[0], &hook_extras, fused.dtype, self.exact).map_err(|findings| {
-                        let error = Diagnostic::new("E0501", "no hook can be made for an epilogue");
-                        findings.into_iter().fold(error, |error, finding| error.note(finding.to_string()))
-                    })?;
+                    let made =
+                        epilogue::hook(&programs[0], &hook_extras, fused.dtype, self.exact).map_err(|findings| {
+                            let error = Diagnostic::new("E0501", "no hook can be made for an epilogue");
+                            findings.into_iter().fold(error, |error, finding| error.note(finding.to_string()))
+                        })?;
                     let halo = dims(&result_halo);
                     let batch_stride = self.item(&result_shape, &result_halo);
                     problem.epilogue = Epilogue::Hook {
@@ -235,7 +237,12 @@ impl Planner<'_> {
     }
 
     /// A row-major copy of a blocked value.
-    pub(super) fn unblock(&mut self, frame: &mut Frame, value: Value, steps: &mut Vec<Step>) -> Result<BufferId, Diagnostic> {
+    pub(super) fn unblock(
+        &mut self,
+        frame: &mut Frame,
+        value: Value,
+        steps: &mut Vec<Step>,
+    ) -> Result<BufferId, Diagnostic> {
         if let Some(buffer) = frame.row_major.get(&value) {
             return Ok(*buffer);
         }

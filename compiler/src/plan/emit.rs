@@ -13,7 +13,9 @@ fn target(device: &DeviceDescription) -> Result<CpuTarget, Diagnostic> {
         return Err(Diagnostic::new("E0502", format!("`{}` is no CPU", device.name)));
     };
     let names: &[&str] = match isa.as_str() {
-        "avx512" => &["sse4.2", "popcnt", "avx", "avx2", "fma", "bmi1", "bmi2", "lzcnt", "avx512f", "avx512dq", "avx512vl"],
+        "avx512" => {
+            &["sse4.2", "popcnt", "avx", "avx2", "fma", "bmi1", "bmi2", "lzcnt", "avx512f", "avx512dq", "avx512vl"]
+        }
         "avx2" => &["sse4.2", "popcnt", "avx", "avx2", "fma", "bmi1", "bmi2", "lzcnt"],
         _ => &["sse4.2", "popcnt"],
     };

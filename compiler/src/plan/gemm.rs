@@ -31,7 +31,11 @@ fn collapse(axes: Vec<Axis>) -> Vec<Axis> {
             continue;
         }
         if let Some(inner) = joined.last_mut() {
-            let fits = axis.strides.iter().zip(&inner.strides).all(|(outer, stride)| *outer == stride.clone() * inner.extent.clone());
+            let fits = axis
+                .strides
+                .iter()
+                .zip(&inner.strides)
+                .all(|(outer, stride)| *outer == stride.clone() * inner.extent.clone());
             if fits {
                 inner.extent = inner.extent.clone() * axis.extent;
                 continue;
@@ -88,7 +92,8 @@ impl Planner<'_> {
         if !f32s || !self.device.is_cpu() {
             return Ok(false);
         }
-        let distinct = |labels: &egret_ir::ops::Labels| (0..labels.0.len()).all(|i| !labels.0[..i].contains(&labels.0[i]));
+        let distinct =
+            |labels: &egret_ir::ops::Labels| (0..labels.0.len()).all(|i| !labels.0[..i].contains(&labels.0[i]));
         let lone = |l: &u8, other: &egret_ir::ops::Labels| !dot.out.has(*l) && !other.has(*l);
         if !distinct(&dot.lhs)
             || !distinct(&dot.rhs)
@@ -135,11 +140,7 @@ impl Planner<'_> {
         let has_rows = fused.as_ref().is_some_and(|f| f.rows.is_some());
         // whole rows end at the last axis
         let column_axes = pick(&|l| rhs.has(l) && !lhs.has(l));
-        let mut columns = if has_rows {
-            column_axes.into_iter().rev().collect()
-        } else {
-            collapse(column_axes)
-        };
+        let mut columns = if has_rows { column_axes.into_iter().rev().collect() } else { collapse(column_axes) };
         let mut rows = collapse(pick(&|l| lhs.has(l) && !rhs.has(l)));
         let batches = collapse(pick(&|l| lhs.has(l) && rhs.has(l)));
         let sums = collapse(lhs.0.iter().copied().filter(|l| !dot.out.has(*l)).map(|l| axis(l, &[&a, &b])).collect());
@@ -149,7 +150,10 @@ impl Planner<'_> {
         let one = || Axis { extent: Dim::ONE, strides: SmallVec::from_elem(Dim::ZERO, tensors.len()) };
         let n = if columns.is_empty() { one() } else { columns.remove(0) };
         let m = if rows.is_empty() { one() } else { rows.remove(0) };
-        let k = sums.into_iter().next().unwrap_or(Axis { extent: Dim::ONE, strides: smallvec::smallvec![Dim::ZERO, Dim::ZERO] });
+        let k = sums
+            .into_iter()
+            .next()
+            .unwrap_or(Axis { extent: Dim::ONE, strides: smallvec::smallvec![Dim::ZERO, Dim::ZERO] });
         // a column axis that the row operator does not end at cannot be finished
         if has_rows && last.is_none_or(|l| !rhs.has(l) || lhs.has(l)) {
             return Err(Diagnostic::new("E0504", "a row operator joined a product whose rows are not its columns"));
@@ -165,7 +169,9 @@ impl Planner<'_> {
             .map(|axis| BatchDim {
                 extent: axis.extent.clone(),
                 a: axis.strides[0].clone(),
-                b: pack_strides.clone().map_or(axis.strides[1].clone(), |s| if axis.strides[1].is(0) { Dim::ZERO } else { s }),
+                b: pack_strides
+                    .clone()
+                    .map_or(axis.strides[1].clone(), |s| if axis.strides[1].is(0) { Dim::ZERO } else { s }),
                 c: axis.strides[2].clone(),
             })
             .collect();
@@ -195,7 +201,9 @@ impl Planner<'_> {
             addressing.push(match (flat_batch, row.is(0), col.is(0)) {
                 (true, true, true) => Addressing::Scalar,
                 (true, true, false) => Addressing::PerColumn,
-                _ => Addressing::Strided { batch: outer.iter().map(|axis| axis.strides[t].clone()).collect(), row, col },
+                _ => {
+                    Addressing::Strided { batch: outer.iter().map(|axis| axis.strides[t].clone()).collect(), row, col }
+                }
             });
         }
         let extra_operands: Vec<Operand> = extras.iter().map(|e| e.operand.clone()).collect();
@@ -217,7 +225,8 @@ impl Planner<'_> {
             hook = made.hook;
             finisher = made.finisher;
         }
-        let schedule = GemmSchedule::choose(&problem.map(&mut |d| d.hint(SYMBOL_HINT).max(0) as usize), self.lanes as usize);
+        let schedule =
+            GemmSchedule::choose(&problem.map(&mut |d| d.hint(SYMBOL_HINT).max(0) as usize), self.lanes as usize);
         let driver = Driver::Gemm(problem, schedule);
         frame.layouts.insert((id, 0), Layout::RowMajor);
         self.drive(frame, id, DriverLaunch { driver, hook, finisher, args, clear: Vec::new(), family: "gemm" }, steps);
@@ -344,9 +353,8 @@ impl Planner<'_> {
         let is_full = |arg: usize| {
             matches!(&addressing[arg - 1], Addressing::Strided { col, .. } if col.is(1)) && types[arg - 1] == DType::F32
         };
-        let direct = (fused.dtype == DType::F32)
-            .then(|| epilogue::direct(&fused.epilogue, &is_vector, &is_full))
-            .flatten();
+        let direct =
+            (fused.dtype == DType::F32).then(|| epilogue::direct(&fused.epilogue, &is_vector, &is_full)).flatten();
         let mut made = MadeEpilogue::default();
         if let Some(direct) = &direct {
             problem.epilogue = Epilogue::Direct {

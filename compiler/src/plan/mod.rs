@@ -10,10 +10,11 @@ mod frame;
 mod gemm;
 mod scan;
 
-use egret_ir::{Dim, Diagnostic, Graph, NodeId, Op, TensorType};
+use egret_ir::{Diagnostic, Dim, Graph, NodeId, Op, TensorType};
 use egret_program::driver::Driver;
 use egret_program::{
-    Arg, Buffer, BufferId, Check, DeviceDescription, Halo, Kernel, KernelBody, KernelId, Launch, Place, Port, Program, Step,
+    Arg, Buffer, BufferId, Check, DeviceDescription, Halo, Kernel, KernelBody, KernelId, Launch, Place, Port, Program,
+    Step,
 };
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
@@ -251,7 +252,8 @@ impl Planner<'_> {
             if partition.groups[writer].family != Family::Map || graph.ty(state) != graph.ty(*value) {
                 continue;
             }
-            let is_root = graph.roots().any(|r| r == state) || graph.updates().iter().filter(|(_, v)| v == value).count() > 1;
+            let is_root =
+                graph.roots().any(|r| r == state) || graph.updates().iter().filter(|(_, v)| v == value).count() > 1;
             let mut groups: SmallVec<[usize; 4]> = SmallVec::new();
             let mut elementwise = true;
             let mut todo: Vec<NodeId> = users[state.index()].to_vec();
@@ -267,14 +269,17 @@ impl Planner<'_> {
                     groups.push(group);
                     elementwise &= group != writer || same && matches!(node.op, Op::Pointwise(_) | Op::Cast(_));
                 } else {
-                    elementwise &= same && matches!(node.op, Op::Pointwise(_) | Op::Cast(_)) || !reaches(graph, &users, partition, user, writer);
+                    elementwise &= same && matches!(node.op, Op::Pointwise(_) | Op::Cast(_))
+                        || !reaches(graph, &users, partition, user, writer);
                     todo.extend(users[user.index()].iter().copied());
                 }
             }
-            if !is_root && elementwise && groups.iter().all(|g| *g <= writer) {
-                if let Some(buffer) = frame.buffers.get(&(state, 0)) {
-                    found.insert(writer, *buffer);
-                }
+            if !is_root
+                && elementwise
+                && groups.iter().all(|g| *g <= writer)
+                && let Some(buffer) = frame.buffers.get(&(state, 0))
+            {
+                found.insert(writer, *buffer);
             }
         }
         found
@@ -297,7 +302,13 @@ impl Planner<'_> {
         Ok(())
     }
 
-    fn copy_to(&mut self, frame: &mut Frame, id: NodeId, buffer: BufferId, steps: &mut Vec<Step>) -> Result<(), Diagnostic> {
+    fn copy_to(
+        &mut self,
+        frame: &mut Frame,
+        id: NodeId,
+        buffer: BufferId,
+        steps: &mut Vec<Step>,
+    ) -> Result<(), Diagnostic> {
         let source = self.row_major(frame, id, steps)?;
         if source.buffer != buffer {
             let bytes = frame.graph.tensor_type(id).bytes();
@@ -325,11 +336,7 @@ impl Planner<'_> {
             Family::Scan => return self.scan(frame, id, phase, steps),
             Family::Attention => return self.attention(frame, id, &place, steps),
             Family::AttentionGrad => return self.attention_grad(frame, id, &place, steps),
-            Family::Dot => {
-                if self.gemm(frame, id, &place, direct, phase, steps)? {
-                    return Ok(());
-                }
-            }
+            Family::Dot if self.gemm(frame, id, &place, direct, phase, steps)? => return Ok(()),
             Family::Conv if layout::has_driver(&frame.graph, id, self.lanes) && phase == Phase::Run => {
                 return self.conv(frame, id, &place, direct, steps);
             }
@@ -490,7 +497,8 @@ impl Planner<'_> {
     /// The halo of a blocked value, which its writer leaves alone.
     fn halos(&self, frame: &Frame, id: NodeId) -> Vec<Halo> {
         let value = (id, 0);
-        let (Some(Layout::Blocked { halo }), Some(buffer)) = (frame.layouts.get(&value), frame.buffers.get(&value)) else {
+        let (Some(Layout::Blocked { halo }), Some(buffer)) = (frame.layouts.get(&value), frame.buffers.get(&value))
+        else {
             return Vec::new();
         };
         self.halo(&frame.graph.tensor_type(id).shape, halo, *buffer)
