@@ -52,6 +52,7 @@ fn main() {
                 }
             }
         }
+        if std::env::var("X").is_ok() { for (id, n) in c.rewritten.graph.iter() { if let Some(x) = c.rewritten.explain(id) { println!("  {id:?} {} {:?} refusals {:?}", n.op.home().name(), x.rules, x.refusals) } } }
         if std::env::var("K").is_ok() {
             for l in c.program.launches() {
                 println!("--- {} {}\n{}", c.program.kernel(l.kernel).family, l.origin, c.program.kernel(l.kernel).text)
