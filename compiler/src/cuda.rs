@@ -1,6 +1,6 @@
 //! CUDA kernels of a graph: partition, schedules, CUDA C.
 
-use egret_ir::{Diagnostic, Graph, NodeId, Op};
+use egret_ir::{Diagnostic, Dim, Graph, NodeId, Op};
 use egret_program::{BufferId, DeviceDescription};
 use rustc_hash::FxHashMap;
 
@@ -11,7 +11,7 @@ use crate::partition::{self, Family, is_inline};
 use crate::plan::frame::Frame;
 use crate::rewrite::term::BindingTime;
 use crate::schedule;
-use crate::schedule::scope::value_of;
+use crate::schedule::scope::{FaultText, Value, value_of};
 
 /// A kernel of a graph.
 #[derive(Clone, Debug)]
@@ -26,6 +26,30 @@ pub struct CudaKernel {
     pub kernel: Kernel,
 }
 
+/// One launch.
+#[derive(Clone, Debug)]
+pub struct CudaLaunch {
+    /// Index of the kernel.
+    pub kernel: usize,
+    /// Buffers by argument, with whether the kernel writes them.
+    pub args: Vec<(BufferId, bool)>,
+    /// What each dim parameter is.
+    pub dims: Vec<Dim>,
+    /// What status codes mean.
+    pub faults: Vec<FaultText>,
+}
+
+/// A graph as kernels and launches.
+#[derive(Clone, Debug, Default)]
+pub struct Lowered {
+    /// Each distinct kernel once, in order of execution.
+    pub kernels: Vec<CudaKernel>,
+    /// The launches, in order.
+    pub launches: Vec<CudaLaunch>,
+    /// Every stored value with its buffer; a reshape has the buffer of what it reshapes.
+    pub buffers: Vec<(Value, BufferId)>,
+}
+
 /// The kernels of a rewritten graph in order of execution, each distinct text once. Values that are known when params are
 /// loaded count as stored.
 ///
@@ -33,6 +57,14 @@ pub struct CudaKernel {
 /// `E0501` for a kernel beyond the bounds of the kernel IR, `E0502` when its text cannot be made or the device is no
 /// GPU, `E0505` for a form that has no CUDA kernel yet; the diagnostic names the nodes.
 pub fn kernels(graph: &Graph, device: &DeviceDescription) -> Result<Vec<CudaKernel>, Diagnostic> {
+    Ok(lower(graph, device)?.kernels)
+}
+
+/// [`kernels`], and how they are launched.
+///
+/// # Errors
+/// As [`kernels`].
+pub fn lower(graph: &Graph, device: &DeviceDescription) -> Result<Lowered, Diagnostic> {
     if device.is_cpu() {
         return Err(Diagnostic::new("E0502", format!("`{}` is no GPU", device.name)));
     }
@@ -60,18 +92,20 @@ pub fn kernels(graph: &Graph, device: &DeviceDescription) -> Result<Vec<CudaKern
     graph.roots().filter(|id| live_run[id.index()]).for_each(|id| leaves[id.index()] = true);
     let partition = partition::partition(graph, &live_run, &leaves, &|id| frame.is_stored(id));
 
-    let mut kernels: Vec<CudaKernel> = Vec::new();
+    let mut lowered = Lowered::default();
+    let kernels = &mut lowered.kernels;
     let mut known: FxHashMap<String, usize> = FxHashMap::default();
     for group in &partition.groups {
         let id = group.root;
         let alias = matches!(graph.node(id).op, Op::Reshape(_) | Op::StopGradient(_));
         let source = value_of(graph, graph.node(id).operands.first().copied().unwrap_or(id));
-        let alias = alias && frame.layouts.contains_key(&source);
-        store(&mut frame, id);
-        group.siblings.iter().for_each(|id| store(&mut frame, *id));
-        if alias {
+        let alias = frame.buffers.get(&source).copied().filter(|_| alias);
+        if let Some(buffer) = alias {
+            frame.store((id, 0), buffer, Layout::RowMajor);
             continue;
         }
+        store(&mut frame, id);
+        group.siblings.iter().for_each(|id| store(&mut frame, *id));
         let made = schedule::cuda::generate(graph, &frame, group, false)?;
         let source = cuda::emit(&made.kernel, &[]).map_err(|error| {
             let name = graph.node(id).op.home().name();
@@ -84,13 +118,21 @@ pub fn kernels(graph: &Graph, device: &DeviceDescription) -> Result<Vec<CudaKern
             kernels.push(CudaKernel { source, family: group.family, origin: Vec::new(), kernel: made.kernel });
             kernels.len() - 1
         });
+        lowered.launches.push(CudaLaunch {
+            kernel: at,
+            args: made.args.iter().map(|(value, writes)| (frame.buffers[value], *writes)).collect(),
+            dims: made.dims,
+            faults: made.faults,
+        });
         for origin in graph.origins(id).iter().map(ToString::to_string) {
             if !kernels[at].origin.contains(&origin) {
                 kernels[at].origin.push(origin);
             }
         }
     }
-    Ok(kernels)
+    lowered.buffers = frame.buffers.iter().map(|(value, buffer)| (*value, *buffer)).collect();
+    lowered.buffers.sort_by_key(|(value, _)| *value);
+    Ok(lowered)
 }
 
 /// Notes that a node's values are in memory, row-major.

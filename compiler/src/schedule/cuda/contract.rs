@@ -214,7 +214,7 @@ impl Product<'_> {
             scope.for_(Expr::int(0), Expr::int(OWN), LoopKind::Unroll, |scope, j| {
                 let column = scope.k.bind(first_column + &j);
                 let inside = both(self.rows.guard(&row, TILE), self.columns.guard(&column, TILE));
-                let mut body = |scope: &mut Scope| {
+                let body = |scope: &mut Scope| {
                     let column_index = scope.unflatten(column.clone(), &self.columns.parts);
                     let index = self.problem.result(&block.batch, &row_index, &column_index);
                     let sum = self.own.load(&i * OWN + &j);

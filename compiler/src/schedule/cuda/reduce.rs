@@ -23,7 +23,7 @@ pub fn column_axis(shape: &Shape, reduced: &[usize]) -> Option<usize> {
 }
 
 /// Builds a reduction.
-pub fn build(scope: &mut Scope, plan: &Plan) {
+pub(in crate::schedule) fn build(scope: &mut Scope, plan: &Plan) {
     match column_axis(&plan.shape, &plan.reduce.axes) {
         Some(axis) => columns(scope, plan, axis),
         None => rows(scope, plan),
