@@ -10,6 +10,7 @@ mod support;
 use std::collections::{BTreeMap, HashMap};
 
 use egret_compiler::cuda::{self, CudaKernel};
+use egret_compiler::kernel::{Access, Kernel, KernelBuilder, LoopKind, Space};
 use egret_compiler::rewrite::{self, Options};
 use egret_compiler::{CompileOptions, raise};
 use egret_ir::{Bindings, DType, Dim, Graph, Op, ScalarValue, Tensor, interpret};
@@ -35,7 +36,8 @@ fn bodies(graph: &Graph) -> String {
     let mut text = String::new();
     for kernel in kernels(graph) {
         let at = kernel.source.text.find("extern \"C\" __global__").unwrap();
-        text += &format!("// {:?}, {} threads\n{}\n", kernel.family, kernel.source.threads[0], &kernel.source.text[at..]);
+        text +=
+            &format!("// {:?}, {} threads\n{}\n", kernel.family, kernel.source.threads[0], &kernel.source.text[at..]);
     }
     text
 }
@@ -73,7 +75,8 @@ fn each_distinct_text_comes_once() {
 
 #[test]
 fn what_has_no_kernel_is_named() {
-    let error = cuda::kernels(&rewritten(&graphs::attention()), &DeviceDescription::named("sm_90a").unwrap()).unwrap_err();
+    let error =
+        cuda::kernels(&rewritten(&graphs::attention()), &DeviceDescription::named("sm_90a").unwrap()).unwrap_err();
     assert_eq!(error.code, "E0505");
     assert!(error.message.contains("attention") && !error.origin.is_empty(), "{error}");
     let cpu = DeviceDescription::named("x86-64-avx2").unwrap();
@@ -83,11 +86,12 @@ fn what_has_no_kernel_is_named() {
 #[test]
 fn every_kernel_compiles_without_spills() {
     let Some(nvrtc) = nvrtc() else { return };
-    for (name, graph) in graphs::all() {
+    for (name, graph) in graphs::all().into_iter().chain(graphs::large()) {
         for kernel in kernels(&graph) {
             for arch in ["sm_80", "sm_90a"] {
                 let source = &kernel.source;
-                let cubin = nvrtc.compile(&source.text, &source.name, arch, &[]).unwrap_or_else(|e| panic!("{name}: {e}"));
+                let cubin =
+                    nvrtc.compile(&source.text, &source.name, arch, &[]).unwrap_or_else(|e| panic!("{name}: {e}"));
                 let [resources] = &*cubin.kernels else { panic!("{}", cubin.log) };
                 let defect = cubin.log.contains("Potential Performance Loss") || cubin.log.contains("(C7");
                 assert!(!defect, "{name}: {}", cubin.log);
@@ -124,6 +128,34 @@ fn number(value: ScalarValue) -> f64 {
         ScalarValue::Int(i) => i as f64,
         ScalarValue::Float(x) => x,
     }
+}
+
+/// Each thread reads what its neighbour wrote, with or without a barrier between.
+fn neighbours(barrier: bool) -> Kernel {
+    let mut k = KernelBuilder::with_threads([32, 1, 1]);
+    let y = k.buffer(DType::F32, Access::Write);
+    let shared = k.scratch(DType::F32, 32, Space::Shared);
+    k.for_(0, 32, LoopKind::Thread(0), |k, t| {
+        k.store(shared, &t, t.clone().cast(DType::F32));
+        if barrier {
+            k.barrier();
+        }
+        k.store(y, &t, shared.load((&t + 1) % 32));
+    });
+    k.finish().unwrap()
+}
+
+#[test]
+fn lockstep_runs_what_is_synchronised() {
+    let mut buffers = [vec![0.0; 32]];
+    lockstep::run(&neighbours(true), &mut buffers, &[]);
+    assert_eq!((buffers[0][0], buffers[0][31]), (1.0, 0.0));
+}
+
+#[test]
+#[should_panic(expected = "a race on s0")]
+fn lockstep_reports_races() {
+    lockstep::run(&neighbours(false), &mut [vec![0.0; 32]], &[]);
 }
 
 #[test]

@@ -288,7 +288,8 @@ fn cross_entropy(scope: &mut Scope, id: NodeId) {
     let outer = grid_over(scope, &shape[..last]);
     let mut index = outer.clone();
     index.push(Expr::int(0));
-    let mut rows = Rows { scope, id: logits, out, outer: index, axes: smallvec::smallvec![last], dtype, staged: Vec::new() };
+    let mut rows =
+        Rows { scope, id: logits, out, outer: index, axes: smallvec::smallvec![last], dtype, staged: Vec::new() };
     rows.stage(&[logits]);
     let highest = rows.accumulate(ReduceOp::Max, f64::NEG_INFINITY, &mut |s, i| s.element(logits, i));
     let total = rows.sum(&mut |s, i| exp(s.element(logits, i) - highest.clone()));

@@ -70,13 +70,7 @@ impl<'g> Scope<'g> {
         Scope::with(KernelBuilder::with_threads([threads, 1, 1]), threads.into(), graph, stored, exact)
     }
 
-    fn with(
-        mut k: KernelBuilder,
-        threads: i64,
-        graph: &'g Graph,
-        stored: &'g dyn Stored,
-        exact: bool,
-    ) -> Scope<'g> {
+    fn with(mut k: KernelBuilder, threads: i64, graph: &'g Graph, stored: &'g dyn Stored, exact: bool) -> Scope<'g> {
         if exact {
             k.exact();
         }
@@ -219,14 +213,7 @@ impl<'g> Scope<'g> {
     }
 
     /// A loop by steps of `step`.
-    pub fn for_step(
-        &mut self,
-        start: Expr,
-        end: Expr,
-        step: i64,
-        kind: LoopKind,
-        body: impl FnOnce(&mut Self, Expr),
-    ) {
+    pub fn for_step(&mut self, start: Expr, end: Expr, step: i64, kind: LoopKind, body: impl FnOnce(&mut Self, Expr)) {
         let var = self.k.index();
         self.k.begin();
         self.elements.push(FxHashMap::default());

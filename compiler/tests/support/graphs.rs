@@ -30,6 +30,27 @@ pub fn all() -> Vec<(&'static str, Graph)> {
     ]
 }
 
+/// Graphs of real size, for compiling only.
+pub fn large() -> Vec<(&'static str, Graph)> {
+    let conv = trace(|t| {
+        let x = t.input("x", f32(["batch".into(), 64.into(), 56.into(), 56.into()] as [egret_ir::Dim; 4]));
+        x.conv2d(t.input("w", f32([64, 64, 3, 3])), [1, 1], [1, 1]) + t.input("bias", f32([64, 1, 1]))
+    });
+    let product = trace(|t| {
+        let y = t.input("x", f32([1024, 2048])).matmul(t.input("w", f32([2048, 4096])));
+        (y + t.input("bias", f32([4096]))).gelu()
+    });
+    let transposed = trace(|t| t.input("x", f32([512, 256])).t().matmul(t.input("y", f32([1024, 512])).t()));
+    let vocabulary =
+        trace(|t| t.input("x", f32(["batch".into(), 50_257.into()] as [egret_ir::Dim; 2])).log_softmax(-1));
+    vec![
+        ("large_conv", conv.unwrap()),
+        ("large_product", product.unwrap()),
+        ("large_transposed", transposed.unwrap()),
+        ("large_softmax", vocabulary.unwrap()),
+    ]
+}
+
 /// 3 × 3 convolution, bias, relu; any batch.
 pub fn conv_bias_relu() -> Graph {
     trace(|t| {
@@ -148,7 +169,8 @@ fn row_reduce() -> Graph {
 
 fn gather() -> Graph {
     trace(|t| {
-        let (table, at) = (t.input("table", f32([9, 20])), t.input("at", i64(["batch".into(), 4.into()] as [egret_ir::Dim; 2])));
+        let (table, at) =
+            (t.input("table", f32([9, 20])), t.input("at", i64(["batch".into(), 4.into()] as [egret_ir::Dim; 2])));
         let scale = t.input("scale", f32([20]));
         table.gather(at, 0) * scale
     })

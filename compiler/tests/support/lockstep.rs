@@ -118,8 +118,7 @@ impl Block<'_> {
                 }
             }
             Stmt::If { condition, then, otherwise } => {
-                let holds: Vec<bool> =
-                    (0..self.threads).map(|t| active[t] && self.eval(condition, t) != 0.0).collect();
+                let holds: Vec<bool> = (0..self.threads).map(|t| active[t] && self.eval(condition, t) != 0.0).collect();
                 let not: Vec<bool> = (0..self.threads).map(|t| active[t] && !holds[t]).collect();
                 self.block(then, &holds);
                 self.block(otherwise, &not);
@@ -169,8 +168,7 @@ impl Block<'_> {
 
     fn load(&mut self, memory: Memory, at: usize, t: usize) -> f64 {
         let touch = self.touches.entry((memory, at)).or_default();
-        let private =
-            matches!(memory, Memory::Scratch(s) if self.kernel.scratch[s as usize].space != Space::Shared);
+        let private = matches!(memory, Memory::Scratch(s) if self.kernel.scratch[s as usize].space != Space::Shared);
         let race = touch.wrote.is_some_and(|(who, stretch)| who != t && stretch == self.stretch);
         assert!(private || !race, "a race on {memory}[{at}]\n{}", self.kernel);
         let again = touch.read.is_some_and(|(_, stretch)| stretch == self.stretch);
@@ -219,9 +217,21 @@ impl Block<'_> {
                     BinaryOp::Add => x + y,
                     BinaryOp::Sub => x - y,
                     BinaryOp::Mul => x * y,
-                    BinaryOp::Div if int => if y == 0.0 { 0.0 } else { (x / y).trunc() },
+                    BinaryOp::Div if int => {
+                        if y == 0.0 {
+                            0.0
+                        } else {
+                            (x / y).trunc()
+                        }
+                    }
                     BinaryOp::Div => x / y,
-                    BinaryOp::Rem => if int && y == 0.0 { 0.0 } else { x % y },
+                    BinaryOp::Rem => {
+                        if int && y == 0.0 {
+                            0.0
+                        } else {
+                            x % y
+                        }
+                    }
                     BinaryOp::Max => x.max(y),
                     BinaryOp::Min => x.min(y),
                     BinaryOp::Pow => x.powf(y),
@@ -241,7 +251,13 @@ impl Block<'_> {
                     CompareOp::Ge => x >= y,
                 })
             }
-            Expr::Select(c, a, b) => if self.eval(c, t) != 0.0 { self.eval(a, t) } else { self.eval(b, t) },
+            Expr::Select(c, a, b) => {
+                if self.eval(c, t) != 0.0 {
+                    self.eval(a, t)
+                } else {
+                    self.eval(b, t)
+                }
+            }
             Expr::Cast(to, a) => {
                 let x = self.eval(a, t);
                 if to.is_int() { x.trunc() } else { x }

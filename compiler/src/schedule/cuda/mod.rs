@@ -50,7 +50,8 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, exact: bool) 
         }
         Family::Scatter => scatter::build(&mut scope, id),
         Family::Dot | Family::Conv => {
-            let problem = problem::Problem::new(&mut scope, id).ok_or_else(|| unsupported(graph, id, "of this form"))?;
+            let problem =
+                problem::Problem::new(&mut scope, id).ok_or_else(|| unsupported(graph, id, "of this form"))?;
             contract::build(&mut scope, &problem);
         }
         Family::Attention | Family::AttentionGrad | Family::Scan => return Err(unsupported(graph, id, "of any form")),
@@ -99,7 +100,11 @@ fn with_origin(mut error: Diagnostic, graph: &Graph, id: NodeId) -> Diagnostic {
 
 fn unsupported(graph: &Graph, id: NodeId, form: &str) -> Diagnostic {
     let name = anchor(&graph.node(id).op).home().name();
-    with_origin(Diagnostic::new("E0505", format!("`{name}` {form} has no CUDA kernel yet (node {})", id.index())), graph, id)
+    with_origin(
+        Diagnostic::new("E0505", format!("`{name}` {form} has no CUDA kernel yet (node {})", id.index())),
+        graph,
+        id,
+    )
 }
 
 fn beyond(graph: &Graph, id: NodeId, findings: Vec<Finding>) -> Diagnostic {

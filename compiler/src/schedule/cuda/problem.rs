@@ -178,7 +178,9 @@ impl Problem {
             Form::Conv(image) => {
                 let group = &batch[0];
                 let index: Index = match image.conv.form {
-                    ConvForm::Forward => [image.output(group, &row[0])].into_iter().chain(sum.iter().cloned()).collect(),
+                    ConvForm::Forward => {
+                        [image.output(group, &row[0])].into_iter().chain(sum.iter().cloned()).collect()
+                    }
                     ConvForm::InputGrad => {
                         let output = image.output(group, &sum[0]);
                         [output, row[0].clone()].into_iter().chain(sum[1..].iter().cloned()).collect()
@@ -194,7 +196,14 @@ impl Problem {
     }
 
     /// An element of the right side; zero where `inside` does not hold.
-    pub fn right(&self, scope: &mut Scope, batch: &[Expr], sum: &[Expr], column: &[Expr], inside: Option<Expr>) -> Expr {
+    pub fn right(
+        &self,
+        scope: &mut Scope,
+        batch: &[Expr],
+        sum: &[Expr],
+        column: &[Expr],
+        inside: Option<Expr>,
+    ) -> Expr {
         match &self.form {
             Form::Dot(dot) => {
                 let parts = [(&dot.batch, batch), (&dot.sums, sum), (&dot.columns, column)];

@@ -55,13 +55,7 @@ impl Row<'_> {
         scope.for_step(self.lane.clone(), self.count.clone(), WARP, LoopKind::Serial, body);
     }
 
-    fn fold(
-        &self,
-        scope: &mut Scope,
-        op: ReduceOp,
-        start: f64,
-        value: impl FnOnce(&mut Scope, &Expr) -> Expr,
-    ) -> Expr {
+    fn fold(&self, scope: &mut Scope, op: ReduceOp, start: f64, value: impl FnOnce(&mut Scope, &Expr) -> Expr) -> Expr {
         let total = scope.k.variable(Expr::constant(self.dtype, start));
         self.each(scope, |scope, column| {
             let value = value(scope, &column);
