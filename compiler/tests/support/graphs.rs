@@ -1,7 +1,7 @@
 //! Traced graphs for the tests of CUDA schedules. Weights are inputs, so that nothing is computed at load.
 
 use egret_ir::ops::Conv;
-use egret_ir::{Graph, f32, i64, trace};
+use egret_ir::{DType, Graph, TensorType, f32, i64, trace};
 
 /// The value of the symbol `batch`.
 pub const BATCH: i64 = 3;
@@ -25,6 +25,8 @@ pub fn all() -> Vec<(&'static str, Graph)> {
         ("scatter", scatter()),
         ("concat", concat()),
         ("grouped_conv", grouped_conv()),
+        ("bf16_mlp", bf16_mlp()),
+        ("f16_softmax", f16_softmax()),
         ("training_conv", training_conv()),
         ("training_norm", training_norm()),
     ]
@@ -191,6 +193,21 @@ fn concat() -> Graph {
         t.concat(&[x.relu(), y], 1).t()
     })
     .unwrap()
+}
+
+/// Norm, product, gelu and a mean in bf16: computed in f32.
+fn bf16_mlp() -> Graph {
+    let bf16 = |shape: &[i64]| TensorType::new(DType::BF16, shape);
+    trace(|t| {
+        let (x, w) = (t.input("x", bf16(&[5, 48])), t.input("w", bf16(&[48, 70])));
+        let y = (x.layer_norm(-1, 1e-5).matmul(w) + t.input("bias", bf16(&[70]))).gelu();
+        (y, y.reduce_mean(&[0], false))
+    })
+    .unwrap()
+}
+
+fn f16_softmax() -> Graph {
+    trace(|t| (t.input("x", TensorType::new(DType::F16, [4, 90])) * 0.5).softmax(-1)).unwrap()
 }
 
 fn grouped_conv() -> Graph {

@@ -39,7 +39,8 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, exact: bool) 
         Family::Window => super::window::build(&mut scope, id),
         Family::Reduce | Family::Row => {
             let dtype = graph.tensor_type(graph.node(id).operands[0]).dtype;
-            if !matches!(dtype, DType::F32 | DType::F64 | DType::I32 | DType::I64) {
+            // halves are summed in f32
+            if !dtype.is_float() && !matches!(dtype, DType::I32 | DType::I64) {
                 return Err(unsupported(graph, id, &format!("over {dtype}")));
             }
             if group.family == Family::Row {
@@ -57,7 +58,7 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, exact: bool) 
         Family::Attention | Family::AttentionGrad | Family::Scan => return Err(unsupported(graph, id, "of any form")),
     }
     let Scope { k, args, dims, faults, .. } = scope;
-    let kernel = k.finish().map_err(|findings| beyond(graph, id, findings))?;
+    let kernel = k.finish().map_err(|findings| beyond(graph, id, findings))?.with_wide_halves();
     Ok(Generated { kernel, args, dims, faults })
 }
 
