@@ -83,3 +83,39 @@ impl Kernel {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use egret_ir::DType::{BF16, F32, I64};
+
+    use super::super::{Access, Kernel, KernelBuilder, LoopKind};
+    use super::*;
+
+    fn kernel(dtype: DType) -> Kernel {
+        let mut k = KernelBuilder::new();
+        let (x, y) = (k.buffer(dtype, Access::Read), k.buffer(dtype, Access::Write));
+        let n = k.dim();
+        let total = k.variable(Expr::constant(dtype, 0.0));
+        k.for_(0, n.clone(), LoopKind::Serial, |k, i| {
+            k.assign(total, Expr::from(total) + x.load(i).cast(F32).cast(dtype));
+        });
+        k.store(y, 0, Expr::from(total) / n.cast(dtype));
+        k.finish().unwrap()
+    }
+
+    #[test]
+    fn arithmetic_is_wide_and_storage_is_not() {
+        let wide = kernel(BF16).with_wide_halves();
+        wide.verify().unwrap();
+        assert_eq!(wide.vars, [F32, I64]);
+        let text = wide.text();
+        // the loaded element rounds at the cast, the extent does not, the result rounds at its store
+        assert!(text.contains("v0 = v0 + f32(bf16(f32(b0[v1])))"), "{text}");
+        assert!(text.contains("b1[0] = bf16(v0 / f32(d0))"), "{text}");
+    }
+
+    #[test]
+    fn kernels_without_halves_stay() {
+        assert_eq!(kernel(F32), kernel(F32).with_wide_halves());
+    }
+}
