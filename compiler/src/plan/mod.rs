@@ -6,7 +6,7 @@
 mod attention;
 mod conv;
 mod emit;
-mod frame;
+pub(crate) mod frame;
 mod gemm;
 mod scan;
 
