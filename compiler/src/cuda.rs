@@ -54,8 +54,8 @@ pub struct Lowered {
 /// loaded count as stored.
 ///
 /// # Errors
-/// `E0501` for a kernel beyond the bounds of the kernel IR, `E0502` when its text cannot be made or the device is no
-/// GPU, `E0505` for a form that has no CUDA kernel yet; the diagnostic names the nodes.
+/// `E0461` for a kernel beyond the bounds of the kernel IR, `E0462` when its text cannot be made or the device is no
+/// GPU, `E0465` for a form that has no CUDA kernel yet; the diagnostic names the nodes.
 pub fn kernels(graph: &Graph, device: &DeviceDescription) -> Result<Vec<CudaKernel>, Diagnostic> {
     Ok(lower(graph, device)?.kernels)
 }
@@ -66,7 +66,7 @@ pub fn kernels(graph: &Graph, device: &DeviceDescription) -> Result<Vec<CudaKern
 /// As [`kernels`].
 pub fn lower(graph: &Graph, device: &DeviceDescription) -> Result<Lowered, Diagnostic> {
     if device.is_cpu() {
-        return Err(Diagnostic::new("E0502", format!("`{}` is no GPU", device.name)));
+        return Err(Diagnostic::new("E0462", format!("`{}` is no GPU", device.name)));
     }
     let mut frame = Frame::new(graph.clone(), device.lanes(), &|_| false);
     let n = graph.nodes().len();
@@ -110,7 +110,7 @@ pub fn lower(graph: &Graph, device: &DeviceDescription) -> Result<Lowered, Diagn
         let source = cuda::emit(&made.kernel, &[]).map_err(|error| {
             let name = graph.node(id).op.home().name();
             let message = format!("no CUDA C can be made for `{name}` (node {}): {error}", id.index());
-            let mut error = Diagnostic::new("E0502", message);
+            let mut error = Diagnostic::new("E0462", message);
             error.origin = graph.origins(id).iter().map(|o| (**o).clone()).collect();
             error
         })?;

@@ -10,7 +10,7 @@ use crate::kernel::Kernel;
 /// What generated code of a CPU description may use.
 fn target(device: &DeviceDescription) -> Result<CpuTarget, Diagnostic> {
     let Target::Cpu { arch, isa, .. } = &device.target else {
-        return Err(Diagnostic::new("E0502", format!("`{}` is no CPU", device.name)));
+        return Err(Diagnostic::new("E0462", format!("`{}` is no CPU", device.name)));
     };
     let names: &[&str] = match isa.as_str() {
         "avx512" => {
@@ -33,7 +33,7 @@ pub fn emit(
     if kernels.is_empty() {
         return Ok(());
     }
-    let fail = |why: String| Diagnostic::new("E0502", format!("no machine code can be made: {why}"));
+    let fail = |why: String| Diagnostic::new("E0462", format!("no machine code can be made: {why}"));
     let emitter = CpuEmitter::new(&target(device)?).map_err(|e| fail(e.to_string()))?;
     let codes: Result<Vec<_>, Diagnostic> = kernels
         .par_iter()

@@ -79,7 +79,7 @@ struct Planner<'d> {
 /// Makes the program of a graph that has been canonicalised, raised, differentiated and rewritten.
 ///
 /// # Errors
-/// `E0501` when a kernel is beyond the bounds of the kernel IR, `E0502` when code cannot be made.
+/// `E0461` when a kernel is beyond the bounds of the kernel IR, `E0462` when code cannot be made.
 pub fn plan(graph: &Graph, device: &DeviceDescription, options: &Options) -> Result<Program, Diagnostic> {
     let mut planner = Planner {
         device,
@@ -294,7 +294,7 @@ impl Planner<'_> {
         }
         for (name, id) in frame.graph.updates().to_vec() {
             let Some(port) = self.program.states.iter().find(|port| port.name == name) else {
-                return Err(Diagnostic::new("E0503", format!("the update of `{name}` has no state of that name")));
+                return Err(Diagnostic::new("E0463", format!("the update of `{name}` has no state of that name")));
             };
             let buffer = port.buffer;
             self.copy_to(frame, id, buffer, steps)?;
@@ -393,7 +393,7 @@ impl Planner<'_> {
         }
         let made = schedule::generate(&frame.graph, frame, group, self.exact).map_err(|findings| {
             let node = frame.graph.node(group.root);
-            let mut error = Diagnostic::new("E0501", format!("no kernel can be made for {}", node.op.home().name()));
+            let mut error = Diagnostic::new("E0461", format!("no kernel can be made for {}", node.op.home().name()));
             error.origin = frame.graph.origins(group.root).iter().map(|o| (**o).clone()).collect();
             findings.into_iter().fold(error, |error, finding| error.note(finding.to_string()))
         })?;
@@ -570,10 +570,10 @@ impl Planner<'_> {
         if frame.view(id).is_none() {
             self.materialise(frame, id, steps)?;
         }
-        let view = frame.view(id).ok_or_else(|| Diagnostic::new("E0504", "a stored value has no strides"))?;
+        let view = frame.view(id).ok_or_else(|| Diagnostic::new("E0464", "a stored value has no strides"))?;
         let buffer = frame
             .row_major_buffer(view.source)
-            .ok_or_else(|| Diagnostic::new("E0504", "a strided view reads a value that is not stored"))?;
+            .ok_or_else(|| Diagnostic::new("E0464", "a strided view reads a value that is not stored"))?;
         let element = frame.graph.tensor_type(id).dtype.size();
         Ok((Operand { buffer, offset: view.offset, element }, view.strides, view.source))
     }

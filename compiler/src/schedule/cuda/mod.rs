@@ -23,7 +23,7 @@ use crate::partition::{Family, Group};
 /// Builds the CUDA kernel of a group.
 ///
 /// # Errors
-/// `E0501` when the kernel is beyond the bounds of the kernel IR, `E0505` when there is no CUDA kernel of that form.
+/// `E0461` when the kernel is beyond the bounds of the kernel IR, `E0465` when there is no CUDA kernel of that form.
 pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, exact: bool) -> Result<Generated, Diagnostic> {
     let id = group.root;
     if matches!(&graph.node(id).op, Op::Fused(fused) if !fused.taps.is_empty()) {
@@ -102,7 +102,7 @@ fn with_origin(mut error: Diagnostic, graph: &Graph, id: NodeId) -> Diagnostic {
 fn unsupported(graph: &Graph, id: NodeId, form: &str) -> Diagnostic {
     let name = anchor(&graph.node(id).op).home().name();
     with_origin(
-        Diagnostic::new("E0505", format!("`{name}` {form} has no CUDA kernel yet (node {})", id.index())),
+        Diagnostic::new("E0465", format!("`{name}` {form} has no CUDA kernel yet (node {})", id.index())),
         graph,
         id,
     )
@@ -110,6 +110,6 @@ fn unsupported(graph: &Graph, id: NodeId, form: &str) -> Diagnostic {
 
 fn beyond(graph: &Graph, id: NodeId, findings: Vec<Finding>) -> Diagnostic {
     let name = graph.node(id).op.home().name();
-    let error = Diagnostic::new("E0501", format!("no CUDA kernel can be made for `{name}` (node {})", id.index()));
+    let error = Diagnostic::new("E0461", format!("no CUDA kernel can be made for `{name}` (node {})", id.index()));
     findings.into_iter().fold(with_origin(error, graph, id), |error, finding| error.note(finding.to_string()))
 }
