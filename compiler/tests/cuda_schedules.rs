@@ -77,10 +77,10 @@ fn each_distinct_text_comes_once() {
 fn what_has_no_kernel_is_named() {
     let error =
         cuda::kernels(&rewritten(&graphs::attention()), &DeviceDescription::named("sm_90a").unwrap()).unwrap_err();
-    assert_eq!(error.code, "E0505");
+    assert_eq!(error.code, "E0465");
     assert!(error.message.contains("attention") && !error.origin.is_empty(), "{error}");
     let cpu = DeviceDescription::named("x86-64-avx2").unwrap();
-    assert_eq!(cuda::kernels(&rewritten(&graphs::softmax()), &cpu).unwrap_err().code, "E0502");
+    assert_eq!(cuda::kernels(&rewritten(&graphs::softmax()), &cpu).unwrap_err().code, "E0462");
 }
 
 #[test]
