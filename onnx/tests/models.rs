@@ -2,6 +2,9 @@
 //!
 //! Data are found through `EGRET_TEST_DATA` (default: `shared` beside the checkout). A model that is not there is
 //! skipped, and says so.
+//!
+//! The outputs of the light models are all equal (their weights are fills), so they test structure and shapes; numbers
+//! are tested by the trained models.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
