@@ -1,1 +1,15 @@
 //! Egret's compiler: raise, rewrite, fuse, schedule, emit.
+
+pub mod compile;
+pub mod cost;
+pub mod emit;
+pub mod kernel;
+pub mod layout;
+pub mod partition;
+pub mod plan;
+pub mod raise;
+pub mod rewrite;
+pub mod schedule;
+
+pub use compile::{CompileOptions, Compiled, compile};
+pub use rewrite::Level;

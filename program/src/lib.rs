@@ -1,1 +1,12 @@
 //! Egret's compiled program: plain data between compiler and runtime.
+
+pub mod description;
+pub mod driver;
+pub mod memory;
+pub mod program;
+
+pub use description::{DescriptionError, DeviceDescription, Target};
+pub use program::{
+    Arg, Buffer, BufferId, Carried, Check, Code, Fault, Halo, Kernel, KernelBody, KernelId, Launch, Loop, Place, Port,
+    Program, Relocation, Step, Symbol,
+};

@@ -1,1 +1,21 @@
 //! Egret's runtime: devices, sessions, CPU drivers, CUDA.
+//!
+//! A [`Program`](egret_program::Program) is loaded into an [`Executable`], whose [`Session`]s run it; [`State`] is what
+//! lives from run to run.
+
+mod binding;
+pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+mod error;
+mod executable;
+mod outputs;
+mod session;
+mod state;
+mod validate;
+
+pub use error::RuntimeError;
+pub use executable::{Executable, LoadOptions};
+pub use outputs::{MemoryReport, Output, Outputs, StepTime};
+pub use session::Session;
+pub use state::State;

@@ -1,0 +1,278 @@
+//! Expressions of vector loops, as vectors or lane by lane.
+
+use std::collections::BTreeSet;
+
+use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
+use cranelift_codegen::ir::{InstBuilder, MemFlagsData, Type, Value, types};
+use egret_ir::DType;
+
+use super::function::{Lower, Slot, flags};
+use super::scalar::{float_condition, int_condition, never_nan, signed};
+use super::vector::{Group, VectorLoop, same_bytes, vector_type};
+use crate::emit::EmitError;
+use crate::kernel::{BinaryOp, Expr, UnaryOp, Var};
+
+impl Lower<'_, '_> {
+    /// The vector of an expression whose type fits the lanes.
+    pub fn vector(&mut self, looped: &VectorLoop<'_>, group: &mut Group, e: &Expr) -> Result<Value, EmitError> {
+        if let Some(&splat) = looped.splats.get(e) {
+            return Ok(splat);
+        }
+        if let Expr::Var(v) = e
+            && let Some(&vector) = group.vectors.get(v)
+        {
+            return Ok(vector);
+        }
+        let dtype = self.dtype(e)?;
+        let Some(ty) = vector_type(dtype, looped.lanes) else {
+            return Err(EmitError::Backend(format!("a vector of {dtype}")));
+        };
+        let fits = |this: &Self, e: &Expr| this.dtype(e).ok().is_some_and(|t| vector_type(t, looped.lanes).is_some());
+        match e {
+            Expr::Load { memory, index, mask: None } => {
+                if let Some((address, offset)) = self.contiguous(looped, group, *memory, index)? {
+                    if dtype != DType::Bool {
+                        return Ok(self.b.ins().load(ty, flags(), address, offset));
+                    }
+                    if looped.lanes == 4 {
+                        let packed = self.b.ins().load(types::I32, flags(), address, offset);
+                        let bytes = self.b.ins().scalar_to_vector(types::I32X4, packed);
+                        let bytes = self.b.ins().bitcast(types::I8X16, same_bytes(), bytes);
+                        let words = self.b.ins().uwiden_low(bytes);
+                        let lanes = self.b.ins().uwiden_low(words);
+                        return Ok(self.b.ins().ineg(lanes));
+                    }
+                }
+            }
+            Expr::Unary(op, a) if fits(self, a) => {
+                let of = self.dtype(a)?;
+                if of.is_float() {
+                    let x = self.vector(looped, group, a)?;
+                    let source = self.b.func.dfg.value_type(x);
+                    if let Some(value) = self.float_unary(*op, source, x) {
+                        return Ok(value);
+                    }
+                    return self.each_lane(looped, ty, |this, lane| {
+                        let x = this.b.ins().extractlane(x, lane as u8);
+                        this.unary(*op, of, x)
+                    });
+                }
+                let x = self.vector(looped, group, a)?;
+                match op {
+                    UnaryOp::Not => return Ok(self.b.ins().bnot(x)),
+                    UnaryOp::Neg => return Ok(self.b.ins().ineg(x)),
+                    UnaryOp::Abs if of == DType::I32 => return Ok(self.b.ins().iabs(x)),
+                    _ => {}
+                }
+            }
+            Expr::Binary(op, a, b) => {
+                if let Some(value) = self.vector_binary(looped, group, *op, dtype, a, b)? {
+                    return Ok(value);
+                }
+            }
+            Expr::Compare(op, a, b) if fits(self, a) => {
+                let of = self.dtype(a)?;
+                let (x, y) = (self.vector(looped, group, a)?, self.vector(looped, group, b)?);
+                return Ok(if of.is_float() {
+                    self.b.ins().fcmp(float_condition(*op), x, y)
+                } else {
+                    // Masks order as their bits do: true is −1, so as unsigned.
+                    self.b.ins().icmp(int_condition(*op, signed(of)), x, y)
+                });
+            }
+            Expr::Select(c, a, b) => {
+                let mask = self.vector(looped, group, c)?;
+                let (x, y) = (self.vector(looped, group, a)?, self.vector(looped, group, b)?);
+                return Ok(self.choose(mask, x, y));
+            }
+            Expr::Cast(to, a) if fits(self, a) => {
+                let from = self.dtype(a)?;
+                let x = self.vector(looped, group, a)?;
+                if let Some(value) = self.vector_cast(from, *to, ty, x) {
+                    return Ok(value);
+                }
+            }
+            _ => {}
+        }
+        let mask = dtype == DType::Bool;
+        let lanes = (0..looped.lanes).map(|lane| self.lane(looped, group, e, lane));
+        let lanes: Vec<Value> = lanes.collect::<Result<_, _>>()?;
+        self.gather(ty, mask, &lanes)
+    }
+
+    fn each_lane(
+        &mut self,
+        looped: &VectorLoop<'_>,
+        ty: Type,
+        mut f: impl FnMut(&mut Self, u32) -> Result<Value, EmitError>,
+    ) -> Result<Value, EmitError> {
+        let lanes: Vec<Value> = (0..looped.lanes).map(|lane| f(self, lane)).collect::<Result<_, _>>()?;
+        self.gather(ty, false, &lanes)
+    }
+
+    /// A vector of scalars.
+    fn gather(&mut self, ty: Type, mask: bool, lanes: &[Value]) -> Result<Value, EmitError> {
+        let Some((&first, rest)) = lanes.split_first() else {
+            return Err(EmitError::Backend("no lanes".into()));
+        };
+        let mut vector = self.splat(ty, mask, first);
+        for (lane, &value) in (1u8..).zip(rest) {
+            let value = if mask {
+                let wide = self.b.ins().uextend(ty.lane_type(), value);
+                self.b.ins().ineg(wide)
+            } else {
+                value
+            };
+            vector = self.b.ins().insertlane(vector, value, lane);
+        }
+        Ok(vector)
+    }
+
+    fn vector_binary(
+        &mut self,
+        looped: &VectorLoop<'_>,
+        group: &mut Group,
+        op: BinaryOp,
+        dtype: DType,
+        a: &Expr,
+        b: &Expr,
+    ) -> Result<Option<Value>, EmitError> {
+        if let Some([x, y, z]) = self.contraction(op, a, b) {
+            let vx = self.vector(looped, group, x.expr)?;
+            let vy = self.vector(looped, group, y.expr)?;
+            let vz = self.vector(looped, group, z.expr)?;
+            return Ok(Some(self.fused(x.negate, vx, vy, z.negate, vz)));
+        }
+        let vectorised = match op {
+            BinaryOp::Rem | BinaryOp::Pow | BinaryOp::Shl | BinaryOp::Shr => false,
+            BinaryOp::Div => dtype.is_float(),
+            _ => true,
+        };
+        if !vectorised {
+            return Ok(None);
+        }
+        let (mut x, mut y) = (self.vector(looped, group, a)?, self.vector(looped, group, b)?);
+        if dtype.is_float() {
+            return Ok(Some(match op {
+                BinaryOp::Max | BinaryOp::Min => {
+                    let swap = never_nan(b) && !never_nan(a);
+                    if swap {
+                        std::mem::swap(&mut x, &mut y);
+                    }
+                    self.float_extremum(op == BinaryOp::Max, x, y, swap || never_nan(a))
+                }
+                _ => self.float_arithmetic(op, x, y)?,
+            }));
+        }
+        self.int_vectors(op, dtype, x, y).map(Some)
+    }
+
+    /// An operation on vectors of integers or masks.
+    pub fn int_vectors(&mut self, op: BinaryOp, dtype: DType, x: Value, y: Value) -> Result<Value, EmitError> {
+        Ok(match (op, dtype) {
+            (BinaryOp::Add, _) => self.b.ins().iadd(x, y),
+            (BinaryOp::Sub, _) => self.b.ins().isub(x, y),
+            (BinaryOp::Mul, _) => self.b.ins().imul(x, y),
+            (BinaryOp::And, _) | (BinaryOp::Min, DType::Bool) => self.b.ins().band(x, y),
+            (BinaryOp::Or, _) | (BinaryOp::Max, DType::Bool) => self.b.ins().bor(x, y),
+            (BinaryOp::Xor, _) => self.b.ins().bxor(x, y),
+            (BinaryOp::Max | BinaryOp::Min, _) => {
+                let condition = match (op == BinaryOp::Max, signed(dtype)) {
+                    (true, true) => IntCC::SignedGreaterThan,
+                    (true, false) => IntCC::UnsignedGreaterThan,
+                    (false, true) => IntCC::SignedLessThan,
+                    (false, false) => IntCC::UnsignedLessThan,
+                };
+                let first = self.b.ins().icmp(condition, x, y);
+                self.b.ins().bitselect(first, x, y)
+            }
+            _ => {
+                return Err(EmitError::Backend(format!("vectors {} of {dtype}", op.name())));
+            }
+        })
+    }
+
+    fn vector_cast(&mut self, from: DType, to: DType, ty: Type, x: Value) -> Option<Value> {
+        Some(match (from, to) {
+            _ if from == to => x,
+            (DType::I32, DType::U32) | (DType::U32, DType::I32) => x,
+            (DType::I64, DType::U64) | (DType::U64, DType::I64) => x,
+            (DType::F32, DType::I32) => self.b.ins().fcvt_to_sint_sat(ty, x),
+            (DType::I32, DType::F32) => self.b.ins().fcvt_from_sint(ty, x),
+            (DType::Bool, DType::F32 | DType::F64) => {
+                let one = self.float(ty, 1.0);
+                let bits = self.b.ins().bitcast(ty, MemFlagsData::new(), x);
+                self.b.ins().band(bits, one)
+            }
+            (DType::Bool, _) => self.b.ins().ineg(x),
+            (DType::F32 | DType::F64, DType::Bool) => {
+                let source = self.b.func.dfg.value_type(x);
+                let zero = self.float(source, 0.0);
+                self.b.ins().fcmp(FloatCC::NotEqual, x, zero)
+            }
+            (_, DType::Bool) => {
+                let zero = self.b.ins().iconst(ty.lane_type(), 0);
+                let zeros = self.b.ins().splat(ty, zero);
+                self.b.ins().icmp(IntCC::NotEqual, x, zeros)
+            }
+            _ => return None,
+        })
+    }
+
+    /// A lane of a mask as a `bool`.
+    pub fn mask_lane(&mut self, mask: Value, lane: u32) -> Value {
+        let bits = self.b.ins().extractlane(mask, lane as u8);
+        let bit = self.b.ins().band_imm_s(bits, 1);
+        self.b.ins().ireduce(types::I8, bit)
+    }
+
+    /// The scalar of an expression in one lane.
+    pub fn lane(
+        &mut self,
+        looped: &VectorLoop<'_>,
+        group: &mut Group,
+        e: &Expr,
+        lane: u32,
+    ) -> Result<Value, EmitError> {
+        let mut mentioned = BTreeSet::new();
+        e.any(&mut |e| {
+            if let Expr::Var(v) = e
+                && looped.varying.contains_key(v)
+            {
+                mentioned.insert(*v);
+            }
+            false
+        });
+        let mut values = Vec::new();
+        for var in mentioned {
+            values.push((var, self.lane_variable(looped, group, var, lane)?));
+        }
+        for (var, value) in values {
+            self.slots[var.0 as usize] = Slot::Value(value);
+        }
+        self.scalar(e)
+    }
+
+    /// The scalar of a variable of the body in one lane.
+    pub fn lane_variable(
+        &mut self,
+        looped: &VectorLoop<'_>,
+        group: &mut Group,
+        var: Var,
+        lane: u32,
+    ) -> Result<Value, EmitError> {
+        if let Some(&value) = group.scalars.get(&(var, lane)) {
+            return Ok(value);
+        }
+        let value = match looped.varying.get(&var) {
+            Some(Some(definition)) => match group.vectors.get(&var) {
+                Some(&vector) if self.kernel.var(var) == Some(DType::Bool) => self.mask_lane(vector, lane),
+                Some(&vector) => self.b.ins().extractlane(vector, lane as u8),
+                None => self.lane(looped, group, definition, lane)?,
+            },
+            _ => self.b.ins().iadd_imm_s(group.counter, i64::from(group.copy * looped.lanes + lane)),
+        };
+        group.scalars.insert((var, lane), value);
+        Ok(value)
+    }
+}

@@ -1,0 +1,25 @@
+// Reductions over a warp and a block. Every thread takes part and has the result; the order is fixed.
+#define SUM(type, a, b) ((a) + (b))
+#define PROD(type, a, b) ((a) * (b))
+#define MAX(type, a, b) max_##type(a, b)
+#define MIN(type, a, b) min_##type(a, b)
+#define REDUCE(name, OP, type, neutral) \
+    DEVICE type warp_##name##_##type(type x) { \
+        for (int lane = 16; lane > 0; lane /= 2) x = OP(type, x, __shfl_xor_sync(0xffffffffu, x, lane)); \
+        return x; \
+    } \
+    DEVICE type block_##name##_##type(type x, type* partial, int threads) { \
+        const int thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z); \
+        x = warp_##name##_##type(x); \
+        if (thread % 32 == 0) partial[thread / 32] = x; \
+        __syncthreads(); \
+        x = warp_##name##_##type(thread % 32 < threads / 32 ? partial[thread % 32] : (type)(neutral)); \
+        __syncthreads(); \
+        return x; \
+    }
+#define REDUCTIONS(type, least, greatest) \
+    REDUCE(sum, SUM, type, 0) REDUCE(prod, PROD, type, 1) REDUCE(max, MAX, type, least) REDUCE(min, MIN, type, greatest)
+REDUCTIONS(f32, -INF_F32, INF_F32)
+REDUCTIONS(f64, -INF_F64, INF_F64)
+REDUCTIONS(i32, -2147483647 - 1, 2147483647)
+REDUCTIONS(i64, -9223372036854775807ll - 1, 9223372036854775807ll)

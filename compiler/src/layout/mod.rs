@@ -1,0 +1,258 @@
+//! Layout: how each stored value lies in memory.
+//!
+//! On the CPU every connected region of convolutions, pools and maps over their results is in blocked channels
+//! `[N][C/L][H + 2 halo][W + 2 halo][L]`; everything else is row-major. The halo is the buffer's: the widest that a
+//! convolution reads.
+
+use egret_ir::ops::{Conv, ConvForm};
+use egret_ir::{DType, Dim, Graph, NodeId, Op};
+use egret_program::DeviceDescription;
+use smallvec::SmallVec;
+
+use crate::partition::{Family, Partition, is_movement};
+
+/// How a value lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Row-major without gaps.
+    RowMajor,
+    /// Blocked channels with a halo of zeros on every spatial axis.
+    Blocked {
+        /// Halo by spatial axis.
+        halo: SmallVec<[i64; 3]>,
+    },
+}
+
+/// Layouts by node; meaningful for nodes that partition stores.
+pub struct Layouts {
+    /// By node.
+    pub of: Vec<Layout>,
+    /// f32 lanes of a block.
+    pub lanes: i64,
+}
+
+/// The convolution of a node, fused or not.
+pub fn conv_of(op: &Op) -> Option<&Conv> {
+    match op {
+        Op::Conv(conv) => Some(conv),
+        Op::Fused(fused) => conv_of(&fused.anchor),
+        _ => None,
+    }
+}
+
+/// Whether the direct driver runs a convolution: f32, constant extents but for the batch, one to three spatial axes,
+/// channels of a group in whole blocks unless there is one group or each channel has its own.
+pub fn has_driver(graph: &Graph, id: NodeId, lanes: i64) -> bool {
+    let node = graph.node(id);
+    let Some(conv) = conv_of(&node.op) else { return false };
+    let types: SmallVec<[_; 3]> =
+        node.operands[..2].iter().chain([&id]).map(|n| graph.tensor_type(*n).clone()).collect();
+    let constant =
+        types.iter().all(|ty| ty.dtype == DType::F32 && ty.shape[1..].iter().all(|d| d.as_const().is_some()));
+    if !constant || conv.spatial() > 3 || conv.spatial() == 0 {
+        return false;
+    }
+    let (x, y) = match conv.form {
+        ConvForm::Forward => (&types[0], &types[2]),
+        ConvForm::InputGrad => (&types[2], &types[0]),
+        ConvForm::WeightGrad => (&types[0], &types[1]),
+    };
+    let channels = |ty: &egret_ir::TensorType| ty.shape[1].as_const().unwrap_or(0);
+    let (c, o) = (channels(x), channels(y));
+    let depthwise = conv.groups == c && conv.groups == o;
+    conv.groups == 1
+        || depthwise && conv.form == ConvForm::Forward
+        || c / conv.groups % lanes == 0 && o / conv.groups % lanes == 0
+}
+
+/// Chooses layouts.
+pub fn layout(graph: &Graph, partition: &Partition, device: &DeviceDescription, must_be_row_major: &[bool]) -> Layouts {
+    let n = graph.nodes().len();
+    let lanes = device.lanes();
+    let mut layouts = Layouts { of: vec![Layout::RowMajor; n], lanes };
+    if !device.is_cpu() {
+        return layouts;
+    }
+    let users = graph.users();
+    let mut blocked = vec![false; n];
+    for group in &partition.groups {
+        let id = group.root;
+        let node = graph.node(id);
+        let ty = graph.tensor_type(id);
+        let image = ty.dtype == DType::F32
+            && (3..=5).contains(&ty.shape.rank())
+            && ty.shape[1..].iter().all(|d| d.as_const().is_some());
+        blocked[id.index()] = image
+            && match group.family {
+                Family::Conv => {
+                    has_driver(graph, id, lanes)
+                        && !matches!(conv_of(&node.op), Some(c) if c.form == ConvForm::WeightGrad)
+                }
+                Family::Window => {
+                    let windowed = match anchor(&node.op) {
+                        Op::ReduceWindow(op) => op.window.size.len(),
+                        Op::ReduceWindowGrad(op) => op.window.size.len(),
+                        _ => 0,
+                    };
+                    windowed + 2 == ty.shape.rank()
+                        && feeds_image(graph, &users, id)
+                        && (reads_blocked(graph, &blocked, id) || feeds_conv(graph, &users, id, lanes))
+                }
+                Family::Map | Family::Concat => {
+                    !must_be_row_major[id.index()]
+                        && reads_blocked(graph, &blocked, id)
+                        && same_axes(graph, &blocked, id)
+                }
+                _ => false,
+            };
+        // results that leave are written row-major at once, unless a driver writes them
+        if must_be_row_major[id.index()] && group.family != Family::Conv {
+            blocked[id.index()] = false;
+        }
+    }
+    for group in partition.groups.iter().filter(|g| blocked[g.root.index()]) {
+        let rank = graph.tensor_type(group.root).shape.rank();
+        layouts.of[group.root.index()] = Layout::Blocked { halo: SmallVec::from_elem(0, rank - 2) };
+    }
+    widen_halos(graph, partition, &mut layouts);
+    layouts
+}
+
+fn anchor(op: &Op) -> &Op {
+    match op {
+        Op::Fused(fused) => &fused.anchor,
+        other => other,
+    }
+}
+
+/// Whether a blocked value of the same rank is among what a group reads.
+fn reads_blocked(graph: &Graph, blocked: &[bool], id: NodeId) -> bool {
+    sources(graph, blocked, id)
+        .iter()
+        .any(|s| blocked[s.index()] && graph.tensor_type(*s).shape.rank() == graph.tensor_type(id).shape.rank())
+}
+
+/// Whether a map reads its blocked operands without moving axes, so that lanes stay lanes.
+fn same_axes(graph: &Graph, blocked: &[bool], id: NodeId) -> bool {
+    let mut todo: SmallVec<[NodeId; 8]> = SmallVec::from_slice(&[id]);
+    let mut steps = 0;
+    while let Some(at) = todo.pop() {
+        steps += 1;
+        if steps > 256 {
+            return false;
+        }
+        if at != id && blocked[at.index()] {
+            continue;
+        }
+        let node = graph.node(at);
+        match node.op {
+            Op::Pointwise(_) | Op::Cast(_) | Op::Concat(_) => todo.extend(node.operands.iter().copied()),
+            _ if !is_movement(&node.op) => {}
+            _ if sources(graph, blocked, at).iter().any(|s| blocked[s.index()]) => return false,
+            _ => {}
+        }
+    }
+    true
+}
+
+/// Stored values that a map reads, through maps and movement.
+fn sources(graph: &Graph, blocked: &[bool], id: NodeId) -> SmallVec<[NodeId; 8]> {
+    let mut found: SmallVec<[NodeId; 8]> = SmallVec::new();
+    let mut seen: SmallVec<[NodeId; 16]> = SmallVec::new();
+    let mut todo: SmallVec<[NodeId; 8]> = graph.node(id).operands.iter().copied().collect();
+    while let Some(at) = todo.pop() {
+        if seen.contains(&at) || seen.len() > 256 {
+            continue;
+        }
+        seen.push(at);
+        let node = graph.node(at);
+        if blocked[at.index()] || !(is_movement(&node.op) || matches!(node.op, Op::Pointwise(_) | Op::Cast(_))) {
+            found.push(at);
+        } else {
+            todo.extend(node.operands.iter().copied());
+        }
+    }
+    found
+}
+
+/// Whether something that keeps images as images reads a value; a product reads it row-major.
+fn feeds_image(graph: &Graph, users: &[SmallVec<[NodeId; 4]>], id: NodeId) -> bool {
+    let image = |op: &Op| {
+        let op = anchor(op);
+        matches!(
+            op,
+            Op::Conv(_)
+                | Op::ReduceWindow(_)
+                | Op::ReduceWindowGrad(_)
+                | Op::Pointwise(_)
+                | Op::Concat(_)
+                | Op::Reduce(_)
+        )
+    };
+    users[id.index()].iter().any(|user| image(&graph.node(*user).op))
+}
+
+fn feeds_conv(graph: &Graph, users: &[SmallVec<[NodeId; 4]>], id: NodeId, lanes: i64) -> bool {
+    users[id.index()].iter().any(|u| {
+        conv_of(&graph.node(*u).op).is_some() && has_driver(graph, *u, lanes) && graph.node(*u).operands[0] == id
+    })
+}
+
+/// Every convolution widens the halos of the blocked values that it reads through taps.
+fn widen_halos(graph: &Graph, partition: &Partition, layouts: &mut Layouts) {
+    for group in partition.groups.iter().filter(|g| g.family == Family::Conv) {
+        let node = graph.node(group.root);
+        let Some(conv) = conv_of(&node.op) else { continue };
+        if !has_driver(graph, group.root, layouts.lanes) {
+            continue;
+        }
+        let read = node.operands[0];
+        let needed = read_halo(graph, conv, group.root);
+        if let Layout::Blocked { halo } = &mut layouts.of[read.index()] {
+            for (have, need) in halo.iter_mut().zip(&needed) {
+                *have = (*have).max(*need);
+            }
+        }
+    }
+}
+
+/// The halo that a convolution reads around its first operand.
+pub fn read_halo(graph: &Graph, conv: &Conv, id: NodeId) -> SmallVec<[i64; 3]> {
+    let node = graph.node(id);
+    let extent = |n: NodeId, axis: usize| graph.tensor_type(n).shape[2 + axis].as_const().unwrap_or(1);
+    let (x, w, y) = match conv.form {
+        ConvForm::Forward => (node.operands[0], node.operands[1], id),
+        ConvForm::InputGrad => (id, node.operands[1], node.operands[0]),
+        ConvForm::WeightGrad => (node.operands[0], id, node.operands[1]),
+    };
+    (0..conv.spatial())
+        .map(|axis| {
+            let (i, o) = (extent(x, axis), extent(y, axis));
+            let reach = (extent(w, axis) - 1) * conv.dilation[axis];
+            let (pad, stride) = (conv.pad_low[axis], conv.stride[axis]);
+            match conv.form {
+                ConvForm::InputGrad => {
+                    let first = (reach - pad).max(0);
+                    let last = (i + pad - 1).max(0) / stride;
+                    ((first + stride - 1) / stride).max(last + 1 - o).max(0)
+                }
+                _ => pad.max((o - 1) * stride + reach + 1 - i - pad).max(0),
+            }
+        })
+        .collect()
+}
+
+impl Layouts {
+    /// Elements of a value as laid out, halo and padding of channels included.
+    pub fn elements_of(&self, shape: &egret_ir::Shape, layout: &Layout) -> Dim {
+        match layout {
+            Layout::RowMajor => shape.elements(),
+            Layout::Blocked { halo } => {
+                let lanes = Dim::from(self.lanes);
+                let blocks = shape[1].ceil_div(&lanes);
+                let pixels = shape[2..].iter().zip(halo).fold(Dim::ONE, |n, (s, h)| n * (s.clone() + Dim::from(2 * h)));
+                shape[0].clone() * blocks * pixels * lanes
+            }
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! Convolutions on the direct driver, and changes of layout around it.
+
+use egret_ir::ops::ConvForm as Form;
+use egret_ir::{DType, Diagnostic, Dim, NodeId, Op, Shape};
+use egret_program::driver::{
+    Bias, ConvForm, ConvInput, ConvProblem, ConvSchedule, Direction, Driver, Epilogue, Operand as Addressing, PackForm,
+    PackProblem, RelayoutProblem,
+};
+use egret_program::{Arg, BufferId, Place, Step};
+use smallvec::SmallVec;
+
+use super::frame::Frame;
+use super::gemm::compact;
+use super::{DriverLaunch, Operand, Planner};
+use crate::cost::SYMBOL_HINT;
+use crate::layout::{self, Layout};
+use crate::rewrite::term::BindingTime;
+use crate::schedule::epilogue::{self, Extra};
+use crate::schedule::scope::{Value, value_of};
+
+fn dims(values: &[i64]) -> Vec<Dim> {
+    values.iter().map(|v| Dim::from(*v)).collect()
+}
+
+/// A tensor that a convolution reads or writes in blocked channels.
+struct Blocked {
+    buffer: BufferId,
+    halo: SmallVec<[i64; 3]>,
+}
+
+impl Planner<'_> {
+    /// Plans a convolution.
+    pub(super) fn conv(
+        &mut self,
+        frame: &mut Frame,
+        id: NodeId,
+        place: &Place,
+        direct: Option<BufferId>,
+        steps: &mut Vec<Step>,
+    ) -> Result<(), Diagnostic> {
+        let node = frame.graph.node(id).clone();
+        let Some(conv) = layout::conv_of(&node.op).cloned() else {
+            return Err(Diagnostic::new("E0504", "a convolution's group has no convolution"));
+        };
+        let needed = layout::read_halo(&frame.graph, &conv, id);
+        let shape = |id: NodeId| frame.graph.tensor_type(id).shape.clone();
+        let (x_shape, w_shape, y_shape) = match conv.form {
+            Form::Forward => (shape(node.operands[0]), shape(node.operands[1]), shape(id)),
+            Form::InputGrad => (shape(id), shape(node.operands[1]), shape(node.operands[0])),
+            Form::WeightGrad => (shape(node.operands[0]), shape(id), shape(node.operands[1])),
+        };
+        let no_halo: SmallVec<[i64; 3]> = SmallVec::from_elem(0, conv.spatial());
+        let image = conv.form == Form::Forward
+            && conv.groups == 1
+            && conv.spatial() <= 2
+            && frame.is_row_major(node.operands[0])
+            && !matches!(frame.layouts.get(&value_of(&frame.graph, node.operands[0])), Some(Layout::Blocked { .. }));
+        let (input, first) = if image {
+            let operand = self.row_major(frame, node.operands[0], steps)?;
+            (ConvInput::Image, Blocked { buffer: operand.buffer, halo: no_halo.clone() })
+        } else {
+            (ConvInput::Blocked, self.blocked(frame, node.operands[0], &needed, steps)?)
+        };
+        let weight_gradient = conv.form == Form::WeightGrad;
+        let second = if weight_gradient {
+            self.blocked(frame, node.operands[1], &no_halo, steps)?
+        } else {
+            Blocked { buffer: BufferId(0), halo: no_halo.clone() }
+        };
+        // the result's own halo was chosen with its layout
+        let result_halo = match frame.layouts.get(&(id, 0)) {
+            Some(Layout::Blocked { halo }) => halo.clone(),
+            _ if weight_gradient => no_halo.clone(),
+            _ => {
+                frame.layouts.insert((id, 0), Layout::Blocked { halo: no_halo.clone() });
+                no_halo.clone()
+            }
+        };
+        let result = self.result(frame, (id, 0), place, direct.filter(|_| weight_gradient));
+        let (x_halo, y_halo) = match conv.form {
+            Form::Forward => (first.halo.clone(), result_halo.clone()),
+            Form::InputGrad => (result_halo.clone(), first.halo.clone()),
+            Form::WeightGrad => (first.halo.clone(), second.halo.clone()),
+        };
+        let batch_stride = |shape: &Shape, halo: &[i64]| self.item(shape, halo);
+        let mut problem = ConvProblem {
+            form: match conv.form {
+                Form::Forward => ConvForm::Forward,
+                Form::InputGrad => ConvForm::InputGradient,
+                Form::WeightGrad => ConvForm::WeightGradient,
+            },
+            input,
+            batch: x_shape[0].clone(),
+            in_channels: x_shape[1].clone(),
+            out_channels: y_shape[1].clone(),
+            groups: Dim::from(conv.groups),
+            in_spatial: x_shape[2..].to_vec(),
+            out_spatial: y_shape[2..].to_vec(),
+            kernel: w_shape[2..].to_vec(),
+            stride: dims(&conv.stride),
+            dilation: dims(&conv.dilation),
+            pad_begin: dims(&conv.pad_low),
+            in_halo: dims(&x_halo),
+            out_halo: dims(&y_halo),
+            in_batch_stride: match input {
+                ConvInput::Image => x_shape[1..].iter().fold(Dim::ONE, |n, d| n * d.clone()),
+                ConvInput::Blocked => batch_stride(&x_shape, &x_halo),
+            },
+            out_batch_stride: batch_stride(&y_shape, &y_halo),
+            epilogue: Epilogue::none(),
+        };
+        let out = Arg { buffer: result, offset: Dim::ZERO, writes: true };
+        let first = Arg { buffer: first.buffer, offset: Dim::ZERO, writes: false };
+        let mut args = if weight_gradient {
+            vec![first, Arg { buffer: second.buffer, offset: Dim::ZERO, writes: false }, out.clone()]
+        } else {
+            let weights = self.weights(frame, node.operands[1], &problem, steps)?;
+            vec![first, Arg { buffer: weights, offset: Dim::ZERO, writes: false }, out.clone()]
+        };
+        let mut hook = None;
+        if let Op::Fused(fused) = &node.op {
+            let extras: SmallVec<[NodeId; 8]> = node.operands[fused.bases..].iter().copied().collect();
+            let result_shape = frame.graph.tensor_type(id).shape.clone();
+            let mut addressing = Vec::new();
+            let mut operands = Vec::new();
+            let mut types = Vec::new();
+            for extra in extras {
+                types.push(frame.graph.tensor_type(extra).dtype);
+                let (how, operand) = self.conv_extra(frame, extra, &result_shape, steps)?;
+                addressing.push(how);
+                operands.push(operand);
+            }
+            let is_vector = |arg: usize| addressing[arg - 1] == Addressing::PerColumn && types[arg - 1] == DType::F32;
+            let is_full =
+                |arg: usize| matches!(addressing[arg - 1], Addressing::Full { .. }) && types[arg - 1] == DType::F32;
+            match epilogue::direct(&fused.epilogue, &is_vector, &is_full) {
+                Some(direct) => {
+                    problem.epilogue = Epilogue::Direct {
+                        bias: direct.bias.map(|_| Bias::PerColumn),
+                        residual: direct.residual.map(|arg| addressing[arg - 1].clone()),
+                        activation: direct.activation,
+                    };
+                    let order = direct.bias.into_iter().chain(direct.residual);
+                    args.extend(order.map(|arg| operands[arg - 1].arg(false)));
+                }
+                None => {
+                    let (used, programs) = compact(&[&fused.epilogue]);
+                    let hook_extras: Vec<Extra> = used
+                        .iter()
+                        .map(|i| Extra { dtype: types[*i], by_column: addressing[*i] != Addressing::Scalar })
+                        .collect();
+                    let made =
+                        epilogue::hook(&programs[0], &hook_extras, fused.dtype, self.exact).map_err(|findings| {
+                            let error = Diagnostic::new("E0501", "no hook can be made for an epilogue");
+                            findings.into_iter().fold(error, |error, finding| error.note(finding.to_string()))
+                        })?;
+                    let halo = dims(&result_halo);
+                    let batch_stride = self.item(&result_shape, &result_halo);
+                    problem.epilogue = Epilogue::Hook {
+                        extras: used.iter().map(|i| addressing[*i].clone()).collect(),
+                        outs: vec![Addressing::Full { halo, batch_stride }],
+                        element_bytes: used.iter().map(|i| types[*i].size() as u8).chain([4]).collect(),
+                    };
+                    args.extend(used.iter().map(|i| operands[*i].arg(false)));
+                    args.push(out);
+                    hook = Some(made);
+                }
+            }
+        }
+        let numbers = problem.map(&mut |d| d.hint(SYMBOL_HINT).max(0) as usize);
+        let schedule = ConvSchedule::choose(&numbers, self.lanes as usize);
+        let clear = if weight_gradient { Vec::new() } else { self.halos(frame, id) };
+        let driver = Driver::Conv(problem, schedule);
+        self.drive(frame, id, DriverLaunch { driver, hook, finisher: None, args, clear, family: "conv" }, steps);
+        Ok(())
+    }
+
+    /// Elements from a batch item to the next of a blocked tensor.
+    fn item(&self, shape: &Shape, halo: &[i64]) -> Dim {
+        let lanes = Dim::from(self.lanes);
+        let pixels = shape[2..].iter().zip(halo).fold(Dim::ONE, |n, (s, h)| n * (s.clone() + Dim::from(2 * h)));
+        shape[1].ceil_div(&lanes) * lanes * pixels
+    }
+
+    /// Weights as the driver reads them, packed at load when they are known then.
+    fn weights(
+        &mut self,
+        frame: &mut Frame,
+        id: NodeId,
+        problem: &ConvProblem<Dim>,
+        steps: &mut Vec<Step>,
+    ) -> Result<BufferId, Diagnostic> {
+        let operand = self.row_major(frame, id, steps)?;
+        let pack = PackProblem {
+            lanes: self.lanes as usize,
+            form: PackForm::Conv {
+                form: problem.form,
+                input: problem.input,
+                out_channels: problem.out_channels.clone(),
+                in_channels: problem.in_channels.clone(),
+                groups: problem.groups.clone(),
+                kernel: problem.kernel.clone(),
+                stride: problem.stride.clone(),
+                dilation: problem.dilation.clone(),
+                pad_begin: problem.pad_begin.clone(),
+            },
+        };
+        let elements = pack.map(&mut |d| d.as_const().unwrap_or(0).max(0) as usize).packed_len();
+        let at_load = frame.time(id) < BindingTime::Run;
+        Ok(self.packed(frame, id, &operand, pack, Dim::from(elements), at_load, steps))
+    }
+
+    /// A value in blocked channels with at least that halo: where it is, or a copy made now.
+    fn blocked(
+        &mut self,
+        frame: &mut Frame,
+        id: NodeId,
+        halo: &SmallVec<[i64; 3]>,
+        steps: &mut Vec<Step>,
+    ) -> Result<Blocked, Diagnostic> {
+        let value = value_of(&frame.graph, id);
+        if let Some(Layout::Blocked { halo: have }) = frame.layouts.get(&value)
+            && have.iter().zip(halo).all(|(have, need)| have >= need)
+        {
+            return Ok(Blocked { buffer: frame.buffers[&value], halo: have.clone() });
+        }
+        if let Some(buffer) = frame.blocked.get(&(value, halo.clone())) {
+            return Ok(Blocked { buffer: *buffer, halo: halo.clone() });
+        }
+        let source = self.row_major(frame, id, steps)?;
+        let ty = frame.graph.tensor_type(id).clone();
+        let bytes = ty.shape[0].clone() * self.item(&ty.shape, halo) * Dim::from(4);
+        let buffer = self.buffer(Place::Arena, ty.dtype, bytes, ty.bytes());
+        self.relayout(frame, id, Direction::ToBlocked, source.arg(false), buffer, halo, steps);
+        frame.blocked.insert((value, halo.clone()), buffer);
+        Ok(Blocked { buffer, halo: halo.clone() })
+    }
+
+    /// A row-major copy of a blocked value.
+    pub(super) fn unblock(
+        &mut self,
+        frame: &mut Frame,
+        value: Value,
+        steps: &mut Vec<Step>,
+    ) -> Result<BufferId, Diagnostic> {
+        if let Some(buffer) = frame.row_major.get(&value) {
+            return Ok(*buffer);
+        }
+        let Some(Layout::Blocked { halo }) = frame.layouts.get(&value).cloned() else {
+            return Err(Diagnostic::new("E0504", "a value that is not blocked needs no row-major copy"));
+        };
+        let ty = frame.graph.ty(value.0).parts()[value.1].clone();
+        let buffer = self.row_major_buffer(Place::Arena, &ty);
+        let source = Arg { buffer: frame.buffers[&value], offset: Dim::ZERO, writes: false };
+        self.relayout(frame, value.0, Direction::ToRowMajor, source, buffer, &halo, steps);
+        frame.row_major.insert(value, buffer);
+        Ok(buffer)
+    }
+
+    fn relayout(
+        &mut self,
+        frame: &Frame,
+        id: NodeId,
+        direction: Direction,
+        source: Arg,
+        target: BufferId,
+        halo: &[i64],
+        steps: &mut Vec<Step>,
+    ) {
+        let shape = frame.graph.tensor_type(id).shape.clone();
+        let problem = RelayoutProblem {
+            direction,
+            lanes: self.lanes as usize,
+            batch: shape[0].clone(),
+            channels: shape[1].clone(),
+            spatial: shape[2..].to_vec(),
+            halo: dims(halo),
+            blocked_batch_stride: self.item(&shape, halo),
+            row_major_batch_stride: shape[1..].iter().fold(Dim::ONE, |n, d| n * d.clone()),
+        };
+        let args = vec![source, Arg { buffer: target, offset: Dim::ZERO, writes: true }];
+        let driver = Driver::Relayout(problem);
+        let launch = DriverLaunch { driver, hook: None, finisher: None, args, clear: Vec::new(), family: "relayout" };
+        self.drive(frame, id, launch, steps);
+    }
+
+    /// How a convolution's epilogue reads an extra operand.
+    fn conv_extra(
+        &mut self,
+        frame: &mut Frame,
+        extra: NodeId,
+        result: &Shape,
+        steps: &mut Vec<Step>,
+    ) -> Result<(Addressing<Dim>, Operand), Diagnostic> {
+        let shape = frame.graph.tensor_type(extra).shape.clone();
+        let element = frame.graph.tensor_type(extra).dtype.size();
+        let lead = result.rank() - shape.rank();
+        let wide: SmallVec<[usize; 4]> = (0..shape.rank()).filter(|i| !shape[*i].is(1)).map(|i| i + lead).collect();
+        if wide.is_empty() {
+            return Ok((Addressing::Scalar, self.row_major(frame, extra, steps)?));
+        }
+        if wide.as_slice() == [1] {
+            return Ok((Addressing::PerColumn, self.row_major(frame, extra, steps)?));
+        }
+        let full = if shape == *result {
+            extra
+        } else {
+            frame.add(egret_ir::ops::Broadcast { shape: result.clone() }, &[extra])?
+        };
+        let no_halo: SmallVec<[i64; 3]> = SmallVec::from_elem(0, result.rank() - 2);
+        let blocked = self.blocked(frame, full, &no_halo, steps)?;
+        let batch_stride = self.item(result, &blocked.halo);
+        let how = Addressing::Full { halo: dims(&blocked.halo), batch_stride };
+        Ok((how, Operand { buffer: blocked.buffer, offset: Dim::ZERO, element }))
+    }
+}

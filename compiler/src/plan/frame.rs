@@ -1,0 +1,128 @@
+//! A graph while it is planned: which values are in which buffers, and how they lie.
+
+use egret_ir::{Graph, NodeId, Op};
+use egret_program::BufferId;
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+
+use crate::layout::Layout;
+use crate::rewrite::term::BindingTime;
+use crate::schedule::scope::{Stored, Value, value_of};
+use crate::schedule::view::{StridedView, strided};
+
+/// A graph while it is planned. The graph is owned, because broadcasts of extra operands are added to it.
+pub struct Frame {
+    /// The graph.
+    pub graph: Graph,
+    /// Buffers of stored values.
+    pub buffers: FxHashMap<Value, BufferId>,
+    /// Layouts of stored values.
+    pub layouts: FxHashMap<Value, Layout>,
+    /// When each node is known.
+    pub times: Vec<BindingTime>,
+    /// Row-major copies of blocked values.
+    pub row_major: FxHashMap<Value, BufferId>,
+    /// Blocked copies of row-major values, by halo.
+    pub blocked: FxHashMap<(Value, SmallVec<[i64; 3]>), BufferId>,
+    lanes: i64,
+}
+
+impl Stored for Frame {
+    fn layout(&self, value: Value) -> Option<&Layout> {
+        self.layouts.get(&value)
+    }
+
+    fn lanes(&self) -> i64 {
+        self.lanes
+    }
+}
+
+impl Frame {
+    /// A frame in which nothing is stored. `loaded` tells inputs that are known at load.
+    pub fn new(graph: Graph, lanes: i64, loaded: &dyn Fn(NodeId) -> bool) -> Frame {
+        let mut frame = Frame {
+            graph,
+            buffers: FxHashMap::default(),
+            layouts: FxHashMap::default(),
+            times: Vec::new(),
+            row_major: FxHashMap::default(),
+            blocked: FxHashMap::default(),
+            lanes,
+        };
+        for i in 0..frame.graph.nodes().len() {
+            frame.time_node(NodeId::new(i), loaded);
+        }
+        frame
+    }
+
+    fn time_node(&mut self, id: NodeId, loaded: &dyn Fn(NodeId) -> bool) {
+        let node = self.graph.node(id);
+        let symbolic = node.ty.parts().iter().any(|part| part.shape.constant().is_none());
+        let time = match &node.op {
+            Op::Const(_) | Op::Iota(_) => BindingTime::Compile,
+            Op::Param(_) => BindingTime::Load,
+            Op::Input(_) if loaded(id) => BindingTime::Load,
+            Op::Input(_) | Op::State(_) => BindingTime::Run,
+            _ => node.operands.iter().map(|o| self.times[o.index()]).max().unwrap_or(BindingTime::Run),
+        };
+        self.times.push(if symbolic { BindingTime::Run } else { time });
+    }
+
+    /// Adds a node.
+    ///
+    /// # Errors
+    /// When the operands do not fit.
+    pub fn add(&mut self, op: impl Into<Op>, operands: &[NodeId]) -> Result<NodeId, egret_ir::Diagnostic> {
+        let id = self.graph.add(op, operands)?;
+        self.time_node(id, &|_| false);
+        Ok(id)
+    }
+
+    /// Puts a value into a buffer.
+    pub fn store(&mut self, value: Value, buffer: BufferId, layout: Layout) {
+        self.buffers.insert(value, buffer);
+        self.layouts.insert(value, layout);
+    }
+
+    /// Whether a node's value is in memory.
+    pub fn is_stored(&self, id: NodeId) -> bool {
+        self.buffers.contains_key(&value_of(&self.graph, id))
+    }
+
+    /// Whether a node's value is in memory row-major, as such or as a copy.
+    pub fn is_row_major(&self, id: NodeId) -> bool {
+        let value = value_of(&self.graph, id);
+        self.row_major.contains_key(&value) || self.layouts.get(&value) == Some(&Layout::RowMajor)
+    }
+
+    /// The row-major buffer of a stored value.
+    pub fn row_major_buffer(&self, id: NodeId) -> Option<BufferId> {
+        let value = value_of(&self.graph, id);
+        if self.layouts.get(&value) == Some(&Layout::RowMajor) {
+            return self.buffers.get(&value).copied();
+        }
+        self.row_major.get(&value).copied()
+    }
+
+    /// A value as a strided view of something row-major in memory.
+    pub fn view(&self, id: NodeId) -> Option<StridedView> {
+        strided(&self.graph, id, &|source| self.is_row_major(source))
+    }
+
+    /// When a node is known.
+    pub fn time(&self, id: NodeId) -> BindingTime {
+        self.times[id.index()]
+    }
+
+    /// The stored value below a chain of movement.
+    pub fn source(&self, id: NodeId) -> NodeId {
+        let mut at = id;
+        while !self.is_stored(at) && crate::partition::is_movement(&self.graph.node(at).op) {
+            match self.graph.node(at).operands.first() {
+                Some(operand) => at = *operand,
+                None => break,
+            }
+        }
+        at
+    }
+}

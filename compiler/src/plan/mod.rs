@@ -1,0 +1,619 @@
+//! The plan: from a rewritten graph to a program.
+//!
+//! What is known at load becomes the preparation program; the rest becomes steps. Each group of the partition gets a
+//! kernel and a launch; layouts that differ between a writer and a driver that reads get a relayout.
+
+mod attention;
+mod conv;
+mod emit;
+mod frame;
+mod gemm;
+mod scan;
+
+use egret_ir::{Diagnostic, Dim, Graph, NodeId, Op, TensorType};
+use egret_program::driver::Driver;
+use egret_program::{
+    Arg, Buffer, BufferId, Check, DeviceDescription, Halo, Kernel, KernelBody, KernelId, Launch, Place, Port, Program,
+    Step,
+};
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+
+use crate::cost;
+use crate::kernel;
+use crate::layout::{self, Layout};
+use crate::partition::{self, Family, Group, is_inline, is_movement};
+use crate::rewrite::term::BindingTime;
+use crate::schedule::{self, scope::Value, scope::value_of};
+use frame::Frame;
+
+/// What planning may do.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// No FMA contraction.
+    pub exact: bool,
+}
+
+/// A value of a tensor: where it starts.
+#[derive(Clone, Debug)]
+struct Operand {
+    buffer: BufferId,
+    /// Elements.
+    offset: Dim,
+    element: usize,
+}
+
+impl Operand {
+    fn arg(&self, writes: bool) -> Arg {
+        Arg { buffer: self.buffer, offset: self.offset.clone() * Dim::from(self.element), writes }
+    }
+}
+
+/// A launch of a driver, to be.
+struct DriverLaunch {
+    driver: Driver<Dim>,
+    hook: Option<kernel::Kernel>,
+    finisher: Option<kernel::Kernel>,
+    args: Vec<Arg>,
+    clear: Vec<Halo>,
+    family: &'static str,
+}
+
+/// Where steps go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Prepare,
+    Run,
+}
+
+struct Planner<'d> {
+    device: &'d DeviceDescription,
+    lanes: i64,
+    exact: bool,
+    program: Program,
+    known: FxHashMap<String, KernelId>,
+    generated: Vec<(KernelId, kernel::Kernel)>,
+    packs: FxHashMap<String, BufferId>,
+}
+
+/// Makes the program of a graph that has been canonicalised, raised, differentiated and rewritten.
+///
+/// # Errors
+/// `E0501` when a kernel is beyond the bounds of the kernel IR, `E0502` when code cannot be made.
+pub fn plan(graph: &Graph, device: &DeviceDescription, options: &Options) -> Result<Program, Diagnostic> {
+    let mut planner = Planner {
+        device,
+        lanes: device.lanes(),
+        exact: options.exact,
+        program: Program {
+            version: egret_program::program::VERSION,
+            device: device.name.clone(),
+            lanes: device.lanes() as usize,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            params: Vec::new(),
+            states: Vec::new(),
+            checks: Vec::new(),
+            kernels: Vec::new(),
+            buffers: Vec::new(),
+            constants: Vec::new(),
+            prepare: Vec::new(),
+            steps: Vec::new(),
+        },
+        known: FxHashMap::default(),
+        generated: Vec::new(),
+        packs: FxHashMap::default(),
+    };
+    planner.checks(graph);
+    let mut frame = Frame::new(graph.clone(), planner.lanes, &|_| false);
+    planner.leaves(&mut frame);
+    let mut steps = Vec::new();
+    let outputs = planner.outputs(&frame);
+    planner.lower(&mut frame, &outputs, &mut steps)?;
+    planner.leave(&mut frame, &mut steps)?;
+    planner.program.steps = steps;
+    emit::emit(&mut planner.program, planner.generated, device)?;
+    Ok(planner.program)
+}
+
+impl Planner<'_> {
+    fn checks(&mut self, graph: &Graph) {
+        for assumption in graph.assumptions() {
+            let origin = graph.origins(assumption.node).iter().map(|o| o.to_string()).collect::<Vec<_>>().join(", ");
+            let equality = &assumption.equality;
+            let check = Check {
+                left: equality.left.clone(),
+                right: equality.right.clone(),
+                what: equality.what.to_string(),
+                origin,
+            };
+            if !self.program.checks.iter().any(|c| c.left == check.left && c.right == check.right) {
+                self.program.checks.push(check);
+            }
+        }
+    }
+
+    fn buffer(&mut self, place: Place, dtype: egret_ir::DType, bytes: Dim, logical_bytes: Dim) -> BufferId {
+        self.program.buffers.push(Buffer { place, dtype, bytes, logical_bytes });
+        BufferId(self.program.buffers.len() as u32 - 1)
+    }
+
+    fn row_major_buffer(&mut self, place: Place, ty: &TensorType) -> BufferId {
+        self.buffer(place, ty.dtype, ty.bytes(), ty.bytes())
+    }
+
+    /// Buffers of leaves.
+    fn leaves(&mut self, frame: &mut Frame) {
+        let graph = frame.graph.clone();
+        for (id, node) in graph.iter() {
+            let port = |name: &str, ty: &TensorType, buffer| Port { name: name.into(), ty: ty.clone(), buffer };
+            let buffer = match &node.op {
+                Op::Input(input) => {
+                    let place = Place::Input(self.program.inputs.len() as u32);
+                    let buffer = self.row_major_buffer(place, &input.ty);
+                    self.program.inputs.push(port(&input.name, &input.ty, buffer));
+                    buffer
+                }
+                Op::Param(param) => {
+                    let place = Place::Param(self.program.params.len() as u32);
+                    let buffer = self.row_major_buffer(place, &param.ty);
+                    self.program.params.push(port(&param.name, &param.ty, buffer));
+                    buffer
+                }
+                Op::State(state) => {
+                    let place = Place::State(self.program.states.len() as u32);
+                    let buffer = self.row_major_buffer(place, &state.ty);
+                    self.program.states.push(port(&state.name, &state.ty, buffer));
+                    buffer
+                }
+                Op::Const(constant) if !is_inline(&node.op) => self.constant(&constant.value, graph.tensor_type(id)),
+                _ => continue,
+            };
+            frame.store((id, 0), buffer, Layout::RowMajor);
+        }
+    }
+
+    fn constant(&mut self, value: &egret_ir::Tensor, ty: &TensorType) -> BufferId {
+        let place = Place::Constant(self.program.constants.len() as u32);
+        self.program.constants.push(value.bytes().to_vec());
+        self.row_major_buffer(place, ty)
+    }
+
+    /// Buffers of results, by node: each node may be written to one of them directly.
+    fn outputs(&mut self, frame: &Frame) -> FxHashMap<NodeId, BufferId> {
+        let mut direct = FxHashMap::default();
+        for (i, (name, id)) in frame.graph.outputs().iter().enumerate() {
+            let ty = frame.graph.tensor_type(*id).clone();
+            let buffer = self.row_major_buffer(Place::Output(i as u32), &ty);
+            self.program.outputs.push(Port { name: name.clone(), ty, buffer });
+            direct.entry(*id).or_insert(buffer);
+        }
+        direct
+    }
+
+    /// Plans a frame's graph: what is known at load goes to the preparation program, the rest to `steps`.
+    fn lower(
+        &mut self,
+        frame: &mut Frame,
+        outputs: &FxHashMap<NodeId, BufferId>,
+        steps: &mut Vec<Step>,
+    ) -> Result<(), Diagnostic> {
+        let graph = frame.graph.clone();
+        let n = graph.nodes().len();
+        let live = graph.live();
+        let is_load = |id: NodeId| frame.times[id.index()] < BindingTime::Run;
+        let mut leaves_at_load = vec![false; n];
+        let mut leaves_run = vec![false; n];
+        for id in graph.roots() {
+            if is_load(id) { leaves_at_load[id.index()] = true } else { leaves_run[id.index()] = true }
+        }
+        for (id, node) in graph.iter().filter(|(id, _)| live[id.index()] && !is_load(*id)) {
+            let _ = id;
+            for operand in node.operands.iter().filter(|o| is_load(**o)) {
+                leaves_at_load[operand.index()] = true;
+            }
+        }
+        let live_at_load: Vec<bool> = (0..n).map(|i| live[i] && is_load(NodeId::new(i))).collect();
+        let live_run: Vec<bool> = (0..n).map(|i| live[i] && !is_load(NodeId::new(i))).collect();
+
+        let stored = |id: NodeId| frame.is_stored(id);
+        let at_load = partition::partition(&graph, &live_at_load, &leaves_at_load, &stored);
+        let mut prepare = std::mem::take(&mut self.program.prepare);
+        for group in &at_load.groups {
+            let keep = leaves_at_load[group.root.index()];
+            let place = if keep { Place::Prepared } else { Place::Arena };
+            self.group(frame, group, place, None, Phase::Prepare, &mut prepare)?;
+        }
+        self.program.prepare = prepare;
+
+        let stored = |id: NodeId| frame.is_stored(id) || frame.times[id.index()] < BindingTime::Run;
+        let partition = partition::partition(&graph, &live_run, &leaves_run, &stored);
+        let layouts = layout::layout(&graph, &partition, self.device, &leaves_run);
+        let in_place = self.in_place(frame, &partition);
+        for (index, group) in partition.groups.iter().enumerate() {
+            let root = group.root.index();
+            let layout = layouts.of[root].clone();
+            let direct = in_place.get(&index).or_else(|| outputs.get(&group.root));
+            let direct = direct.copied().filter(|_| layout == Layout::RowMajor);
+            frame.layouts.insert((group.root, 0), layout);
+            self.group(frame, group, Place::Arena, direct, Phase::Run, steps)?;
+        }
+        Ok(())
+    }
+
+    /// Maps that may write the state that they update: no later group reads it, and they read it only element by element.
+    fn in_place(&self, frame: &Frame, partition: &partition::Partition) -> FxHashMap<usize, BufferId> {
+        let graph = &frame.graph;
+        let users = graph.users();
+        let mut found = FxHashMap::default();
+        for (name, value) in graph.updates() {
+            let state = graph.iter().find(|(_, node)| matches!(&node.op, Op::State(s) if s.name == *name));
+            let (Some((state, _)), Some(writer)) = (state, partition.written_by[value.index()]) else { continue };
+            if partition.groups[writer].family != Family::Map || graph.ty(state) != graph.ty(*value) {
+                continue;
+            }
+            let is_root =
+                graph.roots().any(|r| r == state) || graph.updates().iter().filter(|(_, v)| v == value).count() > 1;
+            let mut groups: SmallVec<[usize; 4]> = SmallVec::new();
+            let mut elementwise = true;
+            let mut todo: Vec<NodeId> = users[state.index()].to_vec();
+            let mut seen: Vec<NodeId> = Vec::new();
+            while let Some(user) = todo.pop() {
+                if seen.contains(&user) {
+                    continue;
+                }
+                seen.push(user);
+                let node = graph.node(user);
+                let same = graph.ty(user) == graph.ty(state);
+                if let Some(group) = partition.written_by[user.index()] {
+                    groups.push(group);
+                    elementwise &= group != writer || same && matches!(node.op, Op::Pointwise(_) | Op::Cast(_));
+                } else {
+                    elementwise &= same && matches!(node.op, Op::Pointwise(_) | Op::Cast(_))
+                        || !reaches(graph, &users, partition, user, writer);
+                    todo.extend(users[user.index()].iter().copied());
+                }
+            }
+            if !is_root && elementwise && groups.iter().all(|g| *g <= writer) {
+                if let Some(buffer) = frame.buffers.get(&(state, 0)) {
+                    found.insert(writer, *buffer);
+                }
+            }
+        }
+        found
+    }
+
+    /// Copies of results and states that no kernel wrote in place.
+    fn leave(&mut self, frame: &mut Frame, steps: &mut Vec<Step>) -> Result<(), Diagnostic> {
+        let outputs: Vec<(NodeId, BufferId)> =
+            frame.graph.outputs().iter().zip(&self.program.outputs).map(|((_, id), port)| (*id, port.buffer)).collect();
+        for (id, buffer) in outputs {
+            self.copy_to(frame, id, buffer, steps)?;
+        }
+        for (name, id) in frame.graph.updates().to_vec() {
+            let Some(port) = self.program.states.iter().find(|port| port.name == name) else {
+                return Err(Diagnostic::new("E0503", format!("the update of `{name}` has no state of that name")));
+            };
+            let buffer = port.buffer;
+            self.copy_to(frame, id, buffer, steps)?;
+        }
+        Ok(())
+    }
+
+    fn copy_to(
+        &mut self,
+        frame: &mut Frame,
+        id: NodeId,
+        buffer: BufferId,
+        steps: &mut Vec<Step>,
+    ) -> Result<(), Diagnostic> {
+        let source = self.row_major(frame, id, steps)?;
+        if source.buffer != buffer {
+            let bytes = frame.graph.tensor_type(id).bytes();
+            let destination = Arg { buffer, offset: Dim::ZERO, writes: true };
+            steps.push(Step::Copy { source: source.arg(false), destination, bytes });
+        }
+        Ok(())
+    }
+
+    /// Plans one group.
+    fn group(
+        &mut self,
+        frame: &mut Frame,
+        group: &Group,
+        place: Place,
+        direct: Option<BufferId>,
+        phase: Phase,
+        steps: &mut Vec<Step>,
+    ) -> Result<(), Diagnostic> {
+        let id = group.root;
+        if direct.is_none() && self.alias(frame, id) {
+            return Ok(());
+        }
+        match group.family {
+            Family::Scan => return self.scan(frame, id, phase, steps),
+            Family::Attention => return self.attention(frame, id, &place, steps),
+            Family::AttentionGrad => return self.attention_grad(frame, id, &place, steps),
+            Family::Dot => {
+                if self.gemm(frame, id, &place, direct, phase, steps)? {
+                    return Ok(());
+                }
+            }
+            Family::Conv if layout::has_driver(&frame.graph, id, self.lanes) && phase == Phase::Run => {
+                return self.conv(frame, id, &place, direct, steps);
+            }
+            _ => {}
+        }
+        self.generated(frame, group, place, direct, steps)
+    }
+
+    /// A reshape of something row-major is the same memory.
+    fn alias(&mut self, frame: &mut Frame, id: NodeId) -> bool {
+        let node = frame.graph.node(id);
+        if !matches!(node.op, Op::Reshape(_) | Op::StopGradient(_)) {
+            return false;
+        }
+        let source = node.operands[0];
+        if frame.layouts.get(&value_of(&frame.graph, source)) != Some(&Layout::RowMajor) {
+            return false;
+        }
+        match frame.row_major_buffer(source) {
+            Some(buffer) => {
+                frame.store((id, 0), buffer, Layout::RowMajor);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Makes the buffer of a value that is about to be written.
+    fn result(&mut self, frame: &mut Frame, value: Value, place: &Place, direct: Option<BufferId>) -> BufferId {
+        let layout = frame.layouts.get(&value).cloned().unwrap_or(Layout::RowMajor);
+        let buffer = direct.unwrap_or_else(|| {
+            let ty = frame.graph.ty(value.0).parts()[value.1].clone();
+            let layouts = layout::Layouts { of: Vec::new(), lanes: self.lanes };
+            let elements = layouts.elements_of(&ty.shape, &layout);
+            let bytes = elements * Dim::from(ty.dtype.size());
+            self.buffer(place.clone(), ty.dtype, bytes, ty.bytes())
+        });
+        frame.store(value, buffer, layout);
+        buffer
+    }
+
+    /// Plans a generated kernel.
+    fn generated(
+        &mut self,
+        frame: &mut Frame,
+        group: &Group,
+        place: Place,
+        direct: Option<BufferId>,
+        steps: &mut Vec<Step>,
+    ) -> Result<(), Diagnostic> {
+        let outputs = std::iter::once(group.root).chain(group.siblings.iter().copied());
+        for (i, id) in outputs.enumerate() {
+            self.result(frame, (id, 0), &place, direct.filter(|_| i == 0));
+        }
+        let made = schedule::generate(&frame.graph, frame, group, self.exact).map_err(|findings| {
+            let node = frame.graph.node(group.root);
+            let mut error = Diagnostic::new("E0501", format!("no kernel can be made for {}", node.op.home().name()));
+            error.origin = frame.graph.origins(group.root).iter().map(|o| (**o).clone()).collect();
+            findings.into_iter().fold(error, |error, finding| error.note(finding.to_string()))
+        })?;
+        let grid = made.kernel.grid.iter().fold(Dim::ONE, |n, extent| n * dim_of(extent, &made.dims));
+        let args = made.args.iter().map(|(value, writes)| Arg {
+            buffer: frame.buffers[value],
+            offset: Dim::ZERO,
+            writes: *writes,
+        });
+        let args: Vec<Arg> = args.collect();
+        let clear = self.halos(frame, group.root);
+        let family = match group.family {
+            Family::Map => "map",
+            Family::Concat => "concat",
+            Family::Reduce => "reduce",
+            Family::Row => "row",
+            Family::Window => "window",
+            Family::Scatter => "scatter",
+            _ => "contract",
+        };
+        let faults =
+            made.faults.iter().map(|f| egret_program::Fault { code: f.code, message: f.message.clone() }).collect();
+        let points = grid.hint(cost::SYMBOL_HINT).max(1);
+        let kernel = self.code(made.kernel, family);
+        let mut launch = self.launch(frame, group.root, kernel, args, clear);
+        // below some 30 µs of work a second thread does not pay
+        let work = launch.flops.hint(cost::SYMBOL_HINT).max(launch.bytes.hint(cost::SYMBOL_HINT) / 4);
+        launch.grain = (points * 32_768 / work.max(1)).max(1);
+        launch.dims = made.dims;
+        launch.grid = grid;
+        launch.faults = faults;
+        steps.push(Step::Launch(launch));
+        Ok(())
+    }
+
+    /// A generated kernel, each text once.
+    fn code(&mut self, ir: kernel::Kernel, family: &str) -> KernelId {
+        let text = ir.text();
+        if let Some(id) = self.known.get(&text) {
+            return *id;
+        }
+        let id = KernelId(self.program.kernels.len() as u32);
+        let code = egret_program::Code { bytes: Vec::new(), relocations: Vec::new(), entry: 0, scratch_bytes: 0 };
+        let body = match ir.abi {
+            kernel::Abi::Kernel => KernelBody::Code(code),
+            kernel::Abi::Hook { .. } => KernelBody::Hook(code),
+        };
+        self.program.kernels.push(Kernel { name: ir.name(), family: family.into(), text: text.clone(), body });
+        self.known.insert(text, id);
+        self.generated.push((id, ir));
+        id
+    }
+
+    fn launch(&self, frame: &Frame, id: NodeId, kernel: KernelId, args: Vec<Arg>, clear: Vec<Halo>) -> Launch {
+        let graph = &frame.graph;
+        let node = graph.node(id);
+        let types: SmallVec<[&egret_ir::Type; 4]> = node.operands.iter().map(|o| graph.ty(*o)).collect();
+        let sketch = cost::sketch(&node.op, &types, &node.ty, &|_| false);
+        let origin = graph.origins(id).iter().map(|o| o.to_string()).collect::<Vec<_>>().join(", ");
+        Launch {
+            kernel,
+            args,
+            dims: Vec::new(),
+            grid: Dim::ONE,
+            grain: 1,
+            clear,
+            faults: Vec::new(),
+            origin,
+            flops: Dim::from(sketch.flops as i64),
+            bytes: Dim::from(sketch.bytes as i64),
+        }
+    }
+
+    fn drive(&mut self, frame: &Frame, id: NodeId, launch: DriverLaunch, steps: &mut Vec<Step>) {
+        let DriverLaunch { driver, hook, finisher, args, clear, family } = launch;
+        let mut text = driver.to_string();
+        let mut add = |planner: &mut Planner, hook: Option<kernel::Kernel>| {
+            hook.map(|ir| {
+                text.push_str("\n\n");
+                text.push_str(&ir.text());
+                planner.code(ir, "hook")
+            })
+        };
+        let hook = add(self, hook);
+        let finisher = add(self, finisher);
+        let kernel = match self.known.get(&text) {
+            Some(id) => *id,
+            None => {
+                let id = KernelId(self.program.kernels.len() as u32);
+                let name = format!("{family}_{:08x}", fnv(&text));
+                let body = KernelBody::Driver { driver, hook, finisher };
+                self.program.kernels.push(Kernel { name, family: family.into(), text: text.clone(), body });
+                self.known.insert(text, id);
+                id
+            }
+        };
+        let launch = self.launch(frame, id, kernel, args, clear);
+        steps.push(Step::Launch(launch));
+    }
+
+    /// The halo of a blocked value, which its writer leaves alone.
+    fn halos(&self, frame: &Frame, id: NodeId) -> Vec<Halo> {
+        let value = (id, 0);
+        let (Some(Layout::Blocked { halo }), Some(buffer)) = (frame.layouts.get(&value), frame.buffers.get(&value))
+        else {
+            return Vec::new();
+        };
+        self.halo(&frame.graph.tensor_type(id).shape, halo, *buffer)
+    }
+
+    fn halo(&self, shape: &egret_ir::Shape, halo: &[i64], buffer: BufferId) -> Vec<Halo> {
+        if halo.iter().all(|h| *h == 0) {
+            return Vec::new();
+        }
+        vec![Halo {
+            arg: Arg { buffer, offset: Dim::ZERO, writes: true },
+            outer: shape[0].clone() * shape[1].ceil_div(&Dim::from(self.lanes)),
+            spatial: shape[2..].to_vec(),
+            halo: halo.iter().map(|h| Dim::from(*h)).collect(),
+        }]
+    }
+
+    /// A value in row-major memory: where it is, or a copy made now.
+    fn row_major(&mut self, frame: &mut Frame, id: NodeId, steps: &mut Vec<Step>) -> Result<Operand, Diagnostic> {
+        let element = frame.graph.tensor_type(id).dtype.size();
+        let at = |buffer| Operand { buffer, offset: Dim::ZERO, element };
+        if let Some(buffer) = frame.row_major_buffer(id) {
+            return Ok(at(buffer));
+        }
+        let value = value_of(&frame.graph, id);
+        if frame.is_stored(id) {
+            return self.unblock(frame, value, steps).map(at);
+        }
+        self.materialise(frame, id, steps).map(at)
+    }
+
+    /// Stores a value that is computed where it is read.
+    fn materialise(&mut self, frame: &mut Frame, id: NodeId, steps: &mut Vec<Step>) -> Result<BufferId, Diagnostic> {
+        // movement of a blocked value goes faster from a row-major copy
+        let source = frame.source(id);
+        if is_movement(&frame.graph.node(id).op) && frame.is_stored(source) && !frame.is_row_major(source) {
+            self.unblock(frame, value_of(&frame.graph, source), steps)?;
+            if let Some(view) = frame.view(id)
+                && view.offset.is(0)
+                && view.strides == crate::schedule::view::row_major(&frame.graph.tensor_type(id).shape)
+                && let Some(buffer) = frame.row_major_buffer(view.source)
+            {
+                frame.store((id, 0), buffer, Layout::RowMajor);
+                return Ok(buffer);
+            }
+        }
+        if self.alias(frame, id) {
+            return Ok(frame.buffers[&(id, 0)]);
+        }
+        let group = Group { family: Family::Map, root: id, siblings: SmallVec::new() };
+        frame.layouts.insert((id, 0), Layout::RowMajor);
+        self.generated(frame, &group, Place::Arena, None, steps)?;
+        Ok(frame.buffers[&(id, 0)])
+    }
+
+    /// A driver's operand as a strided view; stored first when no strides describe it.
+    fn strided(
+        &mut self,
+        frame: &mut Frame,
+        id: NodeId,
+        steps: &mut Vec<Step>,
+    ) -> Result<(Operand, SmallVec<[Dim; 6]>, NodeId), Diagnostic> {
+        if frame.view(id).is_none() {
+            let source = frame.source(id);
+            if frame.is_stored(source) && !frame.is_row_major(source) {
+                self.unblock(frame, value_of(&frame.graph, source), steps)?;
+            }
+        }
+        if frame.view(id).is_none() {
+            self.materialise(frame, id, steps)?;
+        }
+        let view = frame.view(id).ok_or_else(|| Diagnostic::new("E0504", "a stored value has no strides"))?;
+        let buffer = frame
+            .row_major_buffer(view.source)
+            .ok_or_else(|| Diagnostic::new("E0504", "a strided view reads a value that is not stored"))?;
+        let element = frame.graph.tensor_type(id).dtype.size();
+        Ok((Operand { buffer, offset: view.offset, element }, view.strides, view.source))
+    }
+}
+
+/// Whether the value of `from` flows into group `to` through values that are not stored.
+fn reaches(
+    graph: &Graph,
+    users: &[SmallVec<[NodeId; 4]>],
+    partition: &partition::Partition,
+    from: NodeId,
+    to: usize,
+) -> bool {
+    let mut todo: Vec<NodeId> = users[from.index()].to_vec();
+    let mut seen = Vec::new();
+    while let Some(id) = todo.pop() {
+        if seen.contains(&id) {
+            continue;
+        }
+        seen.push(id);
+        match partition.written_by[id.index()] {
+            Some(group) if group == to => return true,
+            Some(_) => {}
+            None => todo.extend(users[id.index()].iter().copied()),
+        }
+    }
+    let _ = graph;
+    false
+}
+
+/// A grid extent as a dim: a constant or a parameter.
+fn dim_of(extent: &kernel::Expr, dims: &[Dim]) -> Dim {
+    match extent {
+        kernel::Expr::Dim(i) => dims[*i as usize].clone(),
+        other => Dim::from(other.as_int().unwrap_or(1)),
+    }
+}
+
+fn fnv(text: &str) -> u32 {
+    text.bytes().fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}

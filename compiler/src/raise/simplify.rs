@@ -1,0 +1,98 @@
+//! Simplifications that look at values: folding small constants, and functions of their identity element.
+
+use egret_ir::eval::EvalCx;
+use egret_ir::ops::Const;
+use egret_ir::{Bindings, NodeId, Op, ScalarFn, Tensor};
+
+use crate::rewrite::direct::Builder;
+
+/// Bytes up to which a value is folded while compiling.
+const FOLD_BYTES: usize = 4096;
+
+/// A simpler equal of a node.
+pub fn simplify(builder: &mut Builder, id: NodeId) -> Option<(NodeId, &'static str)> {
+    let graph = builder.graph();
+    let node = graph.node(id).clone();
+    match &node.op {
+        Op::Pointwise(pointwise) => {
+            let ty = graph.ty(id).clone();
+            let same_type = |operand: NodeId| *graph.ty(operand) == ty;
+            let is = |operand: usize, value: f64| {
+                builder.splat_of_node(node.operands[operand]).is_some_and(|l| l.as_f64() == value)
+            };
+            let float = graph.tensor_type(id).dtype.is_float();
+            let other = |i: usize| same_type(node.operands[i]).then_some(node.operands[i]);
+            let simpler = match pointwise.f {
+                ScalarFn::Mul if is(1, 1.0) => other(0),
+                ScalarFn::Mul if is(0, 1.0) => other(1),
+                ScalarFn::Div if is(1, 1.0) => other(0),
+                // x + 0 keeps −0 only of integers
+                ScalarFn::Add if !float && is(1, 0.0) => other(0),
+                ScalarFn::Add if !float && is(0, 0.0) => other(1),
+                ScalarFn::Sub if is(1, 0.0) => other(0),
+                ScalarFn::Select if builder.splat_of_node(node.operands[0]).is_some() => {
+                    let yes = builder.splat_of_node(node.operands[0]).is_some_and(|l| l.value().truthy());
+                    other(if yes { 1 } else { 2 })
+                }
+                _ => None,
+            };
+            if let Some(simpler) = simpler {
+                return Some((simpler, "identity"));
+            }
+            unbroadcast(builder, id).or_else(|| fold(builder, id))
+        }
+        Op::Cast(_)
+        | Op::Reshape(_)
+        | Op::Transpose(_)
+        | Op::Broadcast(_)
+        | Op::Slice(_)
+        | Op::Concat(_)
+        | Op::Gather(_) => fold(builder, id),
+        _ => None,
+    }
+}
+
+/// Functions broadcast by themselves: an operand that was broadcast is read as it was.
+fn unbroadcast(builder: &mut Builder, id: NodeId) -> Option<(NodeId, &'static str)> {
+    let graph = builder.graph();
+    let node = graph.node(id).clone();
+    for (i, operand) in node.operands.iter().enumerate() {
+        let source = graph.node(*operand);
+        if matches!(source.op, Op::Broadcast(_)) {
+            let mut operands = node.operands.clone();
+            operands[i] = source.operands[0];
+            let ty = graph.ty(id).clone();
+            let new = builder.add(&node.op, &operands).ok()?;
+            if *builder.graph().ty(new) == ty {
+                return Some((new, "implicit-broadcast"));
+            }
+            return None;
+        }
+    }
+    None
+}
+
+/// The value of a small node of constants, by the reference evaluator.
+fn fold(builder: &mut Builder, id: NodeId) -> Option<(NodeId, &'static str)> {
+    let graph = builder.graph();
+    let node = graph.node(id).clone();
+    let ty = graph.tensor_type(id).clone();
+    let shape = ty.shape.constant()?;
+    let count: i64 = shape.iter().product();
+    if usize::try_from(count).ok()? * ty.dtype.size() > FOLD_BYTES {
+        return None;
+    }
+    let operands: Option<Vec<Tensor>> = node
+        .operands
+        .iter()
+        .map(|o| match &graph.node(*o).op {
+            Op::Const(constant) => Some(constant.value.clone()),
+            _ => None,
+        })
+        .collect();
+    let operands = operands.filter(|o| !o.is_empty())?;
+    let mut results = node.op.home().eval(&operands, &EvalCx::new(&Bindings::new())).ok()?;
+    let value = results.pop()?;
+    let new = builder.add(&Const { value }.into(), &[]).ok()?;
+    Some((new, "fold"))
+}

@@ -1,0 +1,315 @@
+//! Rules applied directly to a graph, bottom up, without search: canonicalisation and raise.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use egg::Id;
+use egret_ir::ops::{Const, Pointwise};
+use egret_ir::{DType, Diagnostic, Graph, Literal, NodeId, Op, Origin, Tensor, Type};
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+
+use super::pattern::{Rule, View};
+use super::term::{BindingTime, Kind};
+
+/// Most rule applications at one node: a directed set needs few, so that more is a defect of the set.
+const MAX_CHAIN: usize = 32;
+
+/// A graph under construction in which equal nodes are one.
+pub struct Builder {
+    graph: Graph,
+    known: FxHashMap<(Op, SmallVec<[NodeId; 4]>), NodeId>,
+    splats: Vec<Option<Literal>>,
+    times: Vec<BindingTime>,
+    origins: SmallVec<[Arc<Origin>; 1]>,
+}
+
+fn node(id: Id) -> NodeId {
+    NodeId::new(usize::from(id))
+}
+
+fn class(id: NodeId) -> Id {
+    Id::from(id.index())
+}
+
+impl Builder {
+    /// An empty graph with the weights of `like`.
+    pub fn new(like: &Graph) -> Builder {
+        let mut graph = Graph::new();
+        graph.weights = like.weights.clone();
+        Builder { graph, known: FxHashMap::default(), splats: Vec::new(), times: Vec::new(), origins: SmallVec::new() }
+    }
+
+    /// The graph so far.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// The finished graph.
+    pub fn finish(self) -> Graph {
+        self.graph
+    }
+
+    /// Nodes added from now on come from `origins`.
+    pub fn set_origins(&mut self, origins: &[Arc<Origin>]) {
+        self.origins = origins.iter().cloned().collect();
+    }
+
+    /// Adds a node unless an equal one is there; folds it when it is small and its operands are constants.
+    ///
+    /// # Errors
+    /// When the operands do not fit the operator.
+    pub fn add(&mut self, op: &Op, operands: &[NodeId]) -> Result<NodeId, Diagnostic> {
+        let key = (op.clone(), SmallVec::from_slice(operands));
+        let leaf = matches!(op, Op::Input(_));
+        if !leaf && let Some(id) = self.known.get(&key) {
+            let origins = std::mem::take(&mut self.origins);
+            self.graph.add_origins(*id, &origins);
+            self.origins = origins;
+            return Ok(*id);
+        }
+        let id = self.graph.add_from(op.clone(), operands, self.origins.clone())?;
+        self.splats.push(self.splat_of(op, operands, id));
+        let time = match op {
+            Op::Const(_) | Op::Iota(_) => BindingTime::Compile,
+            Op::Param(_) => BindingTime::Load,
+            Op::Input(_) | Op::State(_) => BindingTime::Run,
+            _ => operands.iter().map(|o| self.times[o.index()]).max().unwrap_or(BindingTime::Run),
+        };
+        // a size that only a run knows
+        let symbolic = self.graph.ty(id).parts().iter().any(|part| part.shape.constant().is_none());
+        let time = if symbolic { BindingTime::Run } else { time };
+        self.times.push(time);
+        self.known.insert(key, id);
+        Ok(id)
+    }
+
+    /// A scalar constant.
+    ///
+    /// # Errors
+    /// Never; constants always fit.
+    pub fn scalar(&mut self, value: Literal) -> Result<NodeId, Diagnostic> {
+        self.add(&Const { value: Tensor::scalar(value) }.into(), &[])
+    }
+
+    /// When a value is known.
+    pub fn time(&self, id: NodeId) -> BindingTime {
+        self.times[id.index()]
+    }
+
+    /// The element of a value, if all are one known number.
+    pub fn splat_of_node(&self, id: NodeId) -> Option<Literal> {
+        self.splats[id.index()]
+    }
+
+    fn splat_of(&self, op: &Op, operands: &[NodeId], id: NodeId) -> Option<Literal> {
+        let of = |i: usize| operands.get(i).and_then(|o| self.splats[o.index()]);
+        match op {
+            Op::Const(constant) => {
+                let first = (constant.value.elements() > 0).then(|| constant.value.get(0))?;
+                let same = constant.value.elements() <= 4096
+                    && constant.value.values().all(|v| {
+                        Literal::new(v, constant.value.dtype()) == Literal::new(first, constant.value.dtype())
+                    });
+                same.then(|| Literal::new(first, constant.value.dtype()))
+            }
+            Op::Reshape(_) | Op::Broadcast(_) | Op::Transpose(_) | Op::Slice(_) => of(0),
+            Op::Cast(cast) => of(0).map(|l| Literal::new(l.value(), cast.dtype)),
+            Op::Pointwise(Pointwise { f }) => {
+                let values: Option<SmallVec<[_; 3]>> = (0..operands.len()).map(|i| of(i).map(Literal::value)).collect();
+                let operand_dtype = of(operands.len().wrapping_sub(1))?.dtype;
+                let dtype = self.graph.ty(id).tensor()?.dtype;
+                Some(Literal::new(f.eval(&values?, operand_dtype), dtype))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The builder as rules see it.
+struct BuilderView<'a>(&'a Builder);
+
+impl View for BuilderView<'_> {
+    fn nodes(&self, class: Id, kind: Kind, f: &mut dyn FnMut(&Op, &[Id])) {
+        let node = self.0.graph.node(node(class));
+        if Kind::of(&node.op) == kind {
+            let ids: SmallVec<[Id; 4]> = node.operands.iter().map(|o| self::class(*o)).collect();
+            f(&node.op, &ids);
+        }
+    }
+
+    fn ty(&self, class: Id) -> &Type {
+        self.0.graph.ty(node(class))
+    }
+
+    fn splat(&self, class: Id) -> Option<Literal> {
+        self.0.splats[usize::from(class)]
+    }
+
+    fn time(&self, class: Id) -> BindingTime {
+        self.0.times[usize::from(class)]
+    }
+
+    fn find(&self, class: Id) -> Id {
+        class
+    }
+}
+
+/// What a pass does at each node after the rules: an equal value to use instead.
+pub type Hook<'h> = &'h mut dyn FnMut(&mut Builder, NodeId) -> Option<(NodeId, &'static str)>;
+
+/// One application of a rule, for the report.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// The rule.
+    pub rule: &'static str,
+    /// The node of the new graph that it gave.
+    pub node: NodeId,
+}
+
+/// Rebuilds `graph` with `rules` and `hook` applied at every node until none fits, operands first. Dead nodes go.
+///
+/// # Errors
+/// When a node of the graph does not fit its operands any more: a defect of a rule.
+pub fn apply(graph: &Graph, rules: &[&'static Rule], hook: Hook) -> Result<(Graph, Vec<Applied>), Diagnostic> {
+    let mut by_root: FxHashMap<Kind, Vec<&'static Rule>> = FxHashMap::default();
+    for rule in rules {
+        if let Some(root) = rule.root() {
+            by_root.entry(root).or_default().push(rule);
+        }
+    }
+    let live = graph.live();
+    let mut builder = Builder::new(graph);
+    let mut applied = Vec::new();
+    let mut new: Vec<Option<NodeId>> = vec![None; graph.nodes().len()];
+    for (id, old) in graph.iter() {
+        if !live[id.index()] {
+            continue;
+        }
+        let operands: SmallVec<[NodeId; 4]> = old.operands.iter().filter_map(|o| new[o.index()]).collect();
+        builder.set_origins(graph.origins(id));
+        let mut at = builder.add(&old.op, &operands)?;
+        for _ in 0..MAX_CHAIN {
+            let Some((next, rule)) = improve(&mut builder, at, &by_root, hook) else { break };
+            applied.push(Applied { rule, node: next });
+            let origins: Vec<_> = graph.origins(id).to_vec();
+            builder.graph.add_origins(next, &origins);
+            at = next;
+        }
+        new[id.index()] = Some(at);
+    }
+    finish(graph, builder, &new, applied)
+}
+
+fn improve(
+    builder: &mut Builder,
+    at: NodeId,
+    by_root: &FxHashMap<Kind, Vec<&'static Rule>>,
+    hook: Hook,
+) -> Option<(NodeId, &'static str)> {
+    let kind = Kind::of(&builder.graph.node(at).op);
+    for rule in by_root.get(&kind).into_iter().flatten() {
+        let Some(bindings) = rule.search(&BuilderView(builder), class(at)).into_iter().next() else { continue };
+        // what the left side took lives on in the right side
+        let mut origins: Vec<Arc<Origin>> = builder.origins.to_vec();
+        collect_origins(builder, at, &bindings.matched, &mut origins);
+        builder.set_origins(&origins);
+        let dtype = builder.graph.tensor_type(at).dtype;
+        let built = {
+            let cell = RefCell::new(&mut *builder);
+            let mut add = |op: &Op, ids: &[Id]| {
+                let ids: SmallVec<[NodeId; 4]> = ids.iter().map(|i| node(*i)).collect();
+                cell.borrow_mut().add(op, &ids).ok().map(class)
+            };
+            let mut number = |value: f64| cell.borrow_mut().scalar(Literal::float(value, dtype)).ok().map(class);
+            rule.build(&bindings, &mut add, &mut number)
+        };
+        match built.map(node) {
+            Some(next) if next != at && builder.graph.ty(next) == builder.graph.ty(at) => {
+                return Some((next, rule.name));
+            }
+            _ => {}
+        }
+    }
+    hook(builder, at).filter(|(next, _)| *next != at && builder.graph.ty(*next) == builder.graph.ty(at))
+}
+
+fn collect_origins(builder: &Builder, at: NodeId, matched: &[(Op, SmallVec<[Id; 4]>)], origins: &mut Vec<Arc<Origin>>) {
+    let mut take = |id: NodeId| {
+        for origin in builder.graph.origins(id) {
+            if !origins.contains(origin) {
+                origins.push(origin.clone());
+            }
+        }
+    };
+    take(at);
+    for (op, ids) in matched {
+        let key = (op.clone(), ids.iter().map(|i| node(*i)).collect());
+        if let Some(id) = builder.known.get(&key) {
+            take(*id);
+        }
+    }
+}
+
+/// Maps outputs, updates and assumptions, and drops dead nodes.
+fn finish(
+    graph: &Graph,
+    mut builder: Builder,
+    new: &[Option<NodeId>],
+    applied: Vec<Applied>,
+) -> Result<(Graph, Vec<Applied>), Diagnostic> {
+    for (name, id) in graph.outputs() {
+        if let Some(id) = new[id.index()] {
+            builder.graph.add_output(name.clone(), id);
+        }
+    }
+    for (name, id) in graph.updates() {
+        if let Some(id) = new[id.index()] {
+            builder.graph.add_update(name.clone(), id);
+        }
+    }
+    for assumption in graph.assumptions() {
+        if let Some(node) = new[assumption.node.index()] {
+            builder.graph.assume(egret_ir::Assumption { node, equality: assumption.equality.clone() });
+        }
+    }
+    let (pruned, map) = prune(&builder.finish())?;
+    let kept = applied.into_iter().filter_map(|a| map[a.node.index()].map(|node| Applied { node, ..a })).collect();
+    Ok((pruned, kept))
+}
+
+/// The graph without dead nodes, and where each node went.
+///
+/// # Errors
+/// Never on a graph that was built by [`Graph::add`].
+pub fn prune(graph: &Graph) -> Result<(Graph, Vec<Option<NodeId>>), Diagnostic> {
+    let live = graph.live();
+    let mut pruned = Graph::new();
+    pruned.weights = graph.weights.clone();
+    let mut new: Vec<Option<NodeId>> = vec![None; graph.nodes().len()];
+    for (id, old) in graph.iter().filter(|(id, _)| live[id.index()]) {
+        let operands: SmallVec<[NodeId; 4]> = old.operands.iter().filter_map(|o| new[o.index()]).collect();
+        new[id.index()] = Some(pruned.add_from(old.op.clone(), &operands, graph.origins(id).clone())?);
+    }
+    for (name, id) in graph.outputs() {
+        if let Some(id) = new[id.index()] {
+            pruned.add_output(name.clone(), id);
+        }
+    }
+    for (name, id) in graph.updates() {
+        if let Some(id) = new[id.index()] {
+            pruned.add_update(name.clone(), id);
+        }
+    }
+    for assumption in graph.assumptions() {
+        // equalities of nodes that were rewritten away still hold for the program
+        let node = new[assumption.node.index()].unwrap_or(NodeId::new(0));
+        pruned.assume(egret_ir::Assumption { node, equality: assumption.equality.clone() });
+    }
+    Ok((pruned, new))
+}
+
+/// The dtype in which constants of a node's rules are made.
+pub fn float_dtype(ty: &Type) -> DType {
+    ty.parts().first().map_or(DType::F32, |part| part.dtype)
+}

@@ -1,0 +1,337 @@
+//! The generic epilogue: elementwise nodes join the anchor that makes their operand.
+//!
+//! Three cases: a function of the anchor's value alone; one with a foreign operand; one of which several operands are
+//! epilogues of the same anchor (x·Φ(x), SiLU close this way). No operator pair has a rule of its own.
+
+use egg::Id;
+use egret_ir::ops::Fused;
+use egret_ir::{InferCx, Op, ScalarExpr, ScalarFn, TensorType};
+use rustc_hash::FxHashSet;
+use smallvec::SmallVec;
+
+use super::activation;
+use super::journal::{How, Journal, Refusal, Step};
+use super::part::Part;
+use super::term::{BindingTime, Graph, Kind, Term, add, tensor_type};
+
+/// Most functions in a program.
+pub const MAX_STEPS: u32 = 48;
+/// Most extra operands of an anchor.
+pub const MAX_EXTRAS: usize = 8;
+
+/// Which nodes of the part depend on which.
+pub struct Dependencies {
+    bits: Vec<Vec<u64>>,
+    ids: Vec<Id>,
+}
+
+impl Dependencies {
+    /// Transitive operands of every node of a part; `ids` are the nodes' classes.
+    pub fn new(part: &Part, ids: &[Id]) -> Dependencies {
+        let words = part.nodes.len().div_ceil(64);
+        let mut bits: Vec<Vec<u64>> = Vec::with_capacity(part.nodes.len());
+        for node in &part.nodes {
+            let mut mine = vec![0u64; words];
+            for operand in &node.operands {
+                if let super::part::Ref::Node(n) = operand {
+                    let n = *n as usize;
+                    mine.iter_mut().zip(&bits[n]).for_each(|(a, b)| *a |= b);
+                    mine[n / 64] |= 1 << (n % 64);
+                }
+            }
+            bits.push(mine);
+        }
+        Dependencies { bits, ids: ids.to_vec() }
+    }
+
+    fn nodes_of(&self, egraph: &Graph, class: Id) -> SmallVec<[usize; 4]> {
+        let class = egraph.find(class);
+        (0..self.ids.len()).filter(|i| egraph.find(self.ids[*i]) == class).collect()
+    }
+
+    /// Whether `y` was computed from `x`.
+    fn reads(&self, egraph: &Graph, y: Id, x: Id) -> bool {
+        let (ys, xs) = (self.nodes_of(egraph, y), self.nodes_of(egraph, x));
+        !ys.is_empty() && ys.iter().all(|i| xs.iter().any(|j| self.bits[*i][j / 64] >> (j % 64) & 1 == 1))
+    }
+}
+
+/// Whether an operator can carry an epilogue.
+fn carries(op: &Op) -> bool {
+    use Op::*;
+    match op {
+        Fused(fused) => fused.taps.is_empty(),
+        DotGeneral(_) | Conv(_) | Reduce(_) | ReduceWindow(_) | Softmax(_) | SoftmaxGrad(_) | Norm(_) | NormGrad(_) => {
+            true
+        }
+        _ => false,
+    }
+}
+
+/// An anchor taken apart.
+struct Anchor {
+    fused: Fused,
+    bases: SmallVec<[Id; 4]>,
+    extras: SmallVec<[Id; 4]>,
+}
+
+impl Anchor {
+    fn of(egraph: &Graph, term: &Term) -> Option<Anchor> {
+        let op = egraph.analysis.op(term.op);
+        if !carries(op) {
+            return None;
+        }
+        let operands: SmallVec<[Id; 4]> = term.operands.iter().map(|id| egraph.find(*id)).collect();
+        let fused = match op {
+            Op::Fused(fused) => fused.clone(),
+            plain => {
+                let dtype = tensor_type(egraph, egraph.lookup(term.clone())?)?.dtype;
+                Fused::epilogue(plain.clone(), operands.len(), ScalarExpr::arg(0), dtype)
+            }
+        };
+        let bases = operands[..fused.bases].into();
+        let extras = operands[fused.bases..].into();
+        Some(Anchor { fused, bases, extras })
+    }
+
+    /// The program that the next function joins.
+    fn program(&self) -> &ScalarExpr {
+        self.fused.rows.as_ref().map_or(&self.fused.epilogue, |(_, finish)| finish)
+    }
+
+    /// Same kernel up to that program.
+    fn same(&self, other: &Anchor) -> bool {
+        let rows =
+            |a: &Anchor| a.fused.rows.as_ref().map(|(op, _)| (op.clone(), a.fused.epilogue.clone(), a.extras.clone()));
+        self.fused.anchor == other.fused.anchor && self.bases == other.bases && rows(self) == rows(other)
+    }
+
+    fn rank(&self) -> (usize, u32) {
+        (self.extras.len(), self.program().size())
+    }
+}
+
+fn is_elementwise(op: &Op) -> bool {
+    matches!(op, Op::Pointwise(_) | Op::Cast(_))
+}
+
+/// The kinds that may join an anchor.
+fn elementwise_kinds() -> impl Iterator<Item = Kind> {
+    ScalarFn::ALL.iter().map(|f| Kind::named(f.name())).chain([Kind::named("cast")])
+}
+
+/// One pass in class order, operands before users, so that a whole chain is absorbed at once. Returns the unions made.
+pub fn absorb(egraph: &mut Graph, dependencies: &Dependencies, journal: &mut Journal, exact: bool) -> usize {
+    let mut list: Vec<(Id, Term)> = Vec::new();
+    for kind in elementwise_kinds() {
+        for class in egraph.classes_for_op(&kind).into_iter().flatten() {
+            if egraph[class].data.time < BindingTime::Run {
+                continue;
+            }
+            let nodes =
+                egraph[class].nodes.iter().filter(|n| n.kind == kind && is_elementwise(egraph.analysis.op(n.op)));
+            list.extend(nodes.map(|n| (class, n.clone())));
+        }
+    }
+    list.sort();
+    let mut unions = 0;
+    for (class, node) in list {
+        let mut seen: FxHashSet<(Op, SmallVec<[Id; 4]>)> = FxHashSet::default();
+        for at in 0..node.operands.len() {
+            let operand = egraph.find(node.operands[at]);
+            if egraph[operand].data.time < BindingTime::Run {
+                continue;
+            }
+            let mut anchors: Vec<(Anchor, Term)> = egraph[operand]
+                .nodes
+                .iter()
+                .filter_map(|term| Some((Anchor::of(egraph, term)?, term.clone())))
+                .collect();
+            // of several epilogues of one base, the one with the fewest extras, then the shortest
+            anchors.sort_by(|a, b| a.0.rank().cmp(&b.0.rank()).then_with(|| a.1.cmp(&b.1)));
+            for (anchor, term) in anchors {
+                if !seen.insert(((*anchor.fused.anchor).clone(), anchor.bases.clone())) {
+                    continue;
+                }
+                match join(egraph, Some(dependencies), class, &node, at, &anchor, exact) {
+                    Ok((op, operands)) => {
+                        unions += usize::from(unite(egraph, journal, class, node.clone(), at, term, &op, &operands));
+                    }
+                    Err(guard) => {
+                        let nodes = dependencies.nodes_of(egraph, class);
+                        journal.refuse(Refusal { node: nodes.iter().map(|n| *n as u32).collect(), guard });
+                    }
+                }
+            }
+        }
+    }
+    unions
+}
+
+/// Repeats one absorption, for replay.
+pub fn rejoin(
+    egraph: &Graph,
+    class: Id,
+    node: &Term,
+    at: usize,
+    anchor: &Term,
+    exact: bool,
+) -> Option<(Op, SmallVec<[Id; 4]>)> {
+    let anchor = Anchor::of(egraph, anchor)?;
+    join(egraph, None, class, node, at, &anchor, exact).ok()
+}
+
+/// The anchor with `node` in its program: its operator and operands, or the guard that refuses.
+fn join(
+    egraph: &Graph,
+    dependencies: Option<&Dependencies>,
+    class: Id,
+    node: &Term,
+    at: usize,
+    anchor: &Anchor,
+    exact: bool,
+) -> Result<(Op, SmallVec<[Id; 4]>), &'static str> {
+    let consumed = egraph.find(node.operands[at]);
+    let out = tensor_type(egraph, class).ok_or("the result is a tuple")?.clone();
+    let base = tensor_type(egraph, consumed).ok_or("the operand is a tuple")?;
+    if base.shape != out.shape {
+        return Err("the function broadcasts the anchor's result");
+    }
+    let mut extras: SmallVec<[Id; 4]> = anchor.extras.clone();
+    let mut args: SmallVec<[ScalarExpr; 3]> = SmallVec::new();
+    for (i, operand) in node.operands.iter().enumerate() {
+        let operand = egraph.find(*operand);
+        if i == at || operand == consumed {
+            args.push(anchor.program().clone());
+            continue;
+        }
+        let sibling = egraph[operand]
+            .nodes
+            .iter()
+            .filter_map(|t| Anchor::of(egraph, t))
+            .filter(|a| a.same(anchor))
+            .min_by_key(Anchor::rank);
+        if let Some(sibling) = sibling {
+            let slots: SmallVec<[usize; 4]> = sibling.extras.iter().map(|e| slot(&mut extras, *e)).collect();
+            args.push(rename(sibling.program(), &slots));
+            continue;
+        }
+        let data = &egraph[operand].data;
+        if let Some(literal) = data.splat {
+            args.push(ScalarExpr::constant(literal));
+            continue;
+        }
+        let ty = tensor_type(egraph, operand).ok_or("an operand is a tuple")?;
+        if !broadcasts(ty, &out) {
+            return Err("an operand does not broadcast to the anchor's result");
+        }
+        if dependencies.is_some_and(|d| d.reads(egraph, operand, consumed)) {
+            return Err("another operand was computed from the anchor's result");
+        }
+        args.push(ScalarExpr::arg(slot(&mut extras, operand) + 1));
+    }
+    let program = match egraph.analysis.op(node.op) {
+        Op::Cast(cast) => args.swap_remove(0).cast(cast.dtype),
+        Op::Pointwise(pointwise) => ScalarExpr::apply(pointwise.f, args, out.dtype),
+        _ => return Err("the function is not elementwise"),
+    };
+    finish(egraph, anchor, program, extras, &out, exact)
+}
+
+fn slot(extras: &mut SmallVec<[Id; 4]>, id: Id) -> usize {
+    extras.iter().position(|e| *e == id).unwrap_or_else(|| {
+        extras.push(id);
+        extras.len() - 1
+    })
+}
+
+/// The program with extra `i` renamed to `slots[i]`.
+fn rename(program: &ScalarExpr, slots: &[usize]) -> ScalarExpr {
+    program.substitute(&mut |arg| ScalarExpr::arg(if arg == 0 { 0 } else { slots[arg - 1] + 1 }))
+}
+
+/// Names activations, numbers the extras by first use and checks the bounds.
+fn finish(
+    egraph: &Graph,
+    anchor: &Anchor,
+    program: ScalarExpr,
+    extras: SmallVec<[Id; 4]>,
+    out: &TensorType,
+    exact: bool,
+) -> Result<(Op, SmallVec<[Id; 4]>), &'static str> {
+    let dtype_of = |id: &Id| tensor_type(egraph, *id).map_or(out.dtype, |ty| ty.dtype);
+    let mut dtypes: SmallVec<[_; 8]> = SmallVec::new();
+    dtypes.push(anchor.fused.dtype);
+    dtypes.extend(extras.iter().map(dtype_of));
+    let program = if exact { program } else { activation::recognise(&program, &dtypes) };
+    if program.size() > MAX_STEPS {
+        return Err("the program would have more than 48 steps");
+    }
+    if anchor.fused.rows.is_some() && out.dtype != anchor.fused.dtype {
+        return Err("the element type changes after a row operator");
+    }
+    let mut fused = anchor.fused.clone();
+    match &mut fused.rows {
+        Some((_, finish)) => *finish = program,
+        None => {
+            fused.epilogue = program;
+            fused.dtype = out.dtype;
+        }
+    }
+    let mut order: SmallVec<[usize; 8]> = SmallVec::new();
+    let programs = [Some(&fused.epilogue), fused.rows.as_ref().map(|(_, finish)| finish)];
+    for arg in programs.into_iter().flatten().flat_map(|p| p.args()).filter(|arg| *arg > 0) {
+        if !order.contains(&(arg - 1)) {
+            order.push(arg - 1);
+        }
+    }
+    if order.len() > MAX_EXTRAS {
+        return Err("the anchor would have more than 8 extra operands");
+    }
+    let place = |i: usize| order.iter().position(|o| *o == i).unwrap_or(0);
+    let slots: SmallVec<[usize; 8]> = (0..extras.len()).map(place).collect();
+    fused.epilogue = rename(&fused.epilogue, &slots);
+    if let Some((_, finish)) = &mut fused.rows {
+        *finish = rename(finish, &slots);
+    }
+    let mut operands = anchor.bases.clone();
+    operands.extend(order.iter().map(|o| extras[*o]));
+    let plain = fused.rows.is_none() && fused.epilogue.is_arg(0);
+    Ok((if plain { *fused.anchor } else { fused.into() }, operands))
+}
+
+fn broadcasts(ty: &TensorType, to: &TensorType) -> bool {
+    let mut cx = InferCx::default();
+    cx.broadcast([&ty.shape, &to.shape]).is_ok_and(|shape| shape == to.shape) && cx.assumptions.is_empty()
+}
+
+fn unite(
+    egraph: &mut Graph,
+    journal: &mut Journal,
+    class: Id,
+    node: Term,
+    at: usize,
+    anchor: Term,
+    op: &Op,
+    operands: &[Id],
+) -> bool {
+    let before = egraph.total_number_of_nodes();
+    let Some(new) = add(egraph, op, operands) else { return false };
+    if egraph[new].data.ty != egraph[class].data.ty || egraph.find(new) == egraph.find(class) {
+        return false;
+    }
+    let term = Term { kind: Kind::of(op), op: egraph.analysis.op_id(op), operands: operands.into() };
+    let joined = egraph.total_number_of_nodes() == before;
+    let matched = [node.clone(), anchor.clone()];
+    let step = Step {
+        rule: "epilogue",
+        how: How::Epilogue { node, at, anchor },
+        unions: SmallVec::from_slice(&[(class, new)]),
+        added: vec![(term, new)],
+        needs: SmallVec::new(),
+        origins: SmallVec::new(),
+        joined,
+    };
+    journal.record(egraph, step, &matched);
+    egraph.union(class, new)
+}

@@ -1,0 +1,305 @@
+//! Rewriting: the e-graph decides what is computed and what each anchor absorbs.
+//!
+//! [`rewrite`] reads as the list of phases. Before it come canonicalisation and raise ([`crate::raise`]), which apply
+//! rules directly.
+
+mod activation;
+pub mod direct;
+mod epilogue;
+mod extract;
+mod journal;
+mod merge;
+mod part;
+pub mod pattern;
+pub mod rules;
+mod saturate;
+pub mod term;
+
+use std::sync::Arc;
+
+use egret_ir::{Diagnostic, Graph, NodeId, Origin};
+use egret_program::DeviceDescription;
+use smallvec::SmallVec;
+
+pub use activation::recognise as recognise_activations;
+use direct::Builder;
+use extract::Search;
+pub(crate) use part::GraphFacts;
+use part::{Part, Place, Ref};
+use saturate::{Loaded, Template};
+
+/// How much is rewritten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Level {
+    /// Canonicalisation and raise only.
+    None,
+    /// The same rules, and the node of each class that is cheapest by itself.
+    Greedy,
+    /// The same rules, merges, and search.
+    Full,
+}
+
+impl std::str::FromStr for Level {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Level, String> {
+        match text {
+            "none" => Ok(Level::None),
+            "greedy" => Ok(Level::Greedy),
+            "full" => Ok(Level::Full),
+            other => Err(format!("`{other}` is no rewrite level: none, greedy, full")),
+        }
+    }
+}
+
+/// What rewriting may do.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How much.
+    pub level: Level,
+    /// Only rules that keep every bit.
+    pub exact: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { level: Level::Full, exact: false }
+    }
+}
+
+/// A phase on one part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PhaseReport {
+    /// The phase.
+    pub name: &'static str,
+    /// Iterations until nothing changed.
+    pub iterations: usize,
+    /// E-nodes at its end.
+    pub nodes: usize,
+    /// The budget that stopped it.
+    pub stopped: Option<&'static str>,
+}
+
+/// One distinct part, rewritten.
+struct Rewrite {
+    part: Part,
+    loaded: Loaded,
+    template: Template,
+    phases: Vec<PhaseReport>,
+}
+
+/// A rewritten graph, and everything that explains it.
+pub struct Rewritten {
+    /// The graph.
+    pub graph: Graph,
+    original: Graph,
+    options: Options,
+    rewrites: Vec<Rewrite>,
+    places: Vec<(usize, Place)>,
+    /// By node of `graph`, the place and the template's node that it is.
+    made: Vec<Option<(usize, usize)>>,
+}
+
+/// Figures of a rewrite.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// Parts, repeats included.
+    pub parts: usize,
+    /// Distinct parts.
+    pub distinct: usize,
+    /// E-nodes of the distinct parts.
+    pub nodes: usize,
+    /// Modelled cost of the choice, µs.
+    pub cost: f64,
+    /// Modelled cost of the greedy choice, µs.
+    pub greedy_cost: f64,
+    /// Distinct parts whose choice is proved.
+    pub proved: usize,
+    /// Budgets hit: phase and budget.
+    pub stopped: Vec<(&'static str, &'static str)>,
+}
+
+/// Rewrites a canonical, raised graph without `grad` nodes.
+///
+/// # Errors
+/// When a chosen node does not fit its operands: a defect of a rule, never of the user's graph.
+pub fn rewrite(graph: &Graph, device: &DeviceDescription, options: &Options) -> Result<Rewritten, Diagnostic> {
+    if options.level == Level::None {
+        let made = vec![None; graph.nodes().len()];
+        return Ok(Rewritten {
+            graph: graph.clone(),
+            original: graph.clone(),
+            options: options.clone(),
+            rewrites: Vec::new(),
+            places: Vec::new(),
+            made,
+        });
+    }
+    let facts = facts(graph)?;
+    let (parts, places) = part::cut(graph, &facts);
+    let search = if options.level == Level::Greedy { Search::Greedy } else { Search::Full };
+    let mut rewrites = Vec::with_capacity(parts.len());
+    for part in parts {
+        let mut phases = Vec::new();
+        let loaded = saturate::saturate(&part, options, &mut phases);
+        let template = saturate::choose(&part, &loaded, device, search)
+            .ok_or_else(|| Diagnostic::new("E0401", "extraction found no acyclic choice for a part of the graph"))?;
+        rewrites.push(Rewrite { part, loaded, template, phases });
+    }
+    let (graph_out, made) = assemble(graph, &rewrites, &places)?;
+    Ok(Rewritten { graph: graph_out, original: graph.clone(), options: options.clone(), rewrites, places, made })
+}
+
+/// Binding times and known elements of every node.
+pub(crate) fn facts(graph: &Graph) -> Result<GraphFacts, Diagnostic> {
+    let mut builder = Builder::new(graph);
+    let mut facts = GraphFacts { times: Vec::new(), splats: Vec::new() };
+    let mut new: Vec<NodeId> = Vec::new();
+    for (_, node) in graph.iter() {
+        let operands: SmallVec<[NodeId; 4]> = node.operands.iter().map(|o| new[o.index()]).collect();
+        let id = builder.add(&node.op, &operands)?;
+        facts.times.push(builder.time(id));
+        facts.splats.push(builder.splat_of_node(id));
+        new.push(id);
+    }
+    Ok(facts)
+}
+
+type Assembled = (Graph, Vec<Option<(usize, usize)>>);
+
+/// The graph with every part replaced by its template.
+fn assemble(graph: &Graph, rewrites: &[Rewrite], places: &[(usize, Place)]) -> Result<Assembled, Diagnostic> {
+    let mut builder = Builder::new(graph);
+    let mut made: Vec<Option<(usize, usize)>> = Vec::new();
+    let mut new: Vec<Option<NodeId>> = vec![None; graph.nodes().len()];
+    let mut in_part = vec![false; graph.nodes().len()];
+    places.iter().flat_map(|(_, place)| &place.nodes).for_each(|id| in_part[id.index()] = true);
+    // leaves and what is known at load come first: parts read them
+    for (id, node) in graph.iter().filter(|(id, _)| !in_part[id.index()]) {
+        builder.set_origins(graph.origins(id));
+        let operands: SmallVec<[NodeId; 4]> = node.operands.iter().filter_map(|o| new[o.index()]).collect();
+        new[id.index()] = Some(builder.add(&node.op, &operands)?);
+    }
+    for (place_index, (which, place)) in places.iter().enumerate() {
+        let rewrite = &rewrites[*which];
+        let mut ids: Vec<NodeId> = Vec::new();
+        let leaf = |l: u32, new: &[Option<NodeId>]| new[place.leaves[l as usize].index()];
+        for (i, node) in rewrite.template.nodes.iter().enumerate() {
+            let operands: SmallVec<[NodeId; 4]> = node
+                .operands
+                .iter()
+                .filter_map(|r| match r {
+                    Ref::Leaf(l) => leaf(*l, &new),
+                    Ref::Node(n) => Some(ids[*n as usize]),
+                })
+                .collect();
+            let mut origins: Vec<Arc<Origin>> = Vec::new();
+            for origin in node.origins.iter().flat_map(|n| graph.origins(place.nodes[*n as usize])) {
+                if !origins.contains(origin) {
+                    origins.push(origin.clone());
+                }
+            }
+            builder.set_origins(&origins);
+            let id = builder.add(&node.op, &operands)?;
+            made.resize(made.len().max(id.index() + 1), None);
+            made[id.index()].get_or_insert((place_index, i));
+            ids.push(id);
+        }
+        for (output, value) in rewrite.part.outputs.iter().zip(&rewrite.template.outputs) {
+            new[place.nodes[*output as usize].index()] = match value {
+                Ref::Leaf(l) => leaf(*l, &new),
+                Ref::Node(n) => Some(ids[*n as usize]),
+            };
+        }
+    }
+    let mut out = builder.finish();
+    for (name, id) in graph.outputs() {
+        if let Some(id) = new[id.index()] {
+            out.add_output(name.clone(), id);
+        }
+    }
+    for (name, id) in graph.updates() {
+        if let Some(id) = new[id.index()] {
+            out.add_update(name.clone(), id);
+        }
+    }
+    for assumption in graph.assumptions() {
+        let node = new[assumption.node.index()].unwrap_or(NodeId::new(0));
+        out.assume(egret_ir::Assumption { node, equality: assumption.equality.clone() });
+    }
+    let (pruned, map) = direct::prune(&out)?;
+    let mut kept = vec![None; pruned.nodes().len()];
+    for (i, entry) in made.iter().enumerate() {
+        if let Some(id) = map.get(i).copied().flatten() {
+            kept[id.index()] = *entry;
+        }
+    }
+    Ok((pruned, kept))
+}
+
+/// Why a node of the rewritten graph is what it is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Explanation {
+    /// Nodes of the graph before rewriting that it covers.
+    pub covers: Vec<NodeId>,
+    /// Rules in order.
+    pub rules: Vec<&'static str>,
+    /// Refusals at the covered nodes: the guard that refused, with the node.
+    pub refusals: Vec<(NodeId, &'static str)>,
+}
+
+impl Rewritten {
+    /// The graph before rewriting.
+    pub fn original(&self) -> &Graph {
+        &self.original
+    }
+
+    /// Why a node of [`Rewritten::graph`] is what it is; `None` of a node that was there before.
+    pub fn explain(&self, id: NodeId) -> Option<Explanation> {
+        let (place, node) = (*self.made.get(id.index())?)?;
+        let (which, place) = &self.places[place];
+        let rewrite = &self.rewrites[*which];
+        let node = &rewrite.template.nodes[node];
+        let journal = &rewrite.loaded.journal;
+        let refusals = journal.refusals.iter().flat_map(|r| r.node.iter().map(|n| (*n, r.guard)));
+        Some(Explanation {
+            covers: node.origins.iter().map(|n| place.nodes[*n as usize]).collect(),
+            rules: node.steps.iter().map(|s| journal.steps[*s].rule).collect(),
+            refusals: refusals
+                .filter(|(n, _)| node.origins.contains(n))
+                .map(|(n, guard)| (place.nodes[n as usize], guard))
+                .collect(),
+        })
+    }
+
+    /// Repeats the steps that the chosen graph rests on, each checked to be an instance of its rule, and assembles the
+    /// result anew. Equal to [`Rewritten::graph`] unless rewriting is wrong.
+    ///
+    /// # Errors
+    /// The step or node that does not hold.
+    pub fn replay(&self) -> Result<Graph, Diagnostic> {
+        for rewrite in &self.rewrites {
+            saturate::replay(&rewrite.part, &rewrite.loaded, &rewrite.template, self.options.exact)
+                .map_err(|why| Diagnostic::new("E0402", format!("the journal does not replay: {why}")))?;
+        }
+        if self.options.level == Level::None {
+            return Ok(self.original.clone());
+        }
+        assemble(&self.original, &self.rewrites, &self.places).map(|(graph, _)| graph)
+    }
+
+    /// Figures.
+    pub fn report(&self) -> Report {
+        let mut report = Report { parts: self.places.len(), distinct: self.rewrites.len(), ..Report::default() };
+        for rewrite in &self.rewrites {
+            report.nodes += rewrite.loaded.egraph.total_number_of_nodes();
+            report.proved += usize::from(rewrite.template.proved);
+            report.stopped.extend(rewrite.phases.iter().filter_map(|p| Some((p.name, p.stopped?))));
+        }
+        for (which, _) in &self.places {
+            report.cost += self.rewrites[*which].template.cost;
+            report.greedy_cost += self.rewrites[*which].template.greedy_cost;
+        }
+        report
+    }
+}

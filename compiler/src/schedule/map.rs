@@ -1,0 +1,279 @@
+//! Elementwise kernels, and concatenation.
+
+use egret_ir::{Dim, NodeId, Op};
+use smallvec::SmallVec;
+
+use super::scope::{Scope, value_of};
+use crate::kernel::{Expr, LoopKind, Memory};
+use crate::layout::Layout;
+use crate::partition::is_inline;
+
+/// Elements that one grid point of a flat map computes.
+const CHUNK: i64 = 4096;
+
+/// Builds a map: every value of `outputs` has the shape of the first.
+pub fn build(scope: &mut Scope, outputs: &[NodeId]) {
+    let memories: Vec<Memory> = outputs.iter().map(|id| scope.write((*id, 0))).collect();
+    let root = outputs[0];
+    let blocked = matches!(scope.stored.layout((root, 0)), Some(Layout::Blocked { .. }));
+    if blocked {
+        return blocked_loops(scope, root, |scope, index, live| store(scope, outputs, &memories, index, live));
+    }
+    match flat_axis(scope, outputs) {
+        Some(axis) => {
+            let total = scope.graph.tensor_type(root).shape.elements();
+            let rank = scope.graph.tensor_type(root).shape.rank();
+            flat_loop(scope, &total, |scope, at| {
+                let mut index: SmallVec<[Expr; 6]> = SmallVec::from_elem(Expr::int(0), rank);
+                if rank > 0 {
+                    index[axis] = at;
+                }
+                store(scope, outputs, &memories, &index, None);
+            });
+        }
+        None => row_loops(scope, root, |scope, index| store(scope, outputs, &memories, index, None)),
+    }
+}
+
+/// Stores each output's element; where `live` is false, zero (lanes beyond the channels).
+fn store(scope: &mut Scope, outputs: &[NodeId], memories: &[Memory], index: &[Expr], live: Option<Expr>) {
+    for (id, memory) in outputs.iter().zip(memories) {
+        let address = scope.address((*id, 0), index);
+        let value = match &live {
+            None => compute(scope, *id, index),
+            Some(live) => {
+                let value = scope.masked(live.clone(), |s| compute(s, *id, index));
+                let dtype = scope.graph.tensor_type(*id).dtype;
+                live.clone().select(value, Expr::constant(dtype, 0.0))
+            }
+        };
+        // what a later output of the same kernel reads is this element, not memory
+        let value = if outputs.len() > 1 { scope.k.bind(value) } else { value };
+        scope.remember(*id, index, &value);
+        scope.k.store(*memory, address, value);
+    }
+}
+
+/// The element of a value that this kernel itself writes.
+fn compute(scope: &mut Scope, id: NodeId, index: &[Expr]) -> Expr {
+    scope.element_of_root(id, index)
+}
+
+/// One loop over all elements of a chunk.
+pub fn flat_loop(scope: &mut Scope, total: &Dim, body: impl FnOnce(&mut Scope, Expr)) {
+    let end = scope.dim(total);
+    let small = total.range().1 <= CHUNK;
+    if small {
+        scope.k.grid(Expr::int(1));
+        return scope.for_(Expr::int(0), end, LoopKind::Vector, body);
+    }
+    let chunks = scope.dim(&total.ceil_div(&Dim::from(CHUNK)));
+    let chunk = scope.k.grid(chunks);
+    let start = scope.k.bind(chunk * Expr::int(CHUNK));
+    let stop = scope.k.bind((start.clone() + Expr::int(CHUNK)).min(end));
+    scope.for_(start, stop, LoopKind::Vector, body);
+}
+
+/// A grid over all axes but the last one that is not 1, and a vector loop over that.
+pub fn row_loops(scope: &mut Scope, root: NodeId, body: impl FnOnce(&mut Scope, &[Expr])) {
+    let shape = scope.graph.tensor_type(root).shape.clone();
+    let inner = shape.iter().rposition(|dim| !dim.is(1)).unwrap_or(0);
+    let index = grid_over(scope, &shape[..inner.min(shape.rank())]);
+    let mut index: SmallVec<[Expr; 6]> = index;
+    if shape.rank() == 0 {
+        return body(scope, &index);
+    }
+    let end = scope.dim(&shape[inner]);
+    let rest = shape.rank() - inner - 1;
+    scope.for_(Expr::int(0), end, LoopKind::Vector, |scope, at| {
+        index.push(at);
+        index.extend(std::iter::repeat_n(Expr::int(0), rest));
+        body(scope, &index);
+    });
+}
+
+/// Grid axes for `extents`; one index each. Beyond three, leading extents share an axis.
+pub fn grid_over(scope: &mut Scope, extents: &[Dim]) -> SmallVec<[Expr; 6]> {
+    let wide: SmallVec<[usize; 6]> = (0..extents.len()).filter(|i| !extents[*i].is(1)).collect();
+    let mut index: SmallVec<[Expr; 6]> = SmallVec::from_elem(Expr::int(0), extents.len());
+    if wide.is_empty() {
+        scope.k.grid(Expr::int(1));
+        return index;
+    }
+    let merged = wide.len().saturating_sub(2).max(1);
+    let leading: SmallVec<[Dim; 6]> = wide[..merged].iter().map(|i| extents[*i].clone()).collect();
+    let product = leading.iter().fold(Dim::ONE, |n, d| n * d.clone());
+    // every axis of the grid before any other variable
+    let first_extent = scope.dim(&product);
+    let first = scope.k.grid(first_extent);
+    for i in &wide[merged..] {
+        let extent = scope.dim(&extents[*i]);
+        index[*i] = scope.k.grid(extent);
+    }
+    for (i, at) in wide[..merged].iter().zip(scope.unflatten(first, &leading)) {
+        index[*i] = at;
+    }
+    index
+}
+
+/// A grid over batch, blocks and rows of a blocked value, a loop over pixels and a vector loop over lanes. The body gets
+/// the condition that a lane is a channel, when not every lane is.
+pub fn blocked_loops(scope: &mut Scope, root: NodeId, body: impl FnOnce(&mut Scope, &[Expr], Option<Expr>)) {
+    let shape = scope.graph.tensor_type(root).shape.clone();
+    let lanes = scope.stored.lanes();
+    let blocks = shape[1].ceil_div(&Dim::from(lanes));
+    let last = shape.rank() - 1;
+    let mut extents: SmallVec<[Dim; 6]> = smallvec::smallvec![shape[0].clone(), blocks];
+    extents.extend(shape[2..last].iter().cloned());
+    let outer = grid_over(scope, &extents);
+    let pixels = scope.dim(&shape[last]);
+    let channels = scope.dim(&shape[1]);
+    let whole = shape[1].modulo(&Dim::from(lanes)).is(0);
+    scope.for_(Expr::int(0), pixels, LoopKind::Serial, |scope, pixel| {
+        scope.for_(Expr::int(0), Expr::int(lanes), LoopKind::Vector, |scope, lane| {
+            let channel = outer[1].clone() * Expr::int(lanes) + lane.clone();
+            scope.note_split(channel.clone(), outer[1].clone(), lane);
+            let live = (!whole).then(|| scope.k.bind(channel.less(channels)));
+            let mut index: SmallVec<[Expr; 6]> = smallvec::smallvec![outer[0].clone(), channel];
+            index.extend(outer[2..].iter().cloned());
+            index.push(pixel);
+            body(scope, &index, live);
+        });
+    });
+}
+
+/// The axis along which a flat index may run, when everything that is read has the result's shape row-major, or is one
+/// element.
+fn flat_axis(scope: &Scope, outputs: &[NodeId]) -> Option<usize> {
+    let graph = scope.graph;
+    let shape = &graph.tensor_type(outputs[0]).shape;
+    let mut seen: SmallVec<[NodeId; 16]> = SmallVec::new();
+    let mut todo: SmallVec<[NodeId; 16]> = SmallVec::new();
+    let expand = |id: NodeId, todo: &mut SmallVec<[NodeId; 16]>| match graph.node(id).op {
+        Op::Pointwise(_) | Op::Cast(_) | Op::StopGradient(_) => {
+            todo.extend(graph.node(id).operands.iter().copied());
+            true
+        }
+        _ => false,
+    };
+    for id in outputs {
+        if !expand(*id, &mut todo) {
+            return None;
+        }
+    }
+    while let Some(id) = todo.pop() {
+        if seen.contains(&id) || outputs.contains(&id) {
+            continue;
+        }
+        seen.push(id);
+        let ty = graph.tensor_type(id);
+        let one = ty.shape.iter().all(|d| d.is(1));
+        let fits = one || ty.shape == *shape;
+        let stored = scope.stored.layout(value_of(graph, id));
+        let ok = match stored {
+            Some(layout) => fits && (one || *layout == Layout::RowMajor),
+            None => match &graph.node(id).op {
+                op @ Op::Const(_) => is_inline(op),
+                Op::Pointwise(_) | Op::Cast(_) | Op::StopGradient(_) => fits && expand(id, &mut todo),
+                _ => false,
+            },
+        };
+        if !ok {
+            return None;
+        }
+    }
+    Some(shape.iter().rposition(|dim| !dim.is(1)).unwrap_or(0))
+}
+
+/// Builds a concatenation: each grid point copies its stretch of every part.
+pub fn build_concat(scope: &mut Scope, id: NodeId, axis: usize) {
+    let graph = scope.graph;
+    let shape = graph.tensor_type(id).shape.clone();
+    let lanes = Dim::from(scope.stored.lanes());
+    let operands = graph.node(id).operands.clone();
+    let blocked = matches!(scope.stored.layout((id, 0)), Some(Layout::Blocked { .. }));
+    let whole_blocks =
+        operands.iter().all(|o| graph.tensor_type(*o).shape[1.min(shape.rank() - 1)].modulo(&lanes).is(0));
+    if blocked && !(axis == 1 && whole_blocks) {
+        return build(scope, &[id]);
+    }
+    let out = scope.write((id, 0));
+    if blocked {
+        return blocked_concat(scope, id, out);
+    }
+    let outer = grid_over(scope, &shape[..axis]);
+    let mut offset = Dim::ZERO;
+    for part in &operands {
+        let extents: Vec<Dim> = graph.tensor_type(*part).shape[axis..].to_vec();
+        let start = scope.dim(&offset);
+        offset = offset + extents[0].clone();
+        nest(scope, &extents, SmallVec::new(), &mut |scope, inner| {
+            let mut from = outer.clone();
+            from.extend(inner.iter().cloned());
+            let mut to = from.clone();
+            to[axis] = from[axis].clone() + start.clone();
+            let value = scope.element(*part, &from);
+            let address = scope.address((id, 0), &to);
+            scope.k.store(out, address, value);
+        });
+    }
+}
+
+/// Nested loops over extents, the last one that is not 1 by vectors.
+pub fn nest(scope: &mut Scope, extents: &[Dim], index: SmallVec<[Expr; 6]>, body: &mut dyn FnMut(&mut Scope, &[Expr])) {
+    let axis = index.len();
+    let Some(extent) = extents.get(axis) else { return body(scope, &index) };
+    if extent.is(1) {
+        let mut index = index;
+        index.push(Expr::int(0));
+        return nest(scope, extents, index, body);
+    }
+    let innermost = extents[axis + 1..].iter().all(|d| d.is(1));
+    let kind = if innermost { LoopKind::Vector } else { LoopKind::Serial };
+    let end = scope.dim(extent);
+    scope.for_(Expr::int(0), end, kind, |scope, at| {
+        let mut index = index;
+        index.push(at);
+        nest(scope, extents, index, body);
+    });
+}
+
+fn blocked_concat(scope: &mut Scope, id: NodeId, out: Memory) {
+    let graph = scope.graph;
+    let shape = graph.tensor_type(id).shape.clone();
+    let lanes = scope.stored.lanes();
+    let last = shape.rank() - 1;
+    let mut extents: SmallVec<[Dim; 6]> = smallvec::smallvec![shape[0].clone()];
+    extents.extend(shape[2..last].iter().cloned());
+    let outer = grid_over(scope, &extents);
+    let pixels = scope.dim(&shape[last]);
+    let mut first_block = Dim::ZERO;
+    for part in &graph.node(id).operands {
+        let part_blocks = graph.tensor_type(*part).shape[1].floor_div(&Dim::from(lanes));
+        let start = scope.dim(&first_block);
+        first_block = first_block + part_blocks.clone();
+        let end = scope.dim(&part_blocks);
+        let outer = outer.clone();
+        let pixels = pixels.clone();
+        scope.for_(Expr::int(0), end, LoopKind::Serial, |scope, block| {
+            scope.for_(Expr::int(0), pixels, LoopKind::Serial, |scope, pixel| {
+                scope.for_(Expr::int(0), Expr::int(lanes), LoopKind::Vector, |scope, lane| {
+                    let target = block.clone() + start;
+                    let from = block.clone() * Expr::int(lanes) + lane.clone();
+                    let to = target.clone() * Expr::int(lanes) + lane.clone();
+                    scope.note_split(from.clone(), block, lane.clone());
+                    scope.note_split(to.clone(), target, lane);
+                    let index = |channel: Expr| -> SmallVec<[Expr; 6]> {
+                        let mut index = smallvec::smallvec![outer[0].clone(), channel];
+                        index.extend(outer[1..].iter().cloned());
+                        index.push(pixel.clone());
+                        index
+                    };
+                    let value = scope.element(*part, &index(from));
+                    let address = scope.address((id, 0), &index(to));
+                    scope.k.store(out, address, value);
+                });
+            });
+        });
+    }
+}

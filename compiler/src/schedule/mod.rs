@@ -1,0 +1,63 @@
+//! Schedules: from a group of nodes to a kernel.
+//!
+//! Generated families (map, row, reduce, window) become kernel IR here. Drivers get their hooks here; their problems are
+//! put together by [`crate::plan`].
+
+pub mod contract;
+mod element;
+pub mod epilogue;
+pub mod map;
+pub mod reduce;
+pub mod row;
+mod scalar;
+pub mod scope;
+pub mod view;
+pub mod window;
+
+use egret_ir::{Graph, NodeId, Op};
+
+use crate::kernel::{Finding, Kernel};
+use crate::partition::{Family, Group};
+use scope::{Scope, Stored, Value};
+
+/// A generated kernel, and what its parameters are.
+pub struct Generated {
+    /// The kernel.
+    pub kernel: Kernel,
+    /// Values by buffer argument, with whether the kernel writes them.
+    pub args: Vec<(Value, bool)>,
+    /// What each dim parameter is.
+    pub dims: Vec<egret_ir::Dim>,
+    /// What status codes mean.
+    pub faults: Vec<scope::FaultText>,
+}
+
+/// Builds the kernel of a generated group.
+///
+/// # Errors
+/// Findings of the verifier: a kernel beyond its bounds.
+pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, exact: bool) -> Result<Generated, Vec<Finding>> {
+    let mut scope = Scope::new(graph, stored, exact);
+    let id = group.root;
+    match group.family {
+        Family::Map => {
+            let outputs: Vec<NodeId> = std::iter::once(id).chain(group.siblings.iter().copied()).collect();
+            map::build(&mut scope, &outputs);
+        }
+        Family::Concat => match &graph.node(id).op {
+            Op::Concat(concat) => map::build_concat(&mut scope, id, concat.axis),
+            _ => map::build(&mut scope, &[id]),
+        },
+        Family::Reduce => reduce::build(&mut scope, id),
+        Family::Row => row::build(&mut scope, id),
+        Family::Window => window::build(&mut scope, id),
+        Family::Scatter => match &graph.node(id).op {
+            Op::ScatterAdd(scatter) => contract::build_scatter(&mut scope, id, scatter.axis),
+            _ => map::build(&mut scope, &[id]),
+        },
+        _ => contract::build(&mut scope, id),
+    }
+    let Scope { k, args, dims, faults, .. } = scope;
+    let kernel = k.finish()?.with_strips();
+    Ok(Generated { kernel, args, dims, faults })
+}

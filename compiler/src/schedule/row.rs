@@ -1,0 +1,273 @@
+//! Kernels along rows: softmax, norms, cross-entropy and the gradients of them.
+
+use egret_ir::ops::{Fused, Norm, NormKind, Softmax};
+use egret_ir::{DType, Dim, NodeId, Op};
+use smallvec::SmallVec;
+
+use super::map::grid_over;
+use super::scope::Scope;
+use crate::kernel::{Expr, LoopKind, Memory, ReduceOp, UnaryOp, Var};
+
+/// The operator that loops, of a fused or plain node.
+pub fn anchor(op: &Op) -> &Op {
+    match op {
+        Op::Fused(fused) => &fused.anchor,
+        other => other,
+    }
+}
+
+/// What a fused node makes of its anchor's element.
+pub fn epilogue(scope: &mut Scope, id: NodeId, index: &[Expr], element: Expr) -> Expr {
+    let graph = scope.graph;
+    let node = graph.node(id);
+    let Op::Fused(Fused { bases, epilogue, anchor, .. }) = &node.op else { return element };
+    let types: Vec<_> = node.operands[..*bases].iter().map(|o| graph.ty(*o).clone()).collect();
+    let base = anchor.home().infer(&types, &mut Default::default());
+    let base_dtype = base.ok().and_then(|ty| ty.tensor().map(|t| t.dtype)).unwrap_or(DType::F32);
+    let mut args: SmallVec<[Expr; 8]> = smallvec::smallvec![element];
+    let mut dtypes: SmallVec<[DType; 8]> = smallvec::smallvec![base_dtype];
+    for extra in &node.operands[*bases..] {
+        let at = scope.broadcast_index(*extra, index);
+        args.push(scope.element(*extra, &at));
+        dtypes.push(graph.tensor_type(*extra).dtype);
+    }
+    scope.program(epilogue, &args, &dtypes)
+}
+
+/// A kernel whose grid points are rows.
+struct Rows<'s, 'g> {
+    scope: &'s mut Scope<'g>,
+    id: NodeId,
+    out: Memory,
+    /// Indices of the other axes; those of the row are filled in.
+    outer: SmallVec<[Expr; 6]>,
+    /// Axes of the row.
+    axes: SmallVec<[usize; 4]>,
+    dtype: DType,
+}
+
+impl Rows<'_, '_> {
+    /// Loops over the row. Vectors run along it when its last axis is the tensor's last.
+    fn each(&mut self, body: &mut dyn FnMut(&mut Scope, &[Expr])) {
+        let shape = self.scope.graph.tensor_type(self.id).shape.clone();
+        fn level(
+            scope: &mut Scope,
+            shape: &egret_ir::Shape,
+            axes: &[usize],
+            index: SmallVec<[Expr; 6]>,
+            body: &mut dyn FnMut(&mut Scope, &[Expr]),
+        ) {
+            let Some((axis, rest)) = axes.split_first() else { return body(scope, &index) };
+            let contiguous = shape[*axis + 1..].iter().all(|d| d.is(1));
+            let kind = if rest.is_empty() && contiguous { LoopKind::Vector } else { LoopKind::Serial };
+            let end = scope.dim(&shape[*axis]);
+            scope.for_(Expr::int(0), end, kind, |scope, at| {
+                let mut index = index;
+                index[*axis] = at;
+                level(scope, shape, rest, index, body);
+            });
+        }
+        let (axes, outer) = (self.axes.clone(), self.outer.clone());
+        level(self.scope, &shape, &axes, outer, body);
+    }
+
+    fn accumulate(&mut self, op: ReduceOp, start: f64, value: &mut dyn FnMut(&mut Scope, &[Expr]) -> Expr) -> Expr {
+        let total: Var = self.scope.k.variable(Expr::constant(self.dtype, start));
+        self.each(&mut |scope, index| {
+            let value = value(scope, index);
+            scope.k.accumulate(total, op, value);
+        });
+        Expr::Var(total)
+    }
+
+    fn sum(&mut self, value: &mut dyn FnMut(&mut Scope, &[Expr]) -> Expr) -> Expr {
+        self.accumulate(ReduceOp::Sum, 0.0, value)
+    }
+
+    /// Stores the epilogue of `value` at every place of the row.
+    fn store(&mut self, value: &mut dyn FnMut(&mut Scope, &[Expr]) -> Expr) {
+        let (id, out) = (self.id, self.out);
+        self.each(&mut |scope, index| {
+            let value = value(scope, index);
+            let value = epilogue(scope, id, index, value);
+            let address = scope.address((id, 0), index);
+            scope.k.store(out, address, value);
+        });
+    }
+
+    /// Elements of the row, as a value of the row's type.
+    fn length(&mut self) -> Expr {
+        let shape = self.scope.graph.tensor_type(self.id).shape.clone();
+        let n = self.axes.iter().fold(Dim::ONE, |n, axis| n * shape[*axis].clone());
+        self.scope.dim(&n).cast(self.dtype)
+    }
+}
+
+/// Builds a row kernel.
+pub fn build(scope: &mut Scope, id: NodeId) {
+    let graph = scope.graph;
+    let node = graph.node(id);
+    let op = anchor(&node.op).clone();
+    let operands: SmallVec<[NodeId; 4]> = node.operands.clone();
+    if let Op::CrossEntropy(_) = op {
+        return cross_entropy(scope, id);
+    }
+    let shape = graph.tensor_type(id).shape.clone();
+    let axes: SmallVec<[usize; 4]> = match &op {
+        Op::Softmax(Softmax { axis, .. }) => smallvec::smallvec![*axis],
+        Op::SoftmaxGrad(grad) => smallvec::smallvec![grad.axis],
+        Op::Norm(Norm { axis, .. }) => (*axis..shape.rank()).collect(),
+        Op::NormGrad(grad) => (grad.axis..shape.rank()).collect(),
+        _ => SmallVec::new(),
+    };
+    let out = scope.write((id, 0));
+    let outer_extents: SmallVec<[Dim; 6]> =
+        shape.iter().enumerate().map(|(i, d)| if axes.contains(&i) { Dim::ONE } else { d.clone() }).collect();
+    let outer = grid_over(scope, &outer_extents);
+    let dtype = graph.tensor_type(operands[0]).dtype;
+    let mut rows = Rows { scope, id, out, outer, axes, dtype };
+    match &op {
+        Op::Softmax(softmax) => build_softmax(&mut rows, operands[0], softmax.log),
+        Op::SoftmaxGrad(grad) => softmax_grad(&mut rows, operands[0], operands[1], grad.log),
+        Op::Norm(norm) => build_norm(&mut rows, operands[0], norm.kind, norm.eps.get()),
+        Op::NormGrad(grad) => norm_grad(&mut rows, operands[0], operands[1], grad.kind, grad.eps.get()),
+        _ => {}
+    }
+}
+
+fn exp(x: Expr) -> Expr {
+    x.unary(UnaryOp::Exp)
+}
+
+fn build_softmax(rows: &mut Rows, x: NodeId, log: bool) {
+    let highest = rows.accumulate(ReduceOp::Max, f64::NEG_INFINITY, &mut |s, i| s.element(x, i));
+    // the exponentials wait in the result's place
+    let (id, out, dtype) = (rows.id, rows.out, rows.dtype);
+    let keep = !log && rows.scope.graph.tensor_type(id).dtype == dtype;
+    let top = highest.clone();
+    let total = rows.sum(&mut |scope, index| {
+        let e = exp(scope.element(x, index) - top.clone());
+        if keep {
+            let e = scope.k.bind(e);
+            let address = scope.address((id, 0), index);
+            scope.k.store(out, address, e.clone());
+            e
+        } else {
+            e
+        }
+    });
+    if log {
+        let shift = rows.scope.k.bind(highest + total.unary(UnaryOp::Log));
+        return rows.store(&mut |s, i| s.element(x, i) - shift.clone());
+    }
+    let scale = rows.scope.k.bind(Expr::constant(dtype, 1.0) / total);
+    rows.store(&mut |scope, index| {
+        let e = if keep {
+            let address = scope.address((id, 0), index);
+            out.load(address)
+        } else {
+            exp(scope.element(x, index) - highest.clone())
+        };
+        e * scale.clone()
+    });
+}
+
+fn softmax_grad(rows: &mut Rows, y: NodeId, dy: NodeId, log: bool) {
+    if log {
+        let total = rows.sum(&mut |s, i| s.element(dy, i));
+        return rows.store(&mut |s, i| s.element(dy, i) - exp(s.element(y, i)) * total.clone());
+    }
+    let total = rows.sum(&mut |s, i| s.element(dy, i) * s.element(y, i));
+    rows.store(&mut |s, i| s.element(y, i) * (s.element(dy, i) - total.clone()));
+}
+
+/// Mean (zero for RMS) and `1 / √(variance + eps)` of the row.
+fn statistics(rows: &mut Rows, x: NodeId, kind: NormKind, eps: f64) -> (Expr, Expr) {
+    let n = rows.length();
+    let n = rows.scope.k.bind(n);
+    let dtype = rows.dtype;
+    let mean = match kind {
+        NormKind::Layer => {
+            let total = rows.sum(&mut |s, i| s.element(x, i));
+            rows.scope.k.bind(total / n.clone())
+        }
+        NormKind::Rms => Expr::constant(dtype, 0.0),
+    };
+    let centre = mean.clone();
+    let squares = rows.sum(&mut |s, i| {
+        let d = s.element(x, i);
+        let d = if kind == NormKind::Layer { d - centre.clone() } else { d };
+        let d = s.k.bind(d);
+        d.clone() * d
+    });
+    let variance = squares / n + Expr::constant(dtype, eps);
+    let scale = rows.scope.k.bind(variance.unary(UnaryOp::Rsqrt));
+    (mean, scale)
+}
+
+fn build_norm(rows: &mut Rows, x: NodeId, kind: NormKind, eps: f64) {
+    let (mean, scale) = statistics(rows, x, kind, eps);
+    rows.store(&mut |s, i| {
+        let d = s.element(x, i);
+        let d = if kind == NormKind::Layer { d - mean.clone() } else { d };
+        d * scale.clone()
+    });
+}
+
+/// `dx = r·(dy − mean dy − y·mean(dy·y))` with y the normalised row; without the middle term for RMS.
+fn norm_grad(rows: &mut Rows, x: NodeId, dy: NodeId, kind: NormKind, eps: f64) {
+    let (mean, scale) = statistics(rows, x, kind, eps);
+    let n = rows.length();
+    let n = rows.scope.k.bind(n);
+    let normalised = |s: &mut Scope, i: &[Expr]| {
+        let d = s.element(x, i);
+        let d = if kind == NormKind::Layer { d - mean.clone() } else { d };
+        d * scale.clone()
+    };
+    let a = match kind {
+        NormKind::Layer => {
+            let total = rows.sum(&mut |s, i| s.element(dy, i));
+            Some(rows.scope.k.bind(total / n.clone()))
+        }
+        NormKind::Rms => None,
+    };
+    let total = rows.sum(&mut |s, i| s.element(dy, i) * normalised(s, i));
+    let b = rows.scope.k.bind(total / n);
+    rows.store(&mut |s, i| {
+        let mut inner = s.element(dy, i) - normalised(s, i) * b.clone();
+        if let Some(a) = &a {
+            inner = inner - a.clone();
+        }
+        inner * scale.clone()
+    });
+}
+
+/// One loss for each row of logits.
+fn cross_entropy(scope: &mut Scope, id: NodeId) {
+    let graph = scope.graph;
+    let node = graph.node(id);
+    let (logits, labels) = (node.operands[0], node.operands[1]);
+    let shape = graph.tensor_type(logits).shape.clone();
+    let dtype = graph.tensor_type(logits).dtype;
+    let last = shape.rank() - 1;
+    let out = scope.write((id, 0));
+    let outer = grid_over(scope, &shape[..last]);
+    let mut index = outer.clone();
+    index.push(Expr::int(0));
+    let mut rows = Rows { scope, id: logits, out, outer: index, axes: smallvec::smallvec![last], dtype };
+    let highest = rows.accumulate(ReduceOp::Max, f64::NEG_INFINITY, &mut |s, i| s.element(logits, i));
+    let total = rows.sum(&mut |s, i| exp(s.element(logits, i) - highest.clone()));
+    let label = scope.element(labels, &outer).cast(DType::I64);
+    let label = scope.k.bind(label);
+    let top = scope.dim(&(shape[last].clone() - Dim::ONE));
+    let code = scope.fault(format!("a label is outside 0..{}", shape[last]));
+    scope.k.status(label.less(Expr::int(0)).or(label.greater(top.clone())), code);
+    let label = scope.k.bind(label.max(Expr::int(0)).min(top));
+    let mut at = outer.clone();
+    at.push(label);
+    let chosen = scope.element(logits, &at);
+    let loss = highest + total.unary(UnaryOp::Log) - chosen;
+    let loss = epilogue(scope, id, &outer, loss);
+    let address = scope.address((id, 0), &outer);
+    scope.k.store(out, address, loss);
+}

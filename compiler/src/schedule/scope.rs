@@ -1,0 +1,295 @@
+//! A kernel under construction: what it reads and writes, its dims, and elements of values at indices.
+
+use egret_ir::{Dim, Graph, NodeId, Op};
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+
+use crate::kernel::{Access, Expr, KernelBuilder, LoopKind, Memory, Space, Stmt, Var};
+use crate::layout::Layout;
+
+/// A stored value: a node, and the part of it if it is a tuple.
+pub type Value = (NodeId, usize);
+
+/// What the kernels of a program read: which values are stored, and how they lie.
+pub trait Stored {
+    /// The layout of a stored value; `None` of one that is not stored.
+    fn layout(&self, value: Value) -> Option<&Layout>;
+    /// f32 lanes of the blocked layout.
+    fn lanes(&self) -> i64;
+}
+
+/// The stored value that a node names: parts of tuples are read through `proj`.
+pub fn value_of(graph: &Graph, id: NodeId) -> Value {
+    match &graph.node(id).op {
+        Op::Proj(proj) => (graph.node(id).operands[0], proj.index),
+        _ => (id, 0),
+    }
+}
+
+/// A status code and what it means.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FaultText {
+    /// The code.
+    pub code: u32,
+    /// One sentence.
+    pub message: String,
+}
+
+/// A kernel under construction.
+pub struct Scope<'g> {
+    /// The graph.
+    pub graph: &'g Graph,
+    /// What is stored.
+    pub stored: &'g dyn Stored,
+    /// The kernel.
+    pub k: KernelBuilder,
+    /// Values by buffer argument, with whether the kernel writes them.
+    pub args: Vec<(Value, bool)>,
+    /// What each dim parameter is.
+    pub dims: Vec<Dim>,
+    /// What status codes mean.
+    pub faults: Vec<FaultText>,
+    dim_exprs: FxHashMap<Dim, Expr>,
+    reads: FxHashMap<Value, Memory>,
+    elements: Vec<FxHashMap<(NodeId, Vec<Expr>), Expr>>,
+    splits: Vec<(Expr, Expr, Expr)>,
+    mask: Option<Expr>,
+    users: FxHashMap<NodeId, usize>,
+}
+
+impl<'g> Scope<'g> {
+    /// An empty kernel.
+    pub fn new(graph: &'g Graph, stored: &'g dyn Stored, exact: bool) -> Scope<'g> {
+        let mut k = KernelBuilder::new();
+        if exact {
+            k.exact();
+        }
+        Scope {
+            graph,
+            stored,
+            k,
+            args: Vec::new(),
+            dims: Vec::new(),
+            faults: Vec::new(),
+            dim_exprs: FxHashMap::default(),
+            reads: FxHashMap::default(),
+            elements: vec![FxHashMap::default()],
+            splits: Vec::new(),
+            mask: None,
+            users: FxHashMap::default(),
+        }
+    }
+
+    /// A dim as an expression: a constant, or a parameter.
+    pub fn dim(&mut self, dim: &Dim) -> Expr {
+        if let Some(value) = dim.as_const() {
+            return Expr::int(value);
+        }
+        if let Some(known) = self.dim_exprs.get(dim) {
+            return known.clone();
+        }
+        let expr = self.k.dim();
+        self.dims.push(dim.clone());
+        self.dim_exprs.insert(dim.clone(), expr.clone());
+        expr
+    }
+
+    /// The buffer of a stored value that the kernel reads.
+    pub fn read(&mut self, value: Value) -> Memory {
+        if let Some(memory) = self.reads.get(&value) {
+            return *memory;
+        }
+        let dtype = self.graph.ty(value.0).parts()[value.1].dtype;
+        let memory = self.k.buffer(dtype, Access::Read);
+        self.args.push((value, false));
+        self.reads.insert(value, memory);
+        memory
+    }
+
+    /// The buffer of a value that the kernel writes. Call it before reads, so that outputs come first.
+    pub fn write(&mut self, value: Value) -> Memory {
+        let dtype = self.graph.ty(value.0).parts()[value.1].dtype;
+        let memory = self.k.buffer(dtype, Access::ReadWrite);
+        self.args.push((value, true));
+        memory
+    }
+
+    /// Element index of a stored value at logical indices.
+    pub fn address(&mut self, value: Value, index: &[Expr]) -> Expr {
+        let ty = self.graph.ty(value.0).parts()[value.1].clone();
+        let mut total: Option<Expr> = None;
+        let mut add = |term: Expr| {
+            total = Some(match total.take() {
+                Some(sum) => sum + term,
+                None => term,
+            });
+        };
+        match self.stored.layout(value).cloned() {
+            Some(Layout::Blocked { halo }) => {
+                let lanes = self.stored.lanes();
+                let (block, lane) = self.split(&index[1], lanes);
+                let blocks = ty.shape[1].ceil_div(&Dim::from(lanes));
+                let mut stride = Dim::from(lanes);
+                add(lane);
+                for axis in (0..halo.len()).rev() {
+                    let step = self.dim(&stride);
+                    add((index[2 + axis].clone() + Expr::int(halo[axis])) * step);
+                    stride = stride * (ty.shape[2 + axis].clone() + Dim::from(2 * halo[axis]));
+                }
+                let step = self.dim(&stride);
+                add(block * step);
+                let step = self.dim(&(stride * blocks));
+                add(index[0].clone() * step);
+            }
+            _ => {
+                let strides = ty.shape.strides();
+                for axis in (0..ty.shape.rank()).rev() {
+                    if ty.shape[axis].is(1) {
+                        continue;
+                    }
+                    let step = self.dim(&strides[axis]);
+                    add(if step.as_int() == Some(1) { index[axis].clone() } else { index[axis].clone() * step });
+                }
+            }
+        }
+        total.unwrap_or(Expr::int(0))
+    }
+
+    /// States that `whole` is `block · lanes + lane`.
+    pub fn note_split(&mut self, whole: Expr, block: Expr, lane: Expr) {
+        self.splits.push((whole, block, lane));
+    }
+
+    fn split(&mut self, whole: &Expr, lanes: i64) -> (Expr, Expr) {
+        if let Some((_, block, lane)) = self.splits.iter().find(|(have, _, _)| have == whole) {
+            return (block.clone(), lane.clone());
+        }
+        (whole.clone() / Expr::int(lanes), whole.clone() % Expr::int(lanes))
+    }
+
+    /// Loads a stored value at logical indices.
+    pub fn load(&mut self, value: Value, index: &[Expr]) -> Expr {
+        let memory = self.read(value);
+        let address = self.address(value, index);
+        match &self.mask {
+            Some(mask) => memory.load_if(mask.clone(), address),
+            None => memory.load(address),
+        }
+    }
+
+    /// Runs `f` with loads made only where `condition` holds.
+    pub fn masked<T>(&mut self, condition: Expr, f: impl FnOnce(&mut Self) -> T) -> T {
+        let outer = self.mask.clone();
+        self.mask = Some(match &outer {
+            Some(mask) => mask.and(condition),
+            None => condition,
+        });
+        self.elements.push(FxHashMap::default());
+        let result = f(self);
+        self.elements.pop();
+        self.mask = outer;
+        result
+    }
+
+    /// A loop. Elements that were computed outside are known inside.
+    pub fn for_(&mut self, start: Expr, end: Expr, kind: LoopKind, body: impl FnOnce(&mut Self, Expr)) {
+        let var = self.k.index();
+        self.k.begin();
+        self.elements.push(FxHashMap::default());
+        body(self, Expr::Var(var));
+        self.elements.pop();
+        let body = self.k.end();
+        let body = self.hoist(var, body);
+        self.k.push(Stmt::For { var, start, end, step: 1, kind, body });
+    }
+
+    /// Puts what does not change from iteration to iteration in front of the loop; the rest is the body.
+    fn hoist(&mut self, var: Var, body: Vec<Stmt>) -> Vec<Stmt> {
+        let mut inside: SmallVec<[Var; 16]> = smallvec::smallvec![var];
+        let mut kept = Vec::with_capacity(body.len());
+        for stmt in body {
+            let varies = |e: &Expr, inside: &[Var]| {
+                inside.iter().any(|v| e.mentions(*v))
+                    || e.any(&mut |part| match part {
+                        Expr::Load { memory, .. } => !self.reads.values().any(|read| read == memory),
+                        _ => false,
+                    })
+            };
+            match &stmt {
+                Stmt::Let { value, .. } if !varies(value, &inside) => self.k.push(stmt),
+                Stmt::Status { condition, .. } if !varies(condition, &inside) => self.k.push(stmt),
+                _ => {
+                    inside.extend(stmt.defines());
+                    kept.push(stmt);
+                }
+            }
+        }
+        kept
+    }
+
+    /// A conditional.
+    pub fn if_(&mut self, condition: Expr, body: impl FnOnce(&mut Self)) {
+        self.k.begin();
+        self.elements.push(FxHashMap::default());
+        body(self);
+        self.elements.pop();
+        let then = self.k.end();
+        self.k.push(Stmt::If { condition, then, otherwise: Vec::new() });
+    }
+
+    /// Scratch of a worker.
+    pub fn local(&mut self, dtype: egret_ir::DType, len: usize) -> Memory {
+        self.k.scratch(dtype, len, Space::Local)
+    }
+
+    /// Remembers an element until the current loop or mask ends.
+    pub(super) fn remember(&mut self, id: NodeId, index: &[Expr], value: &Expr) {
+        if let Some(scope) = self.elements.last_mut() {
+            scope.insert((id, index.to_vec()), value.clone());
+        }
+    }
+
+    pub(super) fn remembered(&self, id: NodeId, index: &[Expr]) -> Option<Expr> {
+        let key = (id, index.to_vec());
+        self.elements.iter().rev().find_map(|scope| scope.get(&key).cloned())
+    }
+
+    /// How many operands name this node.
+    pub(super) fn uses(&mut self, id: NodeId) -> usize {
+        if self.users.is_empty() {
+            for (_, node) in self.graph.iter() {
+                for operand in &node.operands {
+                    *self.users.entry(*operand).or_default() += 1;
+                }
+            }
+        }
+        self.users.get(&id).copied().unwrap_or(0)
+    }
+
+    /// A new status code.
+    pub fn fault(&mut self, message: String) -> u32 {
+        let code = self.faults.len() as u32 + 1;
+        self.faults.push(FaultText { code, message });
+        code
+    }
+
+    /// Splits a flat index over `extents` into one index an axis.
+    pub fn unflatten(&mut self, flat: Expr, extents: &[Dim]) -> SmallVec<[Expr; 6]> {
+        let mut rest = flat;
+        let mut index: SmallVec<[Expr; 6]> = SmallVec::new();
+        for (i, extent) in extents.iter().enumerate().rev() {
+            if extent.is(1) {
+                index.push(Expr::int(0));
+            } else if i == 0 {
+                index.push(rest.clone());
+            } else {
+                let extent = self.dim(extent);
+                let digit = self.k.bind(rest.clone() % extent.clone());
+                rest = self.k.bind(rest / extent);
+                index.push(digit);
+            }
+        }
+        index.reverse();
+        index
+    }
+}

@@ -1,0 +1,288 @@
+//! Pooling and its gradient.
+
+use egret_ir::ops::{Window, WindowKind};
+use egret_ir::{DType, Dim, NodeId, Op};
+use smallvec::SmallVec;
+
+use super::map::{blocked_loops, grid_over, row_loops};
+use super::row::{anchor, epilogue};
+use super::scope::Scope;
+use crate::kernel::{Expr, LoopKind, Memory, ReduceOp, Var};
+use crate::layout::Layout;
+
+/// Builds a pooling kernel.
+pub fn build(scope: &mut Scope, id: NodeId) {
+    let out = scope.write((id, 0));
+    let blocked = matches!(scope.stored.layout((id, 0)), Some(Layout::Blocked { .. }));
+    let body = |scope: &mut Scope, index: &[Expr], live: Option<Expr>| {
+        let value = match &live {
+            None => element(scope, id, index),
+            Some(live) => {
+                let value = scope.masked(live.clone(), |s| element(s, id, index));
+                let dtype = scope.graph.tensor_type(id).dtype;
+                live.clone().select(value, Expr::constant(dtype, 0.0))
+            }
+        };
+        let address = scope.address((id, 0), index);
+        scope.k.store(out, address, value);
+    };
+    let forward = match anchor(&scope.graph.node(id).op) {
+        Op::ReduceWindow(op) => Some(op.clone()),
+        _ => None,
+    };
+    if let Some(op) = forward.filter(|_| blocked) {
+        pooled_blocks(scope, id, op.kind, &op.window, out);
+    } else if blocked {
+        blocked_loops(scope, id, body);
+    } else {
+        row_loops(scope, id, |scope, index| body(scope, index, None));
+    }
+}
+
+/// Pooling in blocked channels: the lanes of a pixel are accumulated side by side in scratch, tap by tap.
+fn pooled_blocks(scope: &mut Scope, id: NodeId, kind: WindowKind, window: &Window, out: Memory) {
+    let graph = scope.graph;
+    let x = graph.node(id).operands[0];
+    let shape = graph.tensor_type(id).shape.clone();
+    let dtype = graph.tensor_type(x).dtype;
+    let lanes = scope.stored.lanes();
+    let whole = shape[1].modulo(&Dim::from(lanes)).is(0);
+    let last = shape.rank() - 1;
+    let mut extents: SmallVec<[Dim; 6]> = smallvec::smallvec![shape[0].clone(), shape[1].ceil_div(&Dim::from(lanes))];
+    extents.extend(shape[2..last].iter().cloned());
+    let outer = grid_over(scope, &extents);
+    let totals = scope.local(dtype, lanes as usize);
+    let (pixels, channels) = (scope.dim(&shape[last]), scope.dim(&shape[1]));
+    let start = lowest(dtype, if kind == WindowKind::Max { f64::NEG_INFINITY } else { 0.0 });
+    scope.for_(Expr::int(0), pixels, LoopKind::Serial, |scope, pixel| {
+        scope.for_(Expr::int(0), Expr::int(lanes), LoopKind::Vector, |scope, lane| {
+            scope.k.store(totals, lane, start);
+        });
+        let channel = |scope: &mut Scope, lane: Expr| {
+            let channel = outer[1].clone() * Expr::int(lanes) + lane.clone();
+            scope.note_split(channel.clone(), outer[1].clone(), lane);
+            channel
+        };
+        let mut index: SmallVec<[Expr; 6]> = smallvec::smallvec![outer[0].clone(), Expr::int(0)];
+        index.extend(outer[2..].iter().cloned());
+        index.push(pixel);
+        let taps = over_taps(scope, x, window, &index, &mut |scope, at| {
+            scope.for_(Expr::int(0), Expr::int(lanes), LoopKind::Vector, |scope, lane| {
+                let mut at: SmallVec<[Expr; 6]> = at.into();
+                at[1] = channel(scope, lane.clone());
+                let value = scope.element(x, &at);
+                let have = totals.load(lane.clone());
+                let next = if kind == WindowKind::Max { have.max(value) } else { have + value };
+                scope.k.store(totals, lane, next);
+            });
+        });
+        let count = match kind {
+            WindowKind::MeanAll => Some(Expr::constant(dtype, window.size.iter().product::<i64>() as f64)),
+            WindowKind::MeanValid => Some(scope.k.bind(taps.cast(dtype))),
+            _ => None,
+        };
+        scope.for_(Expr::int(0), Expr::int(lanes), LoopKind::Vector, |scope, lane| {
+            index[1] = channel(scope, lane.clone());
+            let total = totals.load(lane);
+            let value = match count {
+                Some(count) => total / count,
+                None => total,
+            };
+            let value = if whole {
+                epilogue(scope, id, &index, value)
+            } else {
+                let live = scope.k.bind(index[1].less(channels));
+                let value = scope.masked(live.clone(), |s| epilogue(s, id, &index, value));
+                live.select(value, Expr::constant(dtype, 0.0))
+            };
+            let address = scope.address((id, 0), &index);
+            scope.k.store(out, address, value);
+        });
+    });
+}
+
+fn element(scope: &mut Scope, id: NodeId, index: &[Expr]) -> Expr {
+    let graph = scope.graph;
+    let node = graph.node(id);
+    let value = match anchor(&node.op) {
+        Op::ReduceWindow(op) => pooled(scope, node.operands[0], op.kind, &op.window, index),
+        Op::ReduceWindowGrad(op) => gradient(scope, node.operands[0], node.operands[1], op.kind, &op.window, index),
+        _ => Expr::constant(DType::F32, 0.0),
+    };
+    epilogue(scope, id, index, value)
+}
+
+/// Bounds of the taps of one window axis that lie inside the operand, for a window at output index `at`.
+fn tap_bounds(scope: &mut Scope, window: &Window, axis: usize, extent: Expr, at: &Expr) -> (Expr, Expr, Expr) {
+    let (stride, dilation) = (window.stride[axis], window.dilation[axis]);
+    let origin = scope.k.bind(at.clone() * Expr::int(stride) - Expr::int(window.pad_low[axis]));
+    let size = Expr::int(window.size[axis]);
+    if window.pad_low[axis] == 0 && window.pad_high[axis] == 0 {
+        return (origin, Expr::int(0), size);
+    }
+    let up = |value: Expr| (value + Expr::int(dilation - 1)) / Expr::int(dilation);
+    let before = (Expr::int(0) - origin.clone()).max(Expr::int(0));
+    let low = scope.k.bind(up(before).min(size.clone()));
+    let room = (extent - origin.clone()).max(Expr::int(0));
+    let high = scope.k.bind(up(room).min(size));
+    (origin, low, high)
+}
+
+/// The reduction over one window.
+fn pooled(scope: &mut Scope, x: NodeId, kind: WindowKind, window: &Window, index: &[Expr]) -> Expr {
+    let dtype = scope.graph.tensor_type(x).dtype;
+    let start = if kind == WindowKind::Max { f64::NEG_INFINITY } else { 0.0 };
+    let op = if kind == WindowKind::Max { ReduceOp::Max } else { ReduceOp::Sum };
+    let total = scope.k.variable(lowest(dtype, start));
+    let taps = over_taps(scope, x, window, index, &mut |scope, at| {
+        let value = scope.element(x, at);
+        combine(scope, total, op, value);
+    });
+    match kind {
+        WindowKind::Max | WindowKind::Sum => Expr::Var(total),
+        WindowKind::MeanAll => {
+            let n: i64 = window.size.iter().product();
+            Expr::Var(total) / Expr::constant(dtype, n as f64)
+        }
+        WindowKind::MeanValid => Expr::Var(total) / taps.cast(dtype),
+    }
+}
+
+fn lowest(dtype: DType, value: f64) -> Expr {
+    if dtype.is_float() || value == 0.0 {
+        return Expr::constant(dtype, value);
+    }
+    let least = match dtype {
+        DType::I8 => i64::from(i8::MIN),
+        DType::I16 => i64::from(i16::MIN),
+        DType::I32 => i64::from(i32::MIN),
+        DType::I64 => i64::MIN,
+        _ => 0,
+    };
+    Expr::Literal(crate::kernel::Literal::Int(dtype, least))
+}
+
+fn combine(scope: &mut Scope, var: Var, op: ReduceOp, value: Expr) {
+    let have = Expr::Var(var);
+    let next = match op {
+        ReduceOp::Max => have.max(value),
+        _ => have + value,
+    };
+    scope.k.assign(var, next);
+}
+
+/// Calls `body` at every element of a window, and gives the number of elements.
+fn over_taps(
+    scope: &mut Scope,
+    x: NodeId,
+    window: &Window,
+    index: &[Expr],
+    body: &mut dyn FnMut(&mut Scope, &[Expr]),
+) -> Expr {
+    let shape = scope.graph.tensor_type(x).shape.clone();
+    let lead = shape.rank() - window.size.len();
+    let mut bounds: SmallVec<[(Expr, Expr, Expr); 3]> = SmallVec::new();
+    for axis in 0..window.size.len() {
+        let extent = scope.dim(&shape[lead + axis]);
+        bounds.push(tap_bounds(scope, window, axis, extent, &index[lead + axis]));
+    }
+    fn level(
+        scope: &mut Scope,
+        window: &Window,
+        bounds: &[(Expr, Expr, Expr)],
+        axis: usize,
+        at: SmallVec<[Expr; 6]>,
+        body: &mut dyn FnMut(&mut Scope, &[Expr]),
+    ) {
+        let Some((origin, low, high)) = bounds.get(axis) else { return body(scope, &at) };
+        scope.for_(low.clone(), high.clone(), LoopKind::Serial, |scope, tap| {
+            let mut at = at;
+            let place = origin.clone() + tap * Expr::int(window.dilation[axis]);
+            at.push(scope.k.bind(place));
+            level(scope, window, bounds, axis + 1, at, body);
+        });
+    }
+    level(scope, window, &bounds, 0, index[..lead].into(), body);
+    bounds.iter().fold(Expr::int(1), |n, (_, low, high)| n * (high.clone() - low.clone()))
+}
+
+/// The gradient at one element: a share of every window that holds it.
+fn gradient(scope: &mut Scope, x: NodeId, dy: NodeId, kind: WindowKind, window: &Window, index: &[Expr]) -> Expr {
+    let dtype = scope.graph.tensor_type(x).dtype;
+    let outputs = scope.graph.tensor_type(dy).shape.clone();
+    let lead = outputs.rank() - window.size.len();
+    let total = scope.k.variable(Expr::constant(dtype, 0.0));
+    // window o holds element i when o·stride + tap·dilation − pad = i
+    let mut bounds: SmallVec<[(Expr, Expr); 3]> = SmallVec::new();
+    for axis in 0..window.size.len() {
+        let (stride, pad) = (window.stride[axis], window.pad_low[axis]);
+        let reach = window.dilation[axis] * (window.size[axis] - 1);
+        let at = scope.k.bind(index[lead + axis].clone() + Expr::int(pad));
+        let extent = scope.dim(&outputs[lead + axis]);
+        let first = (at.clone() - Expr::int(reach)).max(Expr::int(0)) + Expr::int(stride - 1);
+        let low = scope.k.bind(first / Expr::int(stride));
+        let high = scope.k.bind((at / Expr::int(stride) + Expr::int(1)).min(extent));
+        bounds.push((low, high));
+    }
+    let own = if kind == WindowKind::Max { Some(scope.element(x, index)) } else { None };
+    let mut body = |scope: &mut Scope, at: &[Expr]| {
+        let mut held: Option<Expr> = None;
+        for axis in 0..window.size.len() {
+            let dilation = window.dilation[axis];
+            if dilation > 1 {
+                let place = index[lead + axis].clone() + Expr::int(window.pad_low[axis])
+                    - at[lead + axis].clone() * Expr::int(window.stride[axis]);
+                let on_tap = (place % Expr::int(dilation)).equal(Expr::int(0));
+                held = Some(held.map_or(on_tap.clone(), |h| h.and(on_tap)));
+            }
+        }
+        let dy = scope.element(dy, at);
+        let share = match kind {
+            WindowKind::Sum => dy,
+            WindowKind::MeanAll => {
+                let n: i64 = window.size.iter().product();
+                dy / Expr::constant(dtype, n as f64)
+            }
+            WindowKind::MeanValid => {
+                let taps = over_taps(scope, x, window, at, &mut |_, _| {});
+                dy / taps.cast(dtype)
+            }
+            WindowKind::Max => {
+                let highest = scope.k.variable(lowest(dtype, f64::NEG_INFINITY));
+                over_taps(scope, x, window, at, &mut |scope, tap| {
+                    let value = scope.element(x, tap);
+                    combine(scope, highest, ReduceOp::Max, value);
+                });
+                let ties = scope.k.variable(Expr::constant(dtype, 0.0));
+                over_taps(scope, x, window, at, &mut |scope, tap| {
+                    let equal = scope.element(x, tap).equal(Expr::Var(highest));
+                    let one = equal.select(Expr::constant(dtype, 1.0), Expr::constant(dtype, 0.0));
+                    combine(scope, ties, ReduceOp::Sum, one);
+                });
+                let own = own.clone().unwrap_or(Expr::constant(dtype, 0.0));
+                own.equal(Expr::Var(highest)).select(dy / Expr::Var(ties), Expr::constant(dtype, 0.0))
+            }
+        };
+        let share = match held {
+            Some(held) => held.select(share, Expr::constant(dtype, 0.0)),
+            None => share,
+        };
+        combine(scope, total, ReduceOp::Sum, share);
+    };
+    fn level(
+        scope: &mut Scope,
+        bounds: &[(Expr, Expr)],
+        axis: usize,
+        at: SmallVec<[Expr; 6]>,
+        body: &mut dyn FnMut(&mut Scope, &[Expr]),
+    ) {
+        let Some((low, high)) = bounds.get(axis) else { return body(scope, &at) };
+        scope.for_(low.clone(), high.clone(), LoopKind::Serial, |scope, window| {
+            let mut at = at;
+            at.push(window);
+            level(scope, bounds, axis + 1, at, body);
+        });
+    }
+    level(scope, &bounds, 0, index[..lead].into(), &mut body);
+    Expr::Var(total)
+}

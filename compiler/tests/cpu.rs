@@ -1,0 +1,545 @@
+//! Kernels emitted for the host and run, against plain Rust.
+
+mod support;
+
+use egret_compiler::kernel::{
+    Access, BinaryOp, Expr, Kernel, KernelBuilder, LoopKind, Memory, ReduceOp, Space, UnaryOp,
+};
+use egret_ir::DType::{self, *};
+use support::{View2, run, run_hook, values};
+
+const SIZES: [usize; 12] = [0, 1, 2, 3, 4, 5, 7, 16, 17, 63, 100, 1030];
+const BLOCK: i64 = 64;
+
+fn pointer<T>(v: &mut [T]) -> *mut u8 {
+    v.as_mut_ptr().cast()
+}
+
+/// `y[i] = f(x[i]…)` in blocks of 64.
+fn map(inputs: &[DType], output: DType, f: impl Fn(&[Expr], &Expr) -> Expr) -> Kernel {
+    let mut k = KernelBuilder::new();
+    let inputs: Vec<Memory> = inputs.iter().map(|&t| k.buffer(t, Access::Read)).collect();
+    let y = k.buffer(output, Access::Write);
+    let n = k.dim();
+    let block = k.grid(n.ceil_div(BLOCK));
+    let first = k.bind(block * BLOCK);
+    let last = k.bind((&first + BLOCK).min(n));
+    k.for_(first, last, LoopKind::Vector, |k, i| {
+        let loads: Vec<Expr> = inputs.iter().map(|x| k.bind(x.load(&i))).collect();
+        k.store(y, &i, f(&loads, &i));
+    });
+    k.finish().unwrap_or_else(|e| panic!("{e:?}"))
+}
+
+fn run_map<A: Copy, B: Copy + Default>(kernel: &Kernel, inputs: &[&[A]], n: usize, chunk: i64) -> Vec<B> {
+    let mut inputs: Vec<Vec<A>> = inputs.iter().map(|x| x.to_vec()).collect();
+    for x in &mut inputs {
+        assert_eq!(x.len(), n);
+        x.reserve(1);
+    }
+    let mut y = vec![B::default(); n + 8];
+    let mut buffers: Vec<*mut u8> = inputs.iter_mut().map(|x| pointer(x)).collect();
+    buffers.push(pointer(&mut y));
+    run(kernel, &buffers, &[n as i64], (n as i64 + BLOCK - 1) / BLOCK, chunk);
+    y.truncate(n);
+    y
+}
+
+#[test]
+fn relu_of_a_line_in_every_chunking() {
+    let kernel = map(&[F32, F32], F32, |x, _| (&x[0] * 2.5f32 + &x[1]).max(0.0f32));
+    for n in SIZES {
+        let (a, b) = (values(n, 1), values(n, 2));
+        let expected: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a.mul_add(2.5, *b).max(0.0)).collect();
+        for chunk in [1, 3, 1000] {
+            let y: Vec<f32> = run_map(&kernel, &[&a, &b], n, chunk);
+            for (y, e) in y.iter().zip(&expected) {
+                assert!((y - e).abs() < 1e-5, "{y} {e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn exact_kernels_round_twice() {
+    let mut k = KernelBuilder::new();
+    k.exact();
+    let (x, y) = (k.buffer(F32, Access::Read), k.buffer(F32, Access::Write));
+    k.for_(0, 9, LoopKind::Vector, |k, i| {
+        let v = k.bind(x.load(&i));
+        k.store(y, i, &v * &v - 1.0f32);
+    });
+    let kernel = k.finish().unwrap();
+    let (mut a, mut b) = (values(9, 3), vec![0f32; 9]);
+    run(&kernel, &[pointer(&mut a), pointer(&mut b)], &[], 1, 1);
+    let expected: Vec<f32> = a.iter().map(|a| a * a - 1.0).collect();
+    assert_eq!(b, expected);
+}
+
+#[test]
+fn extrema_propagate_nan() {
+    let specials = [f32::NAN, 1.0, f32::INFINITY, f32::NEG_INFINITY, -2.0, 0.0];
+    let (mut a, mut b) = (Vec::new(), Vec::new());
+    for x in specials {
+        for y in specials {
+            a.push(x);
+            b.push(y);
+        }
+    }
+    let n = a.len();
+    for (op, plain) in [(BinaryOp::Max, f32::max as fn(f32, f32) -> f32), (BinaryOp::Min, f32::min)] {
+        let kernel = map(&[F32, F32], F32, |x, _| x[0].clone().binary(op, &x[1]));
+        let y: Vec<f32> = run_map(&kernel, &[&a, &b], n, 1);
+        let constant = map(&[F32, F32], F32, |x, _| x[0].clone().binary(op, 0.5f32));
+        let z: Vec<f32> = run_map(&constant, &[&a, &b], n, 1);
+        for i in 0..n {
+            let expected = if a[i].is_nan() || b[i].is_nan() { f32::NAN } else { plain(a[i], b[i]) };
+            assert_eq!(y[i].to_bits() & 0x7fff_ffff == 0x7fc0_0000, expected.is_nan());
+            assert!(expected.is_nan() || y[i] == expected, "{} {} {}", a[i], b[i], y[i]);
+            assert_eq!(z[i].is_nan(), a[i].is_nan());
+        }
+        // And through a reduction, at any lane.
+        for position in [0, 5, 17, 32] {
+            let op = if op == BinaryOp::Max { ReduceOp::Max } else { ReduceOp::Min };
+            let mut x = values(33, 9);
+            assert!(!reduce(op, &mut x).is_nan());
+            x[position] = f32::NAN;
+            assert!(reduce(op, &mut x).is_nan());
+        }
+    }
+}
+
+fn reduce(op: ReduceOp, x: &mut [f32]) -> f32 {
+    let mut k = KernelBuilder::new();
+    let (b, y) = (k.buffer(F32, Access::Read), k.buffer(F32, Access::Write));
+    let n = k.dim();
+    let first = match op {
+        ReduceOp::Sum => 0.0,
+        ReduceOp::Prod => 1.0,
+        ReduceOp::Max => f32::NEG_INFINITY,
+        ReduceOp::Min => f32::INFINITY,
+    };
+    let sum = k.variable(first);
+    k.for_(0, n, LoopKind::Vector, |k, i| k.accumulate(sum, op, b.load(i)));
+    k.store(y, 0, sum);
+    let mut result = [0f32];
+    run(&k.finish().unwrap(), &[pointer(x), pointer(&mut result)], &[x.len() as i64], 1, 1);
+    result[0]
+}
+
+#[test]
+fn reductions_of_every_length() {
+    for n in SIZES {
+        let mut x = values(n, 4);
+        let sum: f64 = x.iter().map(|&x| f64::from(x)).sum();
+        assert!((f64::from(reduce(ReduceOp::Sum, &mut x)) - sum).abs() < 1e-3);
+        let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        assert_eq!(reduce(ReduceOp::Max, &mut x), max);
+        let min = x.iter().copied().fold(f32::INFINITY, f32::min);
+        assert_eq!(reduce(ReduceOp::Min, &mut x), min);
+        let mut y: Vec<f32> = x.iter().map(|x| 1.0 + x / 1000.0).collect();
+        let product: f64 = y.iter().map(|&x| f64::from(x)).product();
+        assert!((f64::from(reduce(ReduceOp::Prod, &mut y)) / product - 1.0).abs() < 1e-4);
+    }
+}
+
+#[test]
+fn integers_wrap_and_never_trap() {
+    let interesting = [0i64, 1, -1, 7, -7, 3, i64::MIN, i64::MAX, 2, -2, 1 << 40];
+    let (mut a, mut b) = (Vec::new(), Vec::new());
+    for x in interesting {
+        for y in interesting {
+            a.push(x);
+            b.push(y);
+        }
+    }
+    let n = a.len();
+    type Op = fn(i64, i64) -> i64;
+    let table: [(BinaryOp, Op); 12] = [
+        (BinaryOp::Add, i64::wrapping_add),
+        (BinaryOp::Sub, i64::wrapping_sub),
+        (BinaryOp::Mul, i64::wrapping_mul),
+        (BinaryOp::Div, |a, b| if b == 0 { 0 } else { a.wrapping_div(b) }),
+        (BinaryOp::Rem, |a, b| if b == 0 { 0 } else { a.wrapping_rem(b) }),
+        (BinaryOp::Max, i64::max),
+        (BinaryOp::Min, i64::min),
+        (BinaryOp::And, |a, b| a & b),
+        (BinaryOp::Or, |a, b| a | b),
+        (BinaryOp::Xor, |a, b| a ^ b),
+        (BinaryOp::Shl, |a, b| a.wrapping_shl(b as u32)),
+        (BinaryOp::Shr, |a, b| a.wrapping_shr(b as u32)),
+    ];
+    for (op, f) in table {
+        let kernel = map(&[I64, I64], I64, |x, _| x[0].clone().binary(op, &x[1]));
+        let y: Vec<i64> = run_map(&kernel, &[&a, &b], n, 1);
+        let expected: Vec<i64> = a.iter().zip(&b).map(|(&a, &b)| f(a, b)).collect();
+        assert_eq!(y, expected, "i64 {}", op.name());
+        // Narrow: same results modulo the width, from wrapped operands.
+        let narrow = |v: &[i64]| v.iter().map(|&v| v as i32).collect::<Vec<_>>();
+        if !matches!(op, BinaryOp::Shl | BinaryOp::Shr) {
+            let kernel = map(&[I32, I32], I32, |x, _| x[0].clone().binary(op, &x[1]));
+            let y: Vec<i32> = run_map(&kernel, &[&narrow(&a), &narrow(&b)], n, 1);
+            let expected: Vec<i32> = narrow(&a)
+                .iter()
+                .zip(narrow(&b))
+                .map(|(&a, b)| match op {
+                    BinaryOp::Div if a == i32::MIN && b == -1 => a,
+                    _ => f(a.into(), b.into()) as i32,
+                })
+                .collect();
+            assert_eq!(y, expected, "i32 {}", op.name());
+            let bytes = |v: &[i64]| v.iter().map(|&v| v as u8).collect::<Vec<_>>();
+            let kernel = map(&[U8, U8], U8, |x, _| x[0].clone().binary(op, &x[1]));
+            let y: Vec<u8> = run_map(&kernel, &[&bytes(&a), &bytes(&b)], n, 1);
+            let expected: Vec<u8> =
+                bytes(&a).iter().zip(bytes(&b)).map(|(&a, b)| f(a.into(), b.into()) as u8).collect();
+            assert_eq!(y, expected, "u8 {}", op.name());
+        }
+    }
+    let by_seven = map(&[I64], I64, |x, _| &x[0] / 7 + &x[0] % -3);
+    let y: Vec<i64> = run_map(&by_seven, &[&a], n, 1);
+    assert_eq!(y, a.iter().map(|a| (a / 7).wrapping_add(a % -3)).collect::<Vec<_>>());
+}
+
+#[test]
+fn casts_saturate() {
+    let x = vec![0.0f32, -0.5, 1.5, -1.5, 300.0, -300.0, 3e9, -3e9, 1e20, -1e20, f32::NAN, f32::INFINITY, 2.5];
+    let n = x.len();
+    macro_rules! check {
+        ($($dtype:ident $rust:ty),*) => { $(
+            let kernel = map(&[F32], $dtype, |x, _| x[0].clone().cast($dtype));
+            let y: Vec<$rust> = run_map(&kernel, &[&x], n, 1);
+            assert_eq!(y, x.iter().map(|&x| x as $rust).collect::<Vec<_>>());
+            let wide: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+            let kernel = map(&[F64], $dtype, |x, _| x[0].clone().cast($dtype));
+            let y: Vec<$rust> = run_map(&kernel, &[&wide], n, 1);
+            assert_eq!(y, x.iter().map(|&x| x as $rust).collect::<Vec<_>>());
+            let ints: Vec<$rust> = y.clone();
+            let kernel = map(&[$dtype], F32, |x, _| x[0].clone().cast(F32));
+            let z: Vec<f32> = run_map(&kernel, &[&ints], n, 1);
+            assert_eq!(z, ints.iter().map(|&x| x as f32).collect::<Vec<_>>());
+            let kernel = map(&[$dtype], I64, |x, _| x[0].clone().cast(I64));
+            let z: Vec<i64> = run_map(&kernel, &[&ints], n, 1);
+            assert_eq!(z, ints.iter().map(|&x| x as i64).collect::<Vec<_>>());
+        )* };
+    }
+    check!(I32 i32, I64 i64, U8 u8, I8 i8, I16 i16, U16 u16, U32 u32, U64 u64);
+    let kernel = map(&[F32], F64, |x, _| x[0].clone().cast(F64));
+    let y: Vec<f64> = run_map(&kernel, &[&x], n, 1);
+    assert!(y.iter().zip(&x).all(|(y, x)| y.is_nan() && x.is_nan() || *y == f64::from(*x)));
+}
+
+#[test]
+fn bools_load_store_and_select() {
+    for n in SIZES {
+        let mask: Vec<u8> = (0..n).map(|i| (i * 7 % 3 == 0) as u8).collect();
+        let kernel = map(&[Bool], F32, |x, i| x[0].clone().select(i.clone().cast(F32), -1.0f32));
+        let y: Vec<f32> = run_map(&kernel, &[&mask], n, 2);
+        assert_eq!(y, (0..n).map(|i| if mask[i] == 1 { i as f32 } else { -1.0 }).collect::<Vec<_>>());
+        let kernel = map(&[Bool], Bool, |x, i| (!x[0].clone()).or(i.less(5)));
+        let y: Vec<u8> = run_map(&kernel, &[&mask], n, 2);
+        assert_eq!(y, (0..n).map(|i| (mask[i] == 0 || i < 5) as u8).collect::<Vec<_>>());
+        let a = values(n, 5);
+        let kernel = map(&[F32], Bool, |x, _| x[0].greater(0.0f32).and(x[0].less(2.0f32)));
+        let y: Vec<u8> = run_map(&kernel, &[&a], n, 2);
+        assert_eq!(y, a.iter().map(|&a| (a > 0.0 && a < 2.0) as u8).collect::<Vec<_>>());
+        let kernel = map(&[Bool], I64, |x, i| x[0].clone().cast(I64) + i * 2);
+        let y: Vec<i64> = run_map(&kernel, &[&mask], n, 2);
+        assert_eq!(y, (0..n).map(|i| i64::from(mask[i]) + 2 * i as i64).collect::<Vec<_>>());
+        let a: Vec<f64> = a.into_iter().map(f64::from).collect();
+        let kernel = map(&[F64], Bool, |x, _| x[0].greater(0.5f64));
+        let y: Vec<u8> = run_map(&kernel, &[&a], n, 2);
+        assert_eq!(y, a.iter().map(|&a| (a > 0.5) as u8).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn every_function_of_one_argument() {
+    let n = 67;
+    let x: Vec<f32> = values(n - 4, 6).into_iter().chain([f32::NAN, 0.0, f32::INFINITY, -0.0]).collect();
+    for &op in UnaryOp::ALL {
+        let f = |x: f64| match op {
+            UnaryOp::Neg => -x,
+            UnaryOp::Abs => x.abs(),
+            UnaryOp::Sign => {
+                if x > 0.0 {
+                    1.0
+                } else if x < 0.0 {
+                    -1.0
+                } else {
+                    x
+                }
+            }
+            UnaryOp::Sqrt => x.sqrt(),
+            UnaryOp::Rsqrt => 1.0 / x.sqrt(),
+            UnaryOp::Recip => 1.0 / x,
+            UnaryOp::Floor => x.floor(),
+            UnaryOp::Ceil => x.ceil(),
+            UnaryOp::Round => x.round_ties_even(),
+            UnaryOp::Trunc => x.trunc(),
+            UnaryOp::Exp => x.exp(),
+            UnaryOp::Expm1 => x.exp_m1(),
+            UnaryOp::Log => x.ln(),
+            UnaryOp::Log1p => x.ln_1p(),
+            UnaryOp::Tanh => x.tanh(),
+            UnaryOp::Sigmoid => 1.0 / (1.0 + (-x).exp()),
+            UnaryOp::Sin => x.sin(),
+            UnaryOp::Cos => x.cos(),
+            UnaryOp::Tan => x.tan(),
+            UnaryOp::Asin => x.asin(),
+            UnaryOp::Acos => x.acos(),
+            UnaryOp::Atan => x.atan(),
+            // Near zero alone.
+            UnaryOp::Erf => std::f64::consts::FRAC_2_SQRT_PI * (x - x * x * x / 3.0),
+            UnaryOp::Not | UnaryOp::IsNan => return_zero(),
+        };
+        if matches!(op, UnaryOp::Not | UnaryOp::IsNan) {
+            continue;
+        }
+        let scale = if op == UnaryOp::Erf { 1e-3 } else { 1.0 };
+        let x: Vec<f32> = x.iter().filter(|x| op != UnaryOp::Erf || x.is_finite()).map(|x| x * scale).collect();
+        let (kernel, n) = (map(&[F32], F32, |x, _| x[0].clone().unary(op)), x.len());
+        let y: Vec<f32> = run_map(&kernel, &[&x], n, 2);
+        let wide: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+        let kernel = map(&[F64], F64, |x, _| x[0].clone().unary(op));
+        let z: Vec<f64> = run_map(&kernel, &[&wide], n, 2);
+        for i in 0..n {
+            let e = f(wide[i]);
+            let near =
+                |a: f64, eps: f64| a == e || a.is_nan() && e.is_nan() || (a - e).abs() <= eps * e.abs().max(1e-3);
+            assert!(near(y[i].into(), 2e-6), "{}({}) = {} not {e}", op.name(), x[i], y[i]);
+            assert!(near(z[i], 1e-5), "{}({}) = {} not {e}", op.name(), x[i], z[i]);
+        }
+    }
+    let kernel = map(&[F32], Bool, |x, _| x[0].clone().unary(UnaryOp::IsNan));
+    let y: Vec<u8> = run_map(&kernel, &[&x], n, 2);
+    assert_eq!(y, x.iter().map(|x| x.is_nan() as u8).collect::<Vec<_>>());
+}
+
+fn return_zero() -> f64 {
+    0.0
+}
+
+#[test]
+fn gathers_strides_and_masked_loads() {
+    // y[i] = table[index[i]] + x[2 i] + (i >= 3 ? x[i - 3] : 0)
+    let mut k = KernelBuilder::new();
+    let (table, index, x) = (k.buffer(F32, Access::Read), k.buffer(I64, Access::Read), k.buffer(F32, Access::Read));
+    let y = k.buffer(F32, Access::Write);
+    let n = k.dim();
+    k.for_(0, n, LoopKind::Vector, |k, i| {
+        let at = k.bind(index.load(&i));
+        let shifted = k.bind(&i - 3);
+        let edge = x.load_if(i.greater_equal(3), shifted);
+        k.store(y, &i, table.load(at) + x.load(&i * 2) + edge);
+    });
+    let kernel = k.finish().unwrap();
+    for n in SIZES {
+        let mut table = values(10, 7);
+        let mut index: Vec<i64> = (0..n as i64).map(|i| i * i % 10).collect();
+        let (mut x, mut y) = (values(2 * n + 1, 8), vec![0f32; n + 1]);
+        let buffers = [pointer(&mut table), pointer(&mut index), pointer(&mut x), pointer(&mut y)];
+        run(&kernel, &buffers, &[n as i64], 1, 1);
+        for i in 0..n {
+            let edge = if i >= 3 { x[i - 3] } else { 0.0 };
+            assert_eq!(y[i], table[index[i] as usize] + x[2 * i] + edge);
+        }
+    }
+}
+
+#[test]
+fn in_place_loops_keep_their_order() {
+    // x[i] = x[i] + 1, and the old value goes out: the load stays above the store.
+    let mut k = KernelBuilder::new();
+    let (x, old) = (k.buffer(I64, Access::ReadWrite), k.buffer(F32, Access::Write));
+    let n = k.dim();
+    k.for_(0, n, LoopKind::Vector, |k, i| {
+        let before = k.bind(x.load(&i));
+        k.store(x, &i, &before + 1);
+        k.store(old, &i, before.cast(F32));
+    });
+    let kernel = k.finish().unwrap();
+    let (mut x, mut old) = ((0..37).collect::<Vec<i64>>(), vec![0f32; 37]);
+    run(&kernel, &[pointer(&mut x), pointer(&mut old)], &[37], 1, 1);
+    assert!((0..37).all(|i| x[i] == i as i64 + 1 && old[i] == i as f32));
+}
+
+#[test]
+fn grids_of_three_axes_and_status() {
+    let mut k = KernelBuilder::new();
+    let y = k.buffer(I64, Access::Write);
+    let (a, b, c) = (k.dim(), k.dim(), k.dim());
+    let (i, j, l) = (k.grid(a), k.grid(b.clone()), k.grid(c.clone()));
+    let at = k.bind((&i * &b + &j) * &c + &l);
+    k.status(at.equal(5), 3);
+    k.status(at.equal(6), 2);
+    k.store(y, &at, i * 100 + j * 10 + l);
+    let kernel = k.finish().unwrap();
+    for chunk in [1, 5, 100] {
+        let mut y = vec![0i64; 24];
+        assert_eq!(run(&kernel, &[pointer(&mut y)], &[2, 3, 4], 24, chunk), 3);
+        let expected = (0..2).flat_map(|i| (0..3).flat_map(move |j| (0..4).map(move |l| i * 100 + j * 10 + l)));
+        assert!(y.iter().copied().eq(expected));
+    }
+}
+
+#[test]
+fn hooks_apply_bias_residual_and_relu_to_a_tile() {
+    let (mut k, hook) = KernelBuilder::hook(F32, &[F32, F32], &[F32]);
+    let (bias, residual, out) = (&hook.extras[0], &hook.extras[1], &hook.outs[0]);
+    let scratch = k.scratch(F32, 64, Space::Local);
+    k.for_(0, hook.rows.clone(), LoopKind::Serial, |k, r| {
+        let b = k.bind(bias.memory.load(bias.row(&r)));
+        k.for_(0, hook.cols.clone(), LoopKind::Vector, |k, c| {
+            k.store(scratch, &c, hook.acc.memory.load(hook.acc.at(&r, &c)) + &b);
+        });
+        k.for_(0, hook.cols.clone(), LoopKind::Vector, |k, c| {
+            let v = k.bind(scratch.load(&c) + residual.memory.load(residual.at(&r, &c)));
+            k.store(out.memory, out.at(&r, &c), v.max(0.0f32));
+        });
+    });
+    let kernel = k.finish().unwrap();
+    let (rows, cols, ld) = (5usize, 19usize, 23usize);
+    let (mut acc, mut bias, mut residual) = (values(rows * ld, 1), values(rows, 2), values(rows * ld, 3));
+    let mut out = vec![0f32; rows * cols];
+    let view = |p: &mut [f32], row: usize, col| View2 { ptr: pointer(p), row: row as i64, col };
+    run_hook(
+        &kernel,
+        view(&mut acc, ld, 1),
+        rows as i64,
+        cols as i64,
+        &[view(&mut bias, 1, 0), view(&mut residual, ld, 1)],
+        &[view(&mut out, cols, 1)],
+    );
+    for r in 0..rows {
+        for c in 0..cols {
+            let e = (acc[r * ld + c] + bias[r] + residual[r * ld + c]).max(0.0);
+            assert!((out[r * cols + c] - e).abs() < 1e-5);
+        }
+    }
+}
+
+#[test]
+fn one_kernel_has_one_text_and_one_code() {
+    let build = || map(&[F32], F32, |x, _| x[0].clone().unary(UnaryOp::Tanh) * 2.0f32);
+    assert_eq!(build().name(), build().name());
+    assert_eq!(support::clif(&build()), support::clif(&build()));
+    assert_ne!(build().name(), map(&[F32], F32, |x, _| x[0].clone()).name());
+}
+
+#[test]
+fn strips_of_wide_functions() {
+    // y = x * sigmoid(x) + tanh(exp(x / 4)), and the sum of exp(x - 1).
+    let mut k = KernelBuilder::new();
+    let (x, y, sum) = (k.buffer(F32, Access::Read), k.buffer(F32, Access::Write), k.buffer(F32, Access::Write));
+    let n = k.dim();
+    let total = k.variable(0.0f32);
+    k.for_(0, n, LoopKind::Vector, |k, i| {
+        let v = k.bind(x.load(&i) * 1.5f32 + x.load(&i) * x.load(&i));
+        let gate = k.bind(&v * v.clone().unary(UnaryOp::Sigmoid));
+        k.accumulate(total, ReduceOp::Sum, (&v - 1.0f32).unary(UnaryOp::Exp));
+        k.store(y, &i, gate + (v / 4.0f32).unary(UnaryOp::Exp).unary(UnaryOp::Tanh));
+    });
+    k.store(sum, 0, total);
+    let plain = k.finish().unwrap();
+    let strips = plain.clone().with_strips();
+    strips.verify().unwrap_or_else(|e| panic!("{e:?}\n{strips}"));
+    assert_eq!(strips.text().matches("call").count(), 4, "{strips}");
+    for n in SIZES {
+        let mut x = values(n, 11).iter().map(|x| x / 4.0).collect::<Vec<f32>>();
+        let (mut y, mut z) = (vec![0f32; n + 1], vec![0f32; n + 1]);
+        let (mut a, mut b) = ([0f32], [0f32]);
+        run(&plain, &[pointer(&mut x), pointer(&mut y), pointer(&mut a)], &[n as i64], 1, 1);
+        run(&strips, &[pointer(&mut x), pointer(&mut z), pointer(&mut b)], &[n as i64], 1, 1);
+        assert!((a[0] - b[0]).abs() <= 1e-4 * a[0].abs(), "{} {}", a[0], b[0]);
+        for i in 0..n {
+            let v = f64::from(x[i]) * (1.5 + f64::from(x[i]));
+            let e = v / (1.0 + (-v).exp()) + (v / 4.0).exp().tanh();
+            assert!((f64::from(y[i]) - e).abs() < 1e-5 && (f64::from(z[i]) - e).abs() < 1e-5);
+        }
+    }
+}
+
+#[test]
+fn a_softmax_row_in_place() {
+    let mut k = KernelBuilder::new();
+    let x = k.buffer(F32, Access::ReadWrite);
+    let (rows, cols) = (k.dim(), k.dim());
+    let row = k.grid(rows);
+    let base = k.bind(row * &cols);
+    let max = k.variable(f32::NEG_INFINITY);
+    k.for_(0, cols.clone(), LoopKind::Vector, |k, c| k.accumulate(max, ReduceOp::Max, x.load(&base + c)));
+    let sum = k.variable(0.0f32);
+    k.for_(0, cols.clone(), LoopKind::Vector, |k, c| {
+        let e = k.bind((x.load(&base + &c) - Expr::from(max)).unary(UnaryOp::Exp));
+        k.store(x, &base + &c, &e);
+        k.accumulate(sum, ReduceOp::Sum, e);
+    });
+    let scale = k.bind(Expr::from(sum).unary(UnaryOp::Recip));
+    k.for_(0, cols, LoopKind::Vector, |k, c| k.store(x, &base + &c, x.load(&base + &c) * &scale));
+    let kernel = k.finish().unwrap().with_strips();
+    kernel.verify().unwrap();
+    assert_eq!(kernel.text().matches("call exp").count(), 1);
+    for cols in [1, 5, 256, 257, 700] {
+        let x = values(3 * cols, 12);
+        let mut results = Vec::new();
+        for chunk in [1, 3] {
+            let mut y = x.clone();
+            run(&kernel, &[pointer(&mut y)], &[3, cols as i64], 3, chunk);
+            for row in y.chunks(cols) {
+                assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-4);
+            }
+            results.push(y);
+        }
+        assert_eq!(results[0], results[1]);
+    }
+}
+
+#[test]
+fn other_targets_are_emitted_on_this_host() {
+    use egret_compiler::emit::EmitError;
+    use egret_compiler::emit::cpu::{CpuEmitter, CpuTarget};
+    let target = |triple: &str, features: &[&str]| CpuTarget {
+        triple: triple.into(),
+        features: features.iter().map(|f| f.to_string()).collect(),
+    };
+    let targets = [
+        target("x86_64-unknown-linux-gnu", &["sse4.2"]),
+        target("x86_64-unknown-linux-gnu", &["sse4.2", "avx", "avx2", "fma"]),
+        target("aarch64-unknown-linux-gnu", &[]),
+    ];
+    for target in targets {
+        let mut emitter = CpuEmitter::new(&target).unwrap();
+        let mut emit = |kernel: Kernel| {
+            let code = emitter.emit(&kernel).unwrap_or_else(|e| panic!("{target:?} {e}\n{kernel}"));
+            assert_eq!(code, emitter.emit(&kernel).unwrap());
+        };
+        for dtype in [F32, F64, I32, I64, U8, Bool] {
+            for &op in BinaryOp::ALL {
+                let legal = match op {
+                    BinaryOp::And | BinaryOp::Or | BinaryOp::Xor => !dtype.is_float(),
+                    BinaryOp::Max | BinaryOp::Min => true,
+                    BinaryOp::Shl | BinaryOp::Shr => dtype.is_int(),
+                    BinaryOp::Pow => dtype.is_float(),
+                    _ => dtype != Bool,
+                };
+                if legal {
+                    emit(map(&[dtype, dtype], dtype, |x, _| x[0].clone().binary(op, &x[1])));
+                }
+            }
+            emit(map(&[dtype], F32, |x, _| x[0].clone().cast(F32) * 2.0f32 + 1.0f32));
+            emit(map(&[F32], dtype, |x, _| x[0].clone().cast(dtype)));
+        }
+        for &op in UnaryOp::ALL {
+            if !matches!(op, UnaryOp::Not | UnaryOp::IsNan) {
+                emit(map(&[F32], F32, |x, _| x[0].clone().unary(op)).with_strips());
+                emit(map(&[F64], F64, |x, _| x[0].clone().unary(op)));
+            }
+        }
+    }
+    assert!(matches!(CpuEmitter::new(&target("x86_64-unknown-linux-gnu", &[])), Err(EmitError::Target { .. })));
+    assert!(matches!(CpuEmitter::new(&target("m68k", &[])), Err(EmitError::Target { .. })));
+    let mut emitter = CpuEmitter::new(&target("aarch64-unknown-linux-gnu", &[])).unwrap();
+    let half = map(&[F16], F32, |x, _| x[0].clone().cast(F32));
+    assert!(matches!(emitter.emit(&half), Err(EmitError::UnsupportedType { dtype: F16, .. })));
+}

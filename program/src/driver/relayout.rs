@@ -1,0 +1,217 @@
+//! Changes of layout, and packing.
+
+use super::{ConvForm, ConvInput, List, map_all};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Direction of a change of layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Direction {
+    /// Row-major `[N][C][spatial...]` to blocked channels; halo and absent channels are written as zero.
+    ToBlocked,
+    /// Blocked channels to row-major.
+    ToRowMajor,
+}
+
+/// Between row-major `[N][C][spatial...]` and blocked channels with a halo, elements of 4 bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct RelayoutProblem<D = usize> {
+    /// Direction.
+    pub direction: Direction,
+    /// L.
+    pub lanes: usize,
+    /// N.
+    pub batch: D,
+    /// C.
+    pub channels: D,
+    /// Spatial extents, 1 to 3 of them.
+    pub spatial: Vec<D>,
+    /// Halo of the blocked tensor in each spatial dim.
+    pub halo: Vec<D>,
+    /// Elements from a batch item to the next of the blocked tensor.
+    pub blocked_batch_stride: D,
+    /// Elements from a batch item to the next of the row-major tensor.
+    pub row_major_batch_stride: D,
+}
+
+impl<D> RelayoutProblem<D> {
+    /// The same with each extent replaced by `f` of it.
+    pub fn map<E>(&self, f: &mut impl FnMut(&D) -> E) -> RelayoutProblem<E> {
+        RelayoutProblem {
+            direction: self.direction,
+            lanes: self.lanes,
+            batch: f(&self.batch),
+            channels: f(&self.channels),
+            spatial: map_all(&self.spatial, f),
+            halo: map_all(&self.halo, f),
+            blocked_batch_stride: f(&self.blocked_batch_stride),
+            row_major_batch_stride: f(&self.row_major_batch_stride),
+        }
+    }
+}
+
+impl<D: fmt::Display> fmt::Display for RelayoutProblem<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let direction = match self.direction {
+            Direction::ToBlocked => "to_blocked",
+            Direction::ToRowMajor => "to_row_major",
+        };
+        write!(
+            f,
+            "relayout {direction} lanes {} batch {} channels {} spatial {} halo {} strides {} {}",
+            self.lanes,
+            self.batch,
+            self.channels,
+            List(&self.spatial),
+            List(&self.halo),
+            self.blocked_batch_stride,
+            self.row_major_batch_stride
+        )
+    }
+}
+
+/// What is packed. Weights are row-major `[O][I/groups][kernel...]`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum PackForm<D = usize> {
+    /// Weights of a convolution, in the form that the driver of the same numbers reads (forward or input gradient,
+    /// blocked or image, depthwise or not).
+    Conv {
+        /// The form that will read them.
+        form: ConvForm,
+        /// The layout of x.
+        input: ConvInput,
+        /// Output channels, over all groups.
+        out_channels: D,
+        /// Input channels, over all groups.
+        in_channels: D,
+        /// Groups.
+        groups: D,
+        /// Kernel extents.
+        kernel: Vec<D>,
+        /// Strides.
+        stride: Vec<D>,
+        /// Dilations.
+        dilation: Vec<D>,
+        /// Padding at the beginning.
+        pad_begin: Vec<D>,
+    },
+    /// Matrices `k x n` with these strides, `count` of them one behind the other, to column panels `[n/2L][k][2L]`.
+    Columns {
+        /// Matrices.
+        count: D,
+        /// From a matrix to the next.
+        matrix_stride: D,
+        /// Rows.
+        k: D,
+        /// Columns.
+        n: D,
+        /// From a row to the next.
+        row: D,
+        /// From a column to the next.
+        col: D,
+    },
+}
+
+/// Packing of weights at load.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PackProblem<D = usize> {
+    /// L of the packed form.
+    pub lanes: usize,
+    /// What is packed.
+    pub form: PackForm<D>,
+}
+
+impl<D> PackProblem<D> {
+    /// The same with each extent replaced by `f` of it.
+    pub fn map<E>(&self, f: &mut impl FnMut(&D) -> E) -> PackProblem<E> {
+        let form = match &self.form {
+            PackForm::Conv { form, input, out_channels, in_channels, groups, kernel, stride, dilation, pad_begin } => {
+                PackForm::Conv {
+                    form: *form,
+                    input: *input,
+                    out_channels: f(out_channels),
+                    in_channels: f(in_channels),
+                    groups: f(groups),
+                    kernel: map_all(kernel, f),
+                    stride: map_all(stride, f),
+                    dilation: map_all(dilation, f),
+                    pad_begin: map_all(pad_begin, f),
+                }
+            }
+            PackForm::Columns { count, matrix_stride, k, n, row, col } => PackForm::Columns {
+                count: f(count),
+                matrix_stride: f(matrix_stride),
+                k: f(k),
+                n: f(n),
+                row: f(row),
+                col: f(col),
+            },
+        };
+        PackProblem { lanes: self.lanes, form }
+    }
+}
+
+impl PackProblem<usize> {
+    /// The packing of the weights that the driver of a convolution reads.
+    pub fn for_conv(problem: &super::ConvProblem<usize>, lanes: usize) -> PackProblem<usize> {
+        PackProblem {
+            lanes,
+            form: PackForm::Conv {
+                form: problem.form,
+                input: problem.input,
+                out_channels: problem.out_channels,
+                in_channels: problem.in_channels,
+                groups: problem.groups,
+                kernel: problem.kernel.clone(),
+                stride: problem.stride.clone(),
+                dilation: problem.dilation.clone(),
+                pad_begin: problem.pad_begin.clone(),
+            },
+        }
+    }
+
+    /// Floats in the packed form.
+    pub fn packed_len(&self) -> usize {
+        let l = self.lanes;
+        match &self.form {
+            PackForm::Conv { form, input, out_channels, in_channels, groups, kernel, .. } => {
+                let taps: usize = kernel.iter().product();
+                if *groups > 1 && groups == in_channels && groups == out_channels {
+                    return groups.next_multiple_of(l) * taps;
+                }
+                let (o, i) = match form {
+                    ConvForm::InputGradient => (*in_channels, *out_channels),
+                    _ => (*out_channels, *in_channels),
+                };
+                let (o, i) = (o / (*groups).max(1), i / (*groups).max(1));
+                let i = if *input == ConvInput::Image { i } else { i.next_multiple_of(l) };
+                groups * o.next_multiple_of(2 * l) * i * taps
+            }
+            PackForm::Columns { count, k, n, .. } => count * k * n.next_multiple_of(2 * l),
+        }
+    }
+}
+
+impl<D: fmt::Display> fmt::Display for PackProblem<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.form {
+            PackForm::Conv { form, input, out_channels, in_channels, groups, kernel, stride, dilation, pad_begin } => {
+                write!(
+                    f,
+                    "pack conv {form:?} {input:?} lanes {} channels {in_channels} -> {out_channels} groups {groups} \
+                 kernel {} stride {} dilation {} pad_begin {}",
+                    self.lanes,
+                    List(kernel),
+                    List(stride),
+                    List(dilation),
+                    List(pad_begin)
+                )
+            }
+            PackForm::Columns { count, matrix_stride, k, n, row, col } => write!(
+                f,
+                "pack columns lanes {} count {count}:{matrix_stride} k {k} n {n} strides ({row}, {col})",
+                self.lanes
+            ),
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! The compiled program.
+//!
+//! A program is plain data: kernels, the steps that launch them, and the buffers that they read and write. Extents are
+//! [`Dim`]s, evaluated when a session knows its symbols.
+
+use egret_ir::{DType, Dim, TensorType};
+use serde::{Deserialize, Serialize};
+
+use crate::driver::Driver;
+
+/// Version of the serialised form; another version is refused.
+pub const VERSION: u32 = 1;
+
+/// A compiled program for one kind of device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Program {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Name of the device description it was compiled for.
+    pub device: String,
+    /// f32 lanes of the blocked layout, and L of every driver.
+    pub lanes: usize,
+    /// What each run is given.
+    pub inputs: Vec<Port>,
+    /// What each run returns.
+    pub outputs: Vec<Port>,
+    /// Values given once, when the program is loaded.
+    pub params: Vec<Port>,
+    /// Values that live from run to run.
+    pub states: Vec<Port>,
+    /// Equalities that the symbols must satisfy.
+    pub checks: Vec<Check>,
+    /// Kernels, hooks included; each is there once.
+    pub kernels: Vec<Kernel>,
+    /// Buffers.
+    pub buffers: Vec<Buffer>,
+    /// Contents of [`Place::Constant`] buffers.
+    pub constants: Vec<Vec<u8>>,
+    /// Steps that `load` runs once: they read params and constants and write [`Place::Prepared`] buffers.
+    pub prepare: Vec<Step>,
+    /// Steps of a run.
+    pub steps: Vec<Step>,
+}
+
+/// A named value at the border of a program.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Port {
+    /// Its name.
+    pub name: String,
+    /// Its type; row-major without gaps.
+    pub ty: TensorType,
+    /// Its buffer.
+    pub buffer: BufferId,
+}
+
+/// An equality that symbols must satisfy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Check {
+    /// One side.
+    pub left: Dim,
+    /// The other.
+    pub right: Dim,
+    /// What needs it.
+    pub what: String,
+    /// Where: nodes or lines.
+    pub origin: String,
+}
+
+/// A buffer by its place in [`Program::buffers`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct BufferId(pub u32);
+
+/// A kernel by its place in [`Program::kernels`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct KernelId(pub u32);
+
+/// Where a buffer lives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Place {
+    /// Given with each run: input by number.
+    Input(u32),
+    /// Returned by each run: output by number.
+    Output(u32),
+    /// Given at load: param by number.
+    Param(u32),
+    /// [`Program::constants`] by number.
+    Constant(u32),
+    /// Lives in the session's state: state by number.
+    State(u32),
+    /// Written by `prepare`, then read only.
+    Prepared,
+    /// Temporary of a run (or of `prepare`); shares memory with others that are not live at the same time.
+    Arena,
+    /// Slice `i` of another buffer in iteration `i` of the loop around the steps that use it.
+    Slice {
+        /// The buffer.
+        of: BufferId,
+        /// Bytes from a slice to the next.
+        stride: Dim,
+    },
+}
+
+/// A buffer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Buffer {
+    /// Where it lives.
+    pub place: Place,
+    /// Element type.
+    pub dtype: DType,
+    /// Bytes as laid out, halo and channel padding included.
+    pub bytes: Dim,
+    /// Bytes of the elements alone.
+    pub logical_bytes: Dim,
+}
+
+/// A kernel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Kernel {
+    /// A name made from the text: equal kernels have equal names.
+    pub name: String,
+    /// Family: `map`, `reduce`, `window`, `conv`, `gemm`, …
+    pub family: String,
+    /// Kernel IR, or driver and hooks, as text.
+    pub text: String,
+    /// What is launched.
+    pub body: KernelBody,
+}
+
+/// What is launched.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant, reason = "a program has few hundred of them")]
+pub enum KernelBody {
+    /// Machine code of a kernel: `fn(buffers, dims, begin, end, scratch, status)`.
+    Code(Code),
+    /// Machine code of a hook; drivers call it.
+    Hook(Code),
+    /// A Rust loop nest of the runtime. Arguments in the order that [`DriverArgs`] lists.
+    Driver {
+        /// Which one, with its problem and schedule.
+        driver: Driver<Dim>,
+        /// The hook of the epilogue, or of the score.
+        hook: Option<KernelId>,
+        /// The hook of the finisher.
+        finisher: Option<KernelId>,
+    },
+}
+
+/// The order of a driver's arguments in [`Launch::args`]; documentation, no data.
+///
+/// - conv: input, weights, output, then the epilogue's extras (bias and residual, or those of the hook), then the
+///   hook's outputs if there is a hook. The weight gradient: x, gradient of y, gradient of w.
+/// - gemm: A, B, C, then the epilogue's extras, the hook's outputs, the finisher's extras, the finisher's outputs. With
+///   hooks or a finisher C is the first output again.
+/// - attention: q, k, v, o, the log-sum-exp if the problem has one, then the mask or the hook's extras.
+/// - gradient of attention: q, k, v, o, log-sum-exp, gradient of o, gradients of q, k, v, then the mask or extras.
+/// - relayout, pack: source, destination.
+pub struct DriverArgs;
+
+/// Machine code of a function.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Code {
+    /// Code and its constants; to be aligned to 64.
+    pub bytes: Vec<u8>,
+    /// 8-byte absolute addresses to fill in.
+    pub relocations: Vec<Relocation>,
+    /// Offset of the entry.
+    pub entry: u32,
+    /// Bytes of scratch for each worker.
+    pub scratch_bytes: usize,
+}
+
+/// A place in code that holds the address of a symbol plus an addend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Relocation {
+    /// Offset in the code.
+    pub offset: u32,
+    /// The symbol.
+    pub symbol: Symbol,
+    /// Added to its address.
+    pub addend: i64,
+}
+
+/// A function that code calls.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Symbol {
+    /// A wide function over a strip: `exp`, `tanh`, …
+    Vector(String),
+    /// A scalar function by its C name: `expf`, `pow`, …
+    Scalar(String),
+}
+
+/// A place in a buffer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Arg {
+    /// The buffer.
+    pub buffer: BufferId,
+    /// Bytes from its start.
+    pub offset: Dim,
+    /// The step writes it.
+    pub writes: bool,
+}
+
+/// A step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Step {
+    /// Launches a kernel.
+    Launch(Launch),
+    /// Copies bytes.
+    Copy {
+        /// From.
+        source: Arg,
+        /// To.
+        destination: Arg,
+        /// How many.
+        bytes: Dim,
+    },
+    /// Repeats steps.
+    Loop(Loop),
+}
+
+/// A launch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Launch {
+    /// The kernel.
+    pub kernel: KernelId,
+    /// Its buffers, in the kernel's order.
+    pub args: Vec<Arg>,
+    /// Its dim parameters (code only).
+    pub dims: Vec<Dim>,
+    /// Points of its grid (code only).
+    pub grid: Dim,
+    /// Points of the grid below which one thread is enough (code only).
+    pub grain: i64,
+    /// Borders that are zeroed before the launch, because what is written is read with a halo.
+    pub clear: Vec<Halo>,
+    /// What status codes mean here.
+    pub faults: Vec<Fault>,
+    /// The graph's nodes that it computes.
+    pub origin: String,
+    /// Floating-point operations.
+    pub flops: Dim,
+    /// Bytes read and written.
+    pub bytes: Dim,
+}
+
+/// The border of a tensor in blocked channels `[outer][spatial + 2 halo][lanes]` of f32.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Halo {
+    /// Where it starts.
+    pub arg: Arg,
+    /// Batch items times channel blocks.
+    pub outer: Dim,
+    /// Spatial extents without halo.
+    pub spatial: Vec<Dim>,
+    /// Halo of each spatial axis.
+    pub halo: Vec<Dim>,
+}
+
+/// What a status code of a launch means.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Fault {
+    /// The code.
+    pub code: u32,
+    /// One sentence.
+    pub message: String,
+}
+
+/// Repeats steps. Before the first iteration each carried buffer gets its first value; after each iteration, its next.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Loop {
+    /// Iterations.
+    pub length: Dim,
+    /// [`Place::Slice`] buffers run from the last slice to the first.
+    pub reverse: bool,
+    /// Carried values.
+    pub carried: Vec<Carried>,
+    /// One iteration.
+    pub body: Vec<Step>,
+}
+
+/// A value carried from iteration to iteration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Carried {
+    /// First value.
+    pub first: Arg,
+    /// What the body reads.
+    pub current: BufferId,
+    /// What the body writes; after the last iteration `current` holds it too.
+    pub next: Arg,
+    /// Bytes.
+    pub bytes: Dim,
+}
+
+impl Program {
+    /// A buffer.
+    pub fn buffer(&self, id: BufferId) -> &Buffer {
+        &self.buffers[id.0 as usize]
+    }
+
+    /// A kernel.
+    pub fn kernel(&self, id: KernelId) -> &Kernel {
+        &self.kernels[id.0 as usize]
+    }
+
+    /// Steps of a run that launch code, those inside loops counted once.
+    pub fn launches(&self) -> Vec<&Launch> {
+        let mut launches = Vec::new();
+        let mut todo: Vec<&Step> = self.steps.iter().rev().collect();
+        while let Some(step) = todo.pop() {
+            match step {
+                Step::Launch(launch) => launches.push(launch),
+                Step::Copy { .. } => {}
+                Step::Loop(inner) => todo.extend(inner.body.iter().rev()),
+            }
+        }
+        launches
+    }
+}

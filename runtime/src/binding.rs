@@ -1,0 +1,188 @@
+//! A program bound to the extents of its inputs and states.
+
+use egret_ir::bind::{Given, solve};
+use egret_ir::{Bindings, Dim, Tensor};
+use egret_program::{Place, Program};
+
+use crate::cpu::bind::Bound;
+use crate::state::Held;
+use crate::{Executable, RuntimeError};
+
+/// When an output is copied to where the caller finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OutputPlace {
+    /// It is what a run begins with: an input, a state, a constant.
+    Before,
+    /// Steps write it.
+    After,
+}
+
+/// An output whose extents are known.
+#[derive(Debug)]
+pub(crate) struct BoundOutput {
+    pub(crate) shape: Vec<usize>,
+    pub(crate) bytes: usize,
+    /// Bytes that the session sets aside.
+    pub(crate) room: usize,
+    pub(crate) place: OutputPlace,
+    /// Steps may write it straight into a tensor of the caller's.
+    pub(crate) direct: bool,
+}
+
+/// What a session knows once dims are known.
+#[derive(Debug)]
+pub(crate) struct Binding {
+    /// Extents of all inputs, one behind the other.
+    extents: Vec<usize>,
+    generation: u64,
+    pub(crate) bound: Bound,
+    pub(crate) outputs: Vec<BoundOutput>,
+    /// Buffers whose address is another in each run.
+    pub(crate) moving: Vec<(usize, Place)>,
+    /// When it was last used.
+    pub(crate) used: u64,
+}
+
+impl Binding {
+    /// Whether these inputs and states are those that were bound. Allocates nothing.
+    pub(crate) fn fits(
+        &self,
+        program: &Program,
+        inputs: &[(&str, &Tensor)],
+        given: &[usize],
+        state: Option<&Held>,
+    ) -> bool {
+        let mut rest = self.extents.as_slice();
+        let same = program.inputs.iter().zip(given).all(|(port, at)| {
+            let tensor = inputs[*at].1;
+            let (shape, rank) = (tensor.shape(), port.ty.shape.rank());
+            let (mine, others) = rest.split_at(rank.min(rest.len()));
+            rest = others;
+            tensor.dtype() == port.ty.dtype && mine == shape
+        });
+        same && state.is_none_or(|held| held.generation == self.generation)
+    }
+
+    /// Binds.
+    pub(crate) fn new(
+        exe: &Executable,
+        inputs: &[(&str, &Tensor)],
+        given: &[usize],
+        state: Option<&Held>,
+        state_entries: &[usize],
+        threads: usize,
+    ) -> Result<Binding, RuntimeError> {
+        let program = exe.program();
+        let bindings = symbols(program, inputs, given, state, state_entries)?;
+        check(program, &bindings)?;
+        let size = |dim: &Dim, what: &dyn Fn() -> String| {
+            let value = dim.eval(&bindings).map_err(|why| RuntimeError::size(what(), &why))?;
+            usize::try_from(value)
+                .map_err(|_| RuntimeError::Size { what: what(), why: format!("`{dim}` is {value}, below zero") })
+        };
+
+        let mut staged = vec![false; program.inputs.len()];
+        for (i, buffer) in program.buffers.iter().enumerate() {
+            if let Place::Input(k) = buffer.place {
+                staged[k as usize] |= exe.needs_slack(i);
+            }
+        }
+        let kept: Vec<_> = program.outputs.iter().map(|port| port.buffer).collect();
+        let bound = exe.bind(&bindings, threads, &staged, &kept)?;
+
+        let mut outputs = Vec::new();
+        for (k, port) in program.outputs.iter().enumerate() {
+            let what = || format!("output `{}`", port.name);
+            let shape = port.ty.shape.iter().map(|dim| size(dim, &what)).collect::<Result<Vec<_>, _>>()?;
+            let bytes = size(&port.ty.bytes(), &what)?;
+            let place = match program.buffer(port.buffer).place {
+                Place::Output(_) | Place::Arena => OutputPlace::After,
+                _ => OutputPlace::Before,
+            };
+            if bytes > size(&program.buffer(port.buffer).bytes, &what)? {
+                return Err(RuntimeError::malformed(format!("the buffer of {} is too small", what())));
+            }
+            let direct = program.buffer(port.buffer).place == Place::Output(k as u32);
+            outputs.push(BoundOutput { shape, bytes, room: bytes, place, direct });
+        }
+        let mut moving = Vec::new();
+        for (i, buffer) in program.buffers.iter().enumerate() {
+            let what = || format!("bytes of buffer {i}");
+            match buffer.place {
+                Place::Input(k) => {
+                    let bytes = inputs[given[k as usize]].1.bytes().len();
+                    // A copy in the arena has exactly the buffer's room; a tensor of the caller's may have more.
+                    let room = size(&buffer.bytes, &what)?;
+                    if room > bytes || (staged[k as usize] && room < bytes) {
+                        return Err(RuntimeError::malformed(format!("buffer {i} has not the size of its input")));
+                    }
+                }
+                Place::State(k) => {
+                    let bytes = state.map_or(0, |held| held.entries[state_entries[k as usize]].bytes);
+                    if size(&buffer.bytes, &what)? > bytes {
+                        return Err(RuntimeError::malformed(format!("buffer {i} has not the size of its state")));
+                    }
+                }
+                Place::Output(k) => {
+                    let room = size(&buffer.bytes, &what)?;
+                    let output = &mut outputs[k as usize];
+                    output.direct &= room <= output.bytes && !exe.needs_slack(i);
+                    output.room = output.room.max(room);
+                }
+                _ => {}
+            }
+            if matches!(buffer.place, Place::Input(_) | Place::Output(_)) {
+                moving.push((i, buffer.place.clone()));
+            }
+        }
+        let extents = given.iter().flat_map(|at| inputs[*at].1.shape().iter().copied()).collect();
+        let generation = state.map_or(0, |held| held.generation);
+        Ok(Binding { extents, generation, bound, outputs, moving, used: 0 })
+    }
+}
+
+/// The symbols' values.
+fn symbols(
+    program: &Program,
+    inputs: &[(&str, &Tensor)],
+    given: &[usize],
+    state: Option<&Held>,
+    state_entries: &[usize],
+) -> Result<Bindings, RuntimeError> {
+    let mut names = Vec::new();
+    names.extend(program.inputs.iter().map(|port| format!("input `{}`", port.name)));
+    names.extend(program.states.iter().map(|port| format!("state `{}`", port.name)));
+    let inputs = program.inputs.iter().zip(given).map(|(port, at)| {
+        let tensor = inputs[*at].1;
+        (&port.ty, tensor.dtype(), tensor.shape())
+    });
+    let states = program.states.iter().zip(state_entries).filter_map(|(port, at)| {
+        let entry = &state?.entries[*at];
+        Some((&port.ty, entry.dtype, entry.shape.as_slice()))
+    });
+    let all: Vec<Given<'_>> = names
+        .iter()
+        .zip(inputs.chain(states))
+        .map(|(name, (declared, dtype, shape))| Given { name, declared, dtype, shape })
+        .collect();
+    solve(&all).map_err(RuntimeError::Binding)
+}
+
+/// What must be equal.
+fn check(program: &Program, bindings: &Bindings) -> Result<(), RuntimeError> {
+    for check in &program.checks {
+        let value = |dim: &Dim| dim.eval(bindings).map_err(|why| RuntimeError::size(check.what.clone(), &why));
+        let (left_value, right_value) = (value(&check.left)?, value(&check.right)?);
+        if left_value != right_value {
+            return Err(RuntimeError::Check {
+                what: check.what.clone(),
+                left: check.left.to_string(),
+                left_value,
+                right: check.right.to_string(),
+                right_value,
+                origin: check.origin.clone(),
+            });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,381 @@
+//! Steps with numbers in the place of dims: what a session runs.
+
+use egret_ir::{Bindings, Dim};
+use egret_program::driver::hook::EpilogueFn;
+use egret_program::{Arg, BufferId, KernelBody, Launch, Loop, Place, Program, Step};
+use egret_simd::Isa;
+
+use super::driver_plan::DriverPlan;
+use super::drivers::ScratchNeed;
+use super::halo::Border;
+use super::lifetime::Uses;
+use super::memory::OutOfMemory;
+use crate::RuntimeError;
+
+/// No buffer is larger: sums of sizes do not overflow.
+const MOST_BYTES: usize = 1 << 46;
+
+/// Generated code of a kernel: `fn(buffers, dims, begin, end, scratch, status)`.
+pub(crate) type KernelFn = unsafe extern "C" fn(*const *mut u8, *const i64, i64, i64, *mut u8, *mut u32);
+
+/// The entry of a kernel or hook in mapped code.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Entry {
+    Kernel(KernelFn),
+    Hook(EpilogueFn),
+    Driver,
+}
+
+/// A place in a buffer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Address {
+    pub(crate) buffer: u32,
+    pub(crate) offset: usize,
+}
+
+/// Part of a list.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span {
+    pub(crate) first: usize,
+    pub(crate) len: usize,
+}
+
+/// An operation. Loops lie flat between their ends.
+#[derive(Debug)]
+pub(crate) enum Op {
+    Clear { border: Border, tensor: Address },
+    Code { entry: KernelFn, args: Span, dims: Span, grid: usize, chunks: usize },
+    Driver { plan: DriverPlan, args: Span },
+    Copy { source: Address, destination: Address, bytes: usize },
+    Begin(usize),
+    End(usize),
+}
+
+/// An operation and the step it belongs to, counted in preorder.
+#[derive(Debug)]
+pub(crate) struct Item {
+    pub(crate) op: Op,
+    pub(crate) step: usize,
+}
+
+/// A value carried around a loop.
+#[derive(Debug)]
+pub(crate) struct Carry {
+    pub(crate) first: Address,
+    pub(crate) current: u32,
+    pub(crate) next: Address,
+    pub(crate) bytes: usize,
+    /// Offset in the arena of a place between `next` and `current`, where the order of copies would matter.
+    pub(crate) stage: Option<usize>,
+}
+
+/// A slice that moves with a loop.
+#[derive(Debug)]
+pub(crate) struct Moving {
+    pub(crate) slice: u32,
+    pub(crate) of: u32,
+    pub(crate) stride: usize,
+}
+
+/// A loop.
+#[derive(Debug)]
+pub(crate) struct Repeat {
+    pub(crate) length: usize,
+    pub(crate) reverse: bool,
+    pub(crate) begin: usize,
+    pub(crate) end: usize,
+    pub(crate) carried: Vec<Carry>,
+    pub(crate) slices: Vec<Moving>,
+}
+
+/// Steps whose extents are known.
+#[derive(Debug, Default)]
+pub(crate) struct Bound {
+    pub(crate) ops: Vec<Item>,
+    pub(crate) args: Vec<Address>,
+    pub(crate) dims: Vec<i64>,
+    pub(crate) loops: Vec<Repeat>,
+    /// First operation of each step that is in no loop.
+    pub(crate) tops: Vec<usize>,
+    /// By buffer: bytes, where used.
+    pub(crate) bytes: Vec<usize>,
+    /// By buffer: place in the arena.
+    pub(crate) offsets: Vec<Option<usize>>,
+    pub(crate) arena_bytes: usize,
+    pub(crate) live_bytes_bound: usize,
+    pub(crate) logical_live_bytes: usize,
+    pub(crate) scratch: ScratchNeed,
+    /// Arguments of the launch that has most.
+    pub(crate) most_args: usize,
+    /// By step: operations and bytes of one execution.
+    pub(crate) work: Vec<(f64, f64)>,
+}
+
+/// What steps are bound with.
+pub(crate) struct Binder<'a> {
+    pub(crate) program: &'a Program,
+    pub(crate) entries: &'a [Entry],
+    pub(crate) isa: Isa,
+    pub(crate) threads: usize,
+    pub(crate) bindings: &'a Bindings,
+    /// Inputs that are copied into the arena, by number.
+    pub(crate) staged: &'a [bool],
+    /// Buffers that are read once all steps are done.
+    pub(crate) kept: &'a [BufferId],
+}
+
+struct Work<'a> {
+    binder: &'a Binder<'a>,
+    bound: Bound,
+    uses: Uses,
+    step: usize,
+}
+
+/// Binds steps and plans their arena.
+pub(crate) fn bind(binder: &Binder<'_>, steps: &[Step]) -> Result<Bound, RuntimeError> {
+    let buffers = binder.program.buffers.len();
+    let bound = Bound { bytes: vec![0; buffers], offsets: vec![None; buffers], ..Bound::default() };
+    let mut work = Work { binder, bound, uses: Uses::new(binder.program), step: 0 };
+    for (i, buffer) in binder.program.buffers.iter().enumerate() {
+        if matches!(buffer.place, Place::Input(k) if binder.staged.get(k as usize) == Some(&true)) {
+            work.uses.stage(i);
+        }
+    }
+    for step in steps {
+        work.bound.tops.push(work.bound.ops.len());
+        work.step(step)?;
+    }
+    work.bound.tops.push(work.bound.ops.len());
+    for id in binder.kept {
+        work.uses.keep(id.0 as usize, work.bound.ops.len());
+    }
+    work.finish()
+}
+
+impl Work<'_> {
+    fn number(&self, dim: &Dim, what: &dyn Fn() -> String) -> Result<usize, RuntimeError> {
+        let value = dim.eval(self.binder.bindings).map_err(|why| RuntimeError::size(what(), &why))?;
+        usize::try_from(value)
+            .map_err(|_| RuntimeError::Size { what: what(), why: format!("`{dim}` is {value}, below zero") })
+    }
+
+    fn push(&mut self, op: Op) {
+        self.bound.ops.push(Item { op, step: self.step });
+    }
+
+    /// The address of an argument that the operation about to be pushed uses.
+    fn address(&mut self, arg: &Arg) -> Result<Address, RuntimeError> {
+        let offset = self.number(&arg.offset, &|| format!("offset in buffer {}", arg.buffer.0))?;
+        self.uses.add(arg.buffer.0 as usize, self.bound.ops.len(), arg.writes);
+        Ok(Address { buffer: arg.buffer.0, offset })
+    }
+
+    fn step(&mut self, step: &Step) -> Result<(), RuntimeError> {
+        self.bound.work.push((0.0, 0.0));
+        match step {
+            Step::Launch(launch) => self.launch(launch)?,
+            Step::Copy { source, destination, bytes } => {
+                let bytes = self.number(bytes, &|| "bytes of a copy".into())?;
+                let op = Op::Copy { source: self.address(source)?, destination: self.address(destination)?, bytes };
+                self.bound.work[self.step].1 = 2.0 * bytes as f64;
+                self.push(op);
+            }
+            Step::Loop(inner) => return self.repeat(inner),
+        }
+        self.step += 1;
+        Ok(())
+    }
+
+    fn launch(&mut self, launch: &Launch) -> Result<(), RuntimeError> {
+        for halo in &launch.clear {
+            let what = || format!("halo of {}", launch.origin);
+            let tensor = self.address(&Arg { writes: true, ..halo.arg.clone() })?;
+            let outer = self.number(&halo.outer, &what)?;
+            let spatial = halo.spatial.iter().map(|d| self.number(d, &what)).collect::<Result<Vec<_>, _>>()?;
+            let around = halo.halo.iter().map(|d| self.number(d, &what)).collect::<Result<Vec<_>, _>>()?;
+            let border = Border::new(outer, &spatial, &around, self.binder.program.lanes)
+                .filter(|border| border.bytes().is_some())
+                .ok_or_else(|| RuntimeError::malformed(what()))?;
+            self.push(Op::Clear { border, tensor });
+        }
+        let args = Span { first: self.bound.args.len(), len: launch.args.len() };
+        for arg in &launch.args {
+            let address = self.address(arg)?;
+            self.bound.args.push(address);
+        }
+        self.bound.most_args = self.bound.most_args.max(args.len);
+        // Only a report: a value that is not known is left out.
+        let estimate = |dim: &Dim| dim.eval(self.binder.bindings).unwrap_or(0) as f64;
+        self.bound.work[self.step] = (estimate(&launch.flops), estimate(&launch.bytes));
+        let kernel = self.binder.program.kernel(launch.kernel);
+        let op = match (&kernel.body, self.binder.entries[launch.kernel.0 as usize]) {
+            (KernelBody::Code(code), Entry::Kernel(entry)) => {
+                let dims = Span { first: self.bound.dims.len(), len: launch.dims.len() };
+                for dim in &launch.dims {
+                    let value = dim.eval(self.binder.bindings);
+                    self.bound.dims.push(value.map_err(|why| RuntimeError::size(launch.origin.clone(), &why))?);
+                }
+                let grid = self.number(&launch.grid, &|| format!("grid of {}", launch.origin))?;
+                let grain = usize::try_from(launch.grain).unwrap_or(1).max(1);
+                let wanted = if self.binder.threads == 1 { 1 } else { 4 * self.binder.threads };
+                let chunks = (grid / grain).clamp(1, wanted);
+                let need = ScratchNeed { per_worker: code.scratch_bytes, shared: 0 };
+                self.bound.scratch = self.bound.scratch.max(need);
+                Op::Code { entry, args, dims, grid, chunks }
+            }
+            (KernelBody::Driver { driver, hook, finisher }, _) => {
+                let mut failed = None;
+                let driver = driver.map(&mut |dim: &Dim| match self.number(dim, &|| launch.origin.clone()) {
+                    Ok(value) => value,
+                    Err(error) => {
+                        failed.get_or_insert(error);
+                        0
+                    }
+                });
+                if let Some(error) = failed {
+                    return Err(error);
+                }
+                let entry = |id: &Option<egret_program::KernelId>| match id.map(|id| self.binder.entries[id.0 as usize])
+                {
+                    Some(Entry::Hook(hook)) => Some(hook),
+                    _ => None,
+                };
+                let plan = DriverPlan::new(&driver, entry(hook), entry(finisher), launch.args.len(), self.binder.isa);
+                let plan = plan.map_err(|source| RuntimeError::Driver {
+                    kernel: kernel.name.clone(),
+                    origin: launch.origin.clone(),
+                    source,
+                })?;
+                self.bound.scratch = self.bound.scratch.max(plan.scratch());
+                Op::Driver { plan, args }
+            }
+            _ => return Err(RuntimeError::malformed(format!("the kernel `{}` is launched, but a hook", kernel.name))),
+        };
+        self.push(op);
+        Ok(())
+    }
+
+    fn repeat(&mut self, inner: &Loop) -> Result<(), RuntimeError> {
+        let index = self.bound.loops.len();
+        let length = self.number(&inner.length, &|| "iterations of a loop".into())?;
+        let begin = self.bound.ops.len();
+        let mut carried = Vec::new();
+        for value in &inner.carried {
+            let bytes = self.number(&value.bytes, &|| "bytes of a carried value".into())?;
+            let first = self.address(&value.first)?;
+            self.uses.add(value.current.0 as usize, begin, true);
+            carried.push(Carry { first, current: value.current.0, next: first, bytes, stage: None });
+        }
+        let (reverse, end, slices) = (inner.reverse, begin, Vec::new());
+        self.bound.loops.push(Repeat { length, reverse, begin, end, carried: Vec::new(), slices });
+        self.push(Op::Begin(index));
+        self.step += 1;
+        self.uses.enter(index, begin);
+        for step in &inner.body {
+            self.step(step)?;
+        }
+        let end = self.bound.ops.len();
+        let crossing = inner.carried.iter().any(|a| inner.carried.iter().any(|b| a.next.buffer == b.current));
+        for (carry, value) in carried.iter_mut().zip(&inner.carried) {
+            carry.next = self.address(&value.next)?;
+            self.uses.add(value.current.0 as usize, end, true);
+            if crossing {
+                carry.stage = Some(self.uses.temporary(carry.bytes, end));
+            }
+        }
+        self.uses.leave(end);
+        self.push(Op::End(index));
+        self.bound.loops[index].end = end;
+        self.bound.loops[index].carried = carried;
+        Ok(())
+    }
+
+    /// Sizes, slices, the arena, and checks that arguments lie within their buffers.
+    fn finish(mut self) -> Result<Bound, RuntimeError> {
+        let program = self.binder.program;
+        let slices = self.uses.slices(program)?;
+        let mut logical = vec![0; program.buffers.len()];
+        for (i, buffer) in program.buffers.iter().enumerate() {
+            if self.uses.is_used(i) {
+                self.bound.bytes[i] = self.number(&buffer.bytes, &|| format!("bytes of buffer {i}"))?;
+                logical[i] = self.number(&buffer.logical_bytes, &|| format!("bytes of buffer {i}"))?;
+                if self.bound.bytes[i].max(logical[i]) > MOST_BYTES {
+                    return Err(OutOfMemory(self.bound.bytes[i]).into());
+                }
+            }
+        }
+        for (slice, index) in slices {
+            let Place::Slice { of, stride } = &program.buffers[slice].place else { continue };
+            let stride = self.number(stride, &|| format!("stride of buffer {slice}"))?;
+            let repeat = &mut self.bound.loops[index];
+            let reach = stride.checked_mul(repeat.length.saturating_sub(1));
+            let reach = reach.and_then(|r| r.checked_add(self.bound.bytes[slice]));
+            if repeat.length > 0 && reach.is_none_or(|r| r > self.bound.bytes[of.0 as usize]) {
+                return Err(RuntimeError::malformed(format!("slices of buffer {} reach beyond it", of.0)));
+            }
+            repeat.slices.push(Moving { slice: slice as u32, of: of.0, stride });
+        }
+        self.check_reach()?;
+        let plan = self.uses.plan(program, &self.bound.bytes, &logical);
+        self.bound.offsets = plan.offsets;
+        for repeat in &mut self.bound.loops {
+            for stage in repeat.carried.iter_mut().filter_map(|c| c.stage.as_mut()) {
+                *stage = plan.temporaries[*stage];
+            }
+        }
+        self.bound.arena_bytes = plan.arena_bytes;
+        self.bound.live_bytes_bound = plan.live_bytes_bound;
+        self.bound.logical_live_bytes = plan.logical_live_bytes;
+        Ok(self.bound)
+    }
+
+    fn check_reach(&self) -> Result<(), RuntimeError> {
+        let bytes = &self.bound.bytes;
+        let reaches = |address: &Address, count: usize| {
+            let end = address.offset.checked_add(count);
+            if end.is_none_or(|end| end > bytes[address.buffer as usize]) {
+                let text = format!("{count} bytes at {} of buffer {}", address.offset, address.buffer);
+                return Err(RuntimeError::malformed(format!("{text}, which has {}", bytes[address.buffer as usize])));
+            }
+            Ok(())
+        };
+        for address in &self.bound.args {
+            reaches(address, 0)?;
+        }
+        for item in &self.bound.ops {
+            match &item.op {
+                Op::Clear { border, tensor } => reaches(tensor, border.bytes().unwrap_or(usize::MAX))?,
+                Op::Copy { source, destination, bytes } => {
+                    reaches(source, *bytes)?;
+                    reaches(destination, *bytes)?;
+                }
+                Op::Begin(index) => {
+                    for carry in &self.bound.loops[*index].carried {
+                        reaches(&carry.first, carry.bytes)?;
+                        reaches(&carry.next, carry.bytes)?;
+                        reaches(&Address { buffer: carry.current, offset: 0 }, carry.bytes)?;
+                    }
+                }
+                Op::Code { .. } | Op::Driver { .. } | Op::End(_) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The step of that number in preorder, as [`bind`] counts.
+pub(crate) fn step_at(steps: &[Step], number: usize) -> Option<&Step> {
+    every_step(steps).nth(number)
+}
+
+/// All steps in preorder.
+pub(crate) fn every_step(steps: &[Step]) -> impl Iterator<Item = &Step> {
+    let mut todo: Vec<&Step> = steps.iter().rev().collect();
+    std::iter::from_fn(move || {
+        let step = todo.pop()?;
+        if let Step::Loop(inner) = step {
+            todo.extend(inner.body.iter().rev());
+        }
+        Some(step)
+    })
+}

@@ -1,0 +1,163 @@
+//! A driver of a program, bound: its plan, its hooks, and the order of its arguments.
+
+use egret_program::driver::hook::{EpilogueFn, RowsFn, ScoreFn};
+use egret_program::driver::{Driver, Epilogue, Score};
+use egret_simd::Isa;
+
+use super::drivers::{
+    AttentionArgs, AttentionGradArgs, AttentionGradPlan, AttentionPlan, ConvArgs, ConvPlan, DriverError, GemmArgs,
+    GemmPlan, PackPlan, RelayoutPlan, ScratchNeed, ScratchPool,
+};
+use super::team::Team;
+
+/// A driver whose extents are known.
+#[derive(Debug)]
+pub(crate) struct DriverPlan {
+    form: Form,
+    /// Operands of fixed meaning, then how many extras, outputs, extras and outputs of the finisher.
+    fixed: usize,
+    extras: usize,
+    outs: usize,
+    finisher_extras: usize,
+    hook: Option<EpilogueFn>,
+    finisher: Option<RowsFn>,
+}
+
+#[derive(Debug)]
+enum Form {
+    Conv(Box<ConvPlan>),
+    Gemm(Box<GemmPlan>),
+    Attention { plan: Box<AttentionPlan>, lse: bool },
+    AttentionGrad(Box<AttentionGradPlan>),
+    Relayout(Box<RelayoutPlan>),
+    Pack(Box<PackPlan>),
+}
+
+/// Extra operands and outputs of an epilogue.
+fn epilogue_operands(epilogue: &Epilogue) -> (usize, usize) {
+    match epilogue {
+        Epilogue::Direct { bias, residual, .. } => (usize::from(bias.is_some()) + usize::from(residual.is_some()), 0),
+        Epilogue::Hook { extras, outs, .. } => (extras.len(), outs.len()),
+    }
+}
+
+impl DriverPlan {
+    /// Binds. `args` is how many arguments the launch has.
+    pub(crate) fn new(
+        driver: &Driver,
+        hook: Option<EpilogueFn>,
+        finisher: Option<RowsFn>,
+        args: usize,
+        isa: Isa,
+    ) -> Result<DriverPlan, DriverError> {
+        let (mut extras, mut outs, mut finisher_operands) = (0, 0, (0, 0));
+        let mut wants_hook = false;
+        let (form, fixed) = match driver {
+            Driver::Conv(problem, schedule) => {
+                (extras, outs) = epilogue_operands(&problem.epilogue);
+                wants_hook = matches!(problem.epilogue, Epilogue::Hook { .. });
+                (Form::Conv(Box::new(ConvPlan::new(problem, schedule, isa)?)), 3)
+            }
+            Driver::Gemm(problem, schedule) => {
+                (extras, outs) = epilogue_operands(&problem.epilogue);
+                wants_hook = matches!(problem.epilogue, Epilogue::Hook { .. });
+                if let Some(f) = &problem.finisher {
+                    finisher_operands = (f.extras.len(), f.outs.len());
+                }
+                (Form::Gemm(Box::new(GemmPlan::new(problem, schedule, isa)?)), 3)
+            }
+            Driver::Attention(problem, schedule) => {
+                extras = match &problem.score {
+                    Score::Plain { mask, .. } => usize::from(mask.is_some()),
+                    Score::Hook { extras, .. } => extras.len(),
+                };
+                wants_hook = matches!(problem.score, Score::Hook { .. });
+                let plan = Box::new(AttentionPlan::new(problem, schedule, isa)?);
+                (Form::Attention { plan, lse: problem.lse.is_some() }, 4 + usize::from(problem.lse.is_some()))
+            }
+            Driver::AttentionGrad(problem, schedule) => {
+                extras = match &problem.forward.score {
+                    Score::Plain { mask, .. } => usize::from(mask.is_some()),
+                    Score::Hook { extras, .. } => extras.len(),
+                };
+                (Form::AttentionGrad(Box::new(AttentionGradPlan::new(problem, schedule, isa)?)), 9)
+            }
+            Driver::Relayout(problem) => (Form::Relayout(Box::new(RelayoutPlan::new(problem, isa)?)), 2),
+            Driver::Pack(problem) => (Form::Pack(Box::new(PackPlan::new(problem, isa)?)), 2),
+        };
+        if wants_hook != hook.is_some() {
+            return Err(DriverError::Problem("the epilogue and the hook of the kernel contradict each other"));
+        }
+        let wants_finisher = finisher_operands.1 > 0;
+        if wants_finisher != finisher.is_some() {
+            return Err(DriverError::Problem("the finisher and the hook of the kernel contradict each other"));
+        }
+        let plan = DriverPlan { form, fixed, extras, outs, finisher_extras: finisher_operands.0, hook, finisher };
+        if fixed + extras + outs + finisher_operands.0 + finisher_operands.1 != args {
+            return Err(DriverError::Problem("the number of arguments is not that of the problem"));
+        }
+        Ok(plan)
+    }
+
+    /// Scratch that `run` needs.
+    pub(crate) fn scratch(&self) -> ScratchNeed {
+        match &self.form {
+            Form::Conv(plan) => plan.scratch(),
+            Form::Gemm(plan) => plan.scratch(),
+            Form::Attention { plan, .. } => plan.scratch(),
+            Form::AttentionGrad(plan) => plan.scratch(),
+            Form::Relayout(_) | Form::Pack(_) => ScratchNeed::default(),
+        }
+    }
+
+    /// Computes.
+    ///
+    /// # Safety
+    /// The arguments are those that [`DriverArgs`](egret_program::program::DriverArgs) lists, as the drivers require them.
+    pub(crate) unsafe fn run(&self, args: &[*mut u8], team: &Team, scratch: &ScratchPool) {
+        let (fixed, rest) = args.split_at(self.fixed);
+        let (extras, rest) = rest.split_at(self.extras);
+        let (outs, rest) = rest.split_at(self.outs);
+        let (finisher_extras, finisher_outs) = rest.split_at(self.finisher_extras);
+        let arg = |i: usize| fixed[i].cast::<f32>();
+        // SAFETY: the caller's.
+        unsafe {
+            match &self.form {
+                Form::Conv(plan) => {
+                    let (input, weights, output) = (arg(0), arg(1), arg(2));
+                    plan.run(&ConvArgs { input, weights, output, extras, outs, hook: self.hook }, team, scratch);
+                }
+                Form::Gemm(plan) => {
+                    let outs = if self.finisher.is_some() { finisher_outs } else { outs };
+                    let (a, b, c) = (arg(0), arg(1), arg(2));
+                    let (hook, finisher) = (self.hook, self.finisher);
+                    plan.run(&GemmArgs { a, b, c, extras, outs, hook, finisher, finisher_extras }, team, scratch);
+                }
+                Form::Attention { plan, lse } => {
+                    let lse = if *lse { arg(4) } else { std::ptr::null_mut() };
+                    let hook: Option<ScoreFn> = self.hook;
+                    let args = AttentionArgs { q: arg(0), k: arg(1), v: arg(2), o: arg(3), lse, extras, hook };
+                    plan.run(&args, team, scratch);
+                }
+                Form::AttentionGrad(plan) => {
+                    let mask = extras.first().map_or(std::ptr::null(), |mask| mask.cast_const().cast());
+                    let args = AttentionGradArgs {
+                        q: arg(0),
+                        k: arg(1),
+                        v: arg(2),
+                        o: arg(3),
+                        lse: arg(4),
+                        mask,
+                        grad_o: arg(5),
+                        grad_q: arg(6),
+                        grad_k: arg(7),
+                        grad_v: arg(8),
+                    };
+                    plan.run(&args, team, scratch);
+                }
+                Form::Relayout(plan) => plan.run(arg(0), arg(1), team),
+                Form::Pack(plan) => plan.run(arg(0), arg(1), team),
+            }
+        }
+    }
+}

@@ -1,0 +1,458 @@
+//! The direct loop nest: for each panel of output channels, each row, each tile of pixels.
+
+use super::ConvArgs;
+use super::geometry::{Grid, Shape, Surface, dims, grids};
+use crate::cpu::drivers::epilogue::{MAX_VIEWS, check_hook, set_activation};
+use crate::cpu::drivers::kernels::Kernels;
+use crate::cpu::drivers::{DriverError, ScratchNeed, ScratchPool, chunk_count, part};
+use crate::cpu::team::Team;
+use egret_program::driver::hook::View2;
+use egret_program::driver::{Activation, Bias, ConvForm, ConvProblem, ConvSchedule, Epilogue, Operand, Split};
+use egret_simd::{Isa, MAX_ROWS, Tile, TileKind};
+
+/// How an extra operand or output of a convolution is addressed.
+#[derive(Debug)]
+enum Address {
+    Scalar,
+    Channel,
+    Blocked(Surface),
+}
+
+#[derive(Debug)]
+enum Bound {
+    Direct { bias: bool, residual: Option<Surface>, activation: Activation },
+    Hook { extras: Vec<(Address, usize)>, outs: Vec<(Address, usize)> },
+}
+
+/// Forward convolution or input gradient, dense, grouped or depthwise.
+#[derive(Debug)]
+pub(super) struct Direct {
+    isa: Isa,
+    lanes: usize,
+    kernels: Kernels,
+    depthwise: bool,
+    pub(super) batch: usize,
+    /// Floats from a batch item of the input to the next.
+    pub(super) read_batch: usize,
+    /// From one group's channels to the next in the input.
+    read_group: usize,
+    /// Steps in a tap and from one to the next in the input.
+    run: usize,
+    a_step: usize,
+    write: Surface,
+    groups: usize,
+    /// Output channels of a group.
+    outputs: usize,
+    /// Panels of a group.
+    panels: usize,
+    /// Floats of weights in a panel.
+    panel_len: usize,
+    pub(super) grids: Vec<Grid>,
+    bound: Bound,
+    split: Split,
+    block: usize,
+    prefetch_weights: bool,
+    prefetch_input: bool,
+}
+
+impl Direct {
+    pub(super) fn new(p: &ConvProblem, schedule: &ConvSchedule, isa: Isa) -> Result<Direct, DriverError> {
+        let shape = Shape::new(p)?;
+        let lanes = isa.lanes_f32();
+        let x = Surface::new(shape.x, shape.x_halo, lanes, p.in_batch_stride);
+        let y = Surface::new(shape.y, shape.y_halo, lanes, p.out_batch_stride);
+        let forward = p.form == ConvForm::Forward;
+        let (read, write, inputs, outputs) = if forward {
+            (x, y, p.in_channels / p.groups, p.out_channels / p.groups)
+        } else {
+            (y, x, p.out_channels / p.groups, p.in_channels / p.groups)
+        };
+        let depthwise = p.is_depthwise();
+        let kernels = Kernels::new(isa, if depthwise { TileKind::Lanes } else { TileKind::Table })?;
+        let taps: usize = p.kernel.iter().product();
+        let blocks = if depthwise { 1 } else { inputs.div_ceil(lanes) };
+        let floats_per_tap = if depthwise { lanes } else { blocks * lanes * 2 * lanes };
+        let grids = grids(&shape, p.form, &read, blocks, floats_per_tap, kernels.max_rows());
+        let written = if forward { shape.y } else { shape.x };
+        let bound = Bound::new(&p.epilogue, written, lanes)?;
+        // Depthwise: the blocks of channels are the panels of one group.
+        let (groups, outputs, read_group, panels) = if depthwise {
+            (1, p.groups, read.block, p.groups.div_ceil(lanes))
+        } else {
+            (p.groups, outputs, blocks * read.block, outputs.div_ceil(2 * lanes))
+        };
+        Ok(Direct {
+            isa,
+            lanes,
+            kernels,
+            depthwise,
+            batch: p.batch,
+            read_batch: read.batch,
+            read_group,
+            run: if depthwise { 1 } else { lanes },
+            a_step: 1,
+            write,
+            groups,
+            outputs,
+            panels,
+            panel_len: taps * floats_per_tap,
+            grids,
+            bound,
+            split: schedule.split,
+            block: schedule.block.max(1),
+            prefetch_weights: schedule.prefetch_weights,
+            prefetch_input: schedule.prefetch_input && taps == 1 && !depthwise,
+        })
+    }
+
+    /// The nest of a first layer: `grid` reads an image that `ImageConv` lays out, `run` steps of `a_step` a tap.
+    pub(super) fn on_image(
+        p: &ConvProblem,
+        schedule: &ConvSchedule,
+        isa: Isa,
+        shape: &Shape,
+        grid: impl FnOnce(usize) -> Grid,
+    ) -> Result<Direct, DriverError> {
+        let lanes = isa.lanes_f32();
+        let kernels = Kernels::new(isa, TileKind::Table)?;
+        let grid = grid(kernels.max_rows());
+        Ok(Direct {
+            isa,
+            lanes,
+            depthwise: false,
+            batch: p.batch,
+            read_batch: 0,
+            read_group: 0,
+            run: shape.kernel[2],
+            a_step: shape.dilation[2],
+            write: Surface::new(shape.y, shape.y_halo, lanes, p.out_batch_stride),
+            groups: 1,
+            outputs: p.out_channels,
+            panels: p.out_channels.div_ceil(2 * lanes),
+            panel_len: grid.taps.len() * shape.kernel[2] * 2 * lanes,
+            grids: vec![grid],
+            bound: Bound::new(&p.epilogue, shape.y, lanes)?,
+            kernels,
+            split: Split::Rows,
+            block: schedule.block.max(1),
+            prefetch_weights: false,
+            prefetch_input: false,
+        })
+    }
+
+    pub(super) fn scratch(&self) -> ScratchNeed {
+        let per_worker = match &self.bound {
+            Bound::Direct { .. } => 0,
+            Bound::Hook { .. } => self.strip_len() * 2 * self.lanes * 4,
+        };
+        ScratchNeed { per_worker, shared: 0 }
+    }
+
+    /// Panels over all groups.
+    pub(super) fn panels(&self) -> usize {
+        self.groups * self.panels
+    }
+
+    /// Pixels of a hook's strip.
+    fn strip_len(&self) -> usize {
+        self.grids.iter().map(|g| g.count[2].max(MAX_ROWS)).max().unwrap_or(0)
+    }
+
+    pub(super) unsafe fn run(&self, args: &ConvArgs<'_>, team: &Team, scratch: &ScratchPool) {
+        let all_panels = self.groups * self.panels;
+        let nest = Nest { args: *args };
+        let nest = &nest;
+        let threads = team.size();
+        match self.split {
+            Split::Panels => {
+                let chunks = chunk_count(all_panels, all_panels.div_ceil(self.block), threads);
+                team.parallel(chunks, &|chunk, worker| {
+                    let (p0, p1) = part(all_panels, chunk, chunks);
+                    for grid in &self.grids {
+                        let rows = (0, grid.rows(self.batch));
+                        // SAFETY: chunks write different channels.
+                        unsafe { self.rows(grid, (p0, p1), rows, nest.input(), nest, scratch.worker(worker)) };
+                    }
+                });
+            }
+            Split::Rows => {
+                let chunks_of = |grid: &Grid| {
+                    let units = grid.rows(self.batch).div_ceil(grid.rows_per_tile);
+                    let least = units.div_ceil(self.block.div_ceil(grid.rows_per_tile));
+                    chunk_count(units, least, threads)
+                };
+                let chunks = self.grids.iter().map(chunks_of).sum();
+                team.parallel(chunks, &|chunk, worker| {
+                    let mut chunk = chunk;
+                    for grid in &self.grids {
+                        let of_grid = chunks_of(grid);
+                        if chunk < of_grid {
+                            let rows = grid.rows(self.batch);
+                            let (u0, u1) = part(rows.div_ceil(grid.rows_per_tile), chunk, of_grid);
+                            let range = (u0 * grid.rows_per_tile, (u1 * grid.rows_per_tile).min(rows));
+                            let strip = scratch.worker(worker);
+                            // SAFETY: chunks write different rows.
+                            unsafe { self.rows(grid, (0, all_panels), range, nest.input(), nest, strip) };
+                            return;
+                        }
+                        chunk -= of_grid;
+                    }
+                });
+            }
+        }
+    }
+
+    /// Rows `r0..r1` (of all batch items) of panels `p0..p1`. `input` is where row 0 of the grid would be; `strip` is scratch.
+    ///
+    /// # Safety
+    /// As for the plan; nobody else writes these rows of these channels.
+    pub(super) unsafe fn rows(
+        &self,
+        grid: &Grid,
+        (p0, p1): (usize, usize),
+        (r0, r1): (usize, usize),
+        input: *const f32,
+        nest: &Nest<'_>,
+        strip: *mut f32,
+    ) {
+        let lanes = self.lanes;
+        let width = grid.count[2];
+        if r0 >= r1 {
+            return;
+        }
+        let max_rows = self.kernels.max_rows();
+        let tiles_in_row = width.div_ceil(max_rows);
+        let hooked = matches!(self.bound, Bound::Hook { .. });
+        let strip_len = self.strip_len();
+        let out_step = grid.steps_in(&self.write);
+        let c_rows = if hooked { std::array::from_fn(|m| m * lanes) } else { grid.row_table(out_step) };
+        let mut tile = Tile::new(self.isa);
+        tile.rows = grid.in_rows.as_ptr();
+        tile.taps = grid.taps.as_ptr();
+        tile.tap_count = grid.taps.len();
+        (tile.run, tile.last_run, tile.a_step) = (self.run, self.run, self.a_step);
+        tile.b_step = if self.depthwise { lanes } else { 2 * lanes };
+        tile.c_rows = c_rows.as_ptr();
+        tile.c_vector = if hooked { strip_len * lanes } else { self.write.block };
+        tile.fill = true;
+        let mut residual_rows = [0; MAX_ROWS];
+        let mut residual_at = None;
+        if let Bound::Direct { bias, residual, activation } = &self.bound {
+            set_activation(&mut tile, *activation);
+            if let Some(surface) = residual {
+                let step = grid.steps_in(surface);
+                residual_rows = grid.row_table(step);
+                tile.residual_vector = surface.block;
+                let base = nest.args.extras[usize::from(*bias)].cast_const().cast::<f32>();
+                residual_at = Some((surface, step, base.wrapping_add(grid.origin_in(surface))));
+            }
+        }
+        tile.residual_rows = residual_rows.as_ptr();
+        let output = nest.args.output.wrapping_add(grid.origin_in(&self.write));
+        // The input of the next tile is asked for only where nothing else has brought it: one tap, first panel.
+        let ahead = max_rows * grid.in_step[2];
+        let one_tap = self.prefetch_input && grid.rows_per_tile == 1;
+
+        for panel in p0..p1 {
+            let (group, index) = (panel / self.panels, panel % self.panels);
+            let channel = index * if self.depthwise { lanes } else { 2 * lanes };
+            let here = (self.outputs - channel).min(if self.depthwise { lanes } else { 2 * lanes });
+            let vectors = here.div_ceil(lanes);
+            tile.last_lanes = here - (vectors - 1) * lanes;
+            let first_channel = group * self.outputs + channel;
+            let first_block = first_channel / lanes;
+            let mut tail = [0f32; 32];
+            if let Bound::Direct { bias: true, .. } = self.bound {
+                let bias = nest.args.extras[0].cast_const().cast::<f32>().wrapping_add(first_channel);
+                tile.bias = bias;
+                if here < vectors * lanes {
+                    // The vector would be read beyond the end of the operand.
+                    unsafe { std::ptr::copy_nonoverlapping(bias, tail.as_mut_ptr(), here) };
+                    tile.bias = tail.as_ptr();
+                }
+            }
+            let weights = nest.args.weights.wrapping_add(panel * self.panel_len + grid.weights);
+            tile.b = weights;
+            let tiles =
+                if grid.rows_per_tile > 1 { (r1 - r0).div_ceil(grid.rows_per_tile) } else { (r1 - r0) * tiles_in_row };
+            let mut lines_left = 0;
+            tile.prefetch_lines = 0;
+            if self.prefetch_weights && panel + 1 < p1 && !grid.taps.is_empty() {
+                let lines = self.panel_len.div_ceil(16);
+                tile.prefetch_lines = lines.div_ceil(tiles * grid.taps.len());
+                tile.prefetch = weights.wrapping_add(self.panel_len);
+                lines_left = lines;
+            }
+            tile.prefetch_a = if one_tap && panel == p0 { ahead } else { 0 };
+            let channels_read = if self.depthwise { panel } else { group };
+            let group_input = channels_read * self.read_group;
+            let mut row = r0;
+            while row < r1 {
+                let plane_row = row % grid.count[1];
+                let plane = row / grid.count[1];
+                let (item, depth) = (plane / grid.count[0], plane % grid.count[0]);
+                let rows = grid.rows_per_tile.min(grid.count[1] - plane_row).min(r1 - row);
+                let at = |batch: usize, step: [usize; 3]| item * batch + depth * step[0] + plane_row * step[1];
+                let a = input.wrapping_add(group_input + at(self.read_batch, grid.in_step));
+                let c = if hooked {
+                    strip
+                } else {
+                    output.wrapping_add(first_block * self.write.block + at(self.write.batch, out_step))
+                };
+                let c_step = if hooked { lanes } else { out_step[2] };
+                let residual = residual_at.as_ref().map(|(surface, step, base)| {
+                    let offset = first_block * surface.block + at(surface.batch, *step);
+                    (base.wrapping_add(offset), step[2])
+                });
+                let tiles = if rows > 1 { 1 } else { tiles_in_row };
+                for i in 0..tiles {
+                    let (w0, w1) = if rows > 1 { (0, rows * width) } else { part(width, i, tiles) };
+                    tile.a = a.wrapping_add(w0 * grid.in_step[2]);
+                    tile.c = c.wrapping_add(w0 * c_step);
+                    if let Some((base, step)) = residual {
+                        tile.residual = base.wrapping_add(w0 * step);
+                    }
+                    // SAFETY: bounds were checked when the plan was made.
+                    unsafe { self.kernels.run(&tile, w1 - w0, vectors) };
+                    if tile.prefetch_lines > 0 {
+                        let done = tile.prefetch_lines * tile.tap_count;
+                        tile.prefetch = tile.prefetch.wrapping_add(done * 16);
+                        lines_left = lines_left.saturating_sub(done);
+                        if lines_left == 0 {
+                            tile.prefetch_lines = 0;
+                        }
+                    }
+                }
+                if hooked {
+                    for i in 0..rows {
+                        let place = Place {
+                            item,
+                            position: [depth, plane_row + i, 0],
+                            acc: strip.wrapping_add(i * width * lanes),
+                            first_channel,
+                            channels: here,
+                        };
+                        // SAFETY: the strip holds these rows.
+                        unsafe { self.call_hook(grid, nest, &place, strip_len) };
+                    }
+                }
+                row += rows;
+            }
+        }
+    }
+
+    /// Calls the hook for one row of a panel, block by block, and clears the lanes of channels that do not exist.
+    unsafe fn call_hook(&self, grid: &Grid, nest: &Nest<'_>, place: &Place, strip_len: usize) {
+        let Bound::Hook { extras, outs } = &self.bound else {
+            return;
+        };
+        let Some(hook) = nest.args.hook else { return };
+        let lanes = self.lanes;
+        let width = grid.count[2];
+        for vector in 0..place.channels.div_ceil(lanes) {
+            let channel = place.first_channel + vector * lanes;
+            let cols = lanes.min(place.channels - vector * lanes);
+            let acc =
+                View2 { ptr: place.acc.wrapping_add(vector * strip_len * lanes).cast(), row: lanes as i64, col: 1 };
+            let view = |(address, bytes): &(Address, usize), base: *mut u8| match address {
+                Address::Scalar => View2 { ptr: base, row: 0, col: 0 },
+                Address::Channel => View2 { ptr: base.wrapping_add(channel * bytes), row: 0, col: 1 },
+                Address::Blocked(surface) => {
+                    let step = grid.steps_in(surface);
+                    let spatial: usize = (0..3).map(|d| place.position[d] * step[d]).sum();
+                    let offset = grid.origin_in(surface)
+                        + place.item * surface.batch
+                        + channel / lanes * surface.block
+                        + spatial;
+                    View2 { ptr: base.wrapping_add(offset * bytes), row: step[2] as i64, col: 1 }
+                }
+            };
+            let mut extra_views = [View2::NULL; MAX_VIEWS];
+            for ((to, address), base) in extra_views.iter_mut().zip(extras).zip(nest.args.extras) {
+                *to = view(address, *base);
+            }
+            let mut out_views = [View2::NULL; 4];
+            for ((to, address), base) in out_views.iter_mut().zip(outs).zip(nest.args.outs) {
+                *to = view(address, *base);
+            }
+            // SAFETY: the views lie within the operands; the hook's signature is the ABI's.
+            unsafe {
+                hook(&acc, width as i64, cols as i64, extra_views.as_ptr(), out_views.as_ptr());
+            }
+            if cols < lanes {
+                for (out, (_, bytes)) in out_views.iter().zip(outs) {
+                    for pixel in 0..width {
+                        let at = out.ptr.wrapping_add((pixel * out.row as usize + cols) * bytes);
+                        // SAFETY: the rest of the vector at that pixel.
+                        unsafe { std::ptr::write_bytes(at, 0, (lanes - cols) * bytes) };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One output row of a panel, for a hook.
+struct Place {
+    item: usize,
+    position: [usize; 3],
+    acc: *mut f32,
+    first_channel: usize,
+    channels: usize,
+}
+
+/// The operands, shared by the team.
+pub(super) struct Nest<'a> {
+    pub(super) args: ConvArgs<'a>,
+}
+
+// SAFETY: operands are read, and written in parts that do not overlap.
+unsafe impl Sync for Nest<'_> {}
+
+impl Nest<'_> {
+    fn input(&self) -> *const f32 {
+        self.args.input
+    }
+}
+
+impl Bound {
+    fn new(epilogue: &Epilogue, written: [usize; 3], lanes: usize) -> Result<Bound, DriverError> {
+        let surface = |halo: &[usize], batch: usize| {
+            if halo.is_empty() || halo.len() > 3 {
+                return Err(DriverError::Problem("an operand's halo needs an entry for each dim"));
+            }
+            Ok(Surface::new(written, dims(halo, 0), lanes, batch))
+        };
+        match epilogue {
+            Epilogue::Direct { bias: Some(Bias::PerRow), .. } => Err(DriverError::Unsupported("a bias for each pixel")),
+            Epilogue::Direct { bias, residual, activation } => {
+                let residual = match residual {
+                    None => None,
+                    Some(Operand::Full { halo, batch_stride }) => Some(surface(halo, *batch_stride)?),
+                    Some(_) => {
+                        return Err(DriverError::Unsupported("a residual that is not of full size"));
+                    }
+                };
+                Ok(Bound::Direct { bias: bias.is_some(), residual, activation: *activation })
+            }
+            Epilogue::Hook { extras, outs, element_bytes } => {
+                check_hook(extras.len(), outs.len(), element_bytes)?;
+                let address = |operand: &Operand| match operand {
+                    Operand::Scalar => Ok(Address::Scalar),
+                    Operand::PerColumn => Ok(Address::Channel),
+                    Operand::Full { halo, batch_stride } => Ok(Address::Blocked(surface(halo, *batch_stride)?)),
+                    _ => Err(DriverError::Unsupported("row or strided operands in the epilogue of a convolution")),
+                };
+                let mut all = Vec::new();
+                for (operand, bytes) in extras.iter().chain(outs).zip(element_bytes) {
+                    all.push((address(operand)?, usize::from(*bytes)));
+                }
+                let outs = all.split_off(extras.len());
+                if outs.iter().any(|(a, _)| !matches!(a, Address::Blocked(_))) {
+                    return Err(DriverError::Problem("an output of a convolution must be full"));
+                }
+                Ok(Bound::Hook { extras: all, outs })
+            }
+        }
+    }
+}

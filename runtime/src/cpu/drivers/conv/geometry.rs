@@ -1,0 +1,224 @@
+//! Where the elements of a convolution lie.
+
+use crate::cpu::drivers::DriverError;
+use egret_program::driver::{ConvForm, ConvInput, ConvProblem};
+use egret_simd::MAX_ROWS;
+
+/// Spatial numbers, always three of them; missing dims come first.
+pub(super) type Dims = [usize; 3];
+
+pub(super) fn dims(list: &[usize], missing: usize) -> Dims {
+    let mut out = [missing; 3];
+    out[3 - list.len()..].copy_from_slice(list);
+    out
+}
+
+/// A tensor in blocked channels.
+#[derive(Clone, Debug)]
+pub(super) struct Surface {
+    /// Floats from one position to the next in each dim.
+    pub(super) step: Dims,
+    /// Floats from one channel block to the next.
+    pub(super) block: usize,
+    /// Floats from one batch item to the next.
+    pub(super) batch: usize,
+    /// Offset of position (0, 0, 0), behind the halo.
+    pub(super) origin: usize,
+}
+
+impl Surface {
+    pub(super) fn new(spatial: Dims, halo: Dims, lanes: usize, batch: usize) -> Surface {
+        let extent = |d: usize| spatial[d] + 2 * halo[d];
+        let step = [extent(1) * extent(2) * lanes, extent(2) * lanes, lanes];
+        let origin = (0..3).map(|d| halo[d] * step[d]).sum();
+        Surface { step, block: extent(0) * step[0], batch, origin }
+    }
+}
+
+/// The numbers of a problem in three dims.
+pub(super) struct Shape {
+    pub(super) x: Dims,
+    pub(super) y: Dims,
+    pub(super) kernel: Dims,
+    pub(super) stride: Dims,
+    pub(super) dilation: Dims,
+    pub(super) pad: Dims,
+    pub(super) x_halo: Dims,
+    pub(super) y_halo: Dims,
+}
+
+impl Shape {
+    pub(super) fn new(p: &ConvProblem) -> Result<Shape, DriverError> {
+        let rank = p.in_spatial.len();
+        if rank == 0 || rank > 3 {
+            return Err(DriverError::Unsupported("convolutions of other than 1 to 3 spatial dims"));
+        }
+        let lists = [&p.out_spatial, &p.kernel, &p.stride, &p.dilation, &p.pad_begin, &p.in_halo, &p.out_halo];
+        if lists.iter().any(|l| l.len() != rank) {
+            return Err(DriverError::Problem("spatial lists of a convolution differ in length"));
+        }
+        if [&p.kernel, &p.stride, &p.dilation].iter().any(|l| l.contains(&0)) {
+            return Err(DriverError::Problem("kernel, stride and dilation must be at least 1"));
+        }
+        if p.input == ConvInput::Image && p.in_halo.iter().any(|&h| h != 0) {
+            return Err(DriverError::Problem("a row-major image has no halo"));
+        }
+        if p.input == ConvInput::Blocked {
+            let halo = match p.form {
+                ConvForm::InputGradient => &p.out_halo,
+                _ => &p.in_halo,
+            };
+            for (dim, (&actual, needed)) in halo.iter().zip(p.read_halo()).enumerate() {
+                if actual < needed {
+                    return Err(DriverError::Halo { dim, needed, actual });
+                }
+            }
+        }
+        Ok(Shape {
+            x: dims(&p.in_spatial, 1),
+            y: dims(&p.out_spatial, 1),
+            kernel: dims(&p.kernel, 1),
+            stride: dims(&p.stride, 1),
+            dilation: dims(&p.dilation, 1),
+            pad: dims(&p.pad_begin, 0),
+            x_halo: dims(&p.in_halo, 0),
+            y_halo: dims(&p.out_halo, 0),
+        })
+    }
+}
+
+/// All points of a box, row-major.
+pub(super) fn points(extent: Dims) -> impl Iterator<Item = Dims> {
+    let [a, b, c] = extent;
+    (0..a).flat_map(move |i| (0..b).flat_map(move |j| (0..c).map(move |k| [i, j, k])))
+}
+
+/// The taps that the input gradient uses at positions `first + stride * j`: those for which
+/// `position + pad - tap * dilation` is a multiple of the stride. One list for each `first` below the stride.
+pub(crate) fn gradient_phases(kernel: Dims, stride: Dims, dilation: Dims, pad: Dims) -> Vec<Vec<usize>> {
+    points(stride)
+        .map(|first| {
+            points(kernel)
+                .enumerate()
+                .filter(|(_, tap)| {
+                    (0..3).all(|d| {
+                        let distance = (first[d] + pad[d]) as isize - (tap[d] * dilation[d]) as isize;
+                        distance.rem_euclid(stride[d] as isize) == 0
+                    })
+                })
+                .map(|(index, _)| index)
+                .collect()
+        })
+        .collect()
+}
+
+/// A regular set of output positions with the taps that reach them: all positions of a forward convolution, or one
+/// phase of an input gradient.
+#[derive(Clone, Debug)]
+pub(super) struct Grid {
+    /// Positions in each dim.
+    pub(super) count: Dims,
+    /// Offset of each step of taps from the input's address of a position.
+    pub(super) taps: Vec<usize>,
+    /// Floats in the input from one position to the next.
+    pub(super) in_step: Dims,
+    /// Position (0, 0, 0) in the output.
+    pub(super) first: Dims,
+    /// Output positions from one position of the grid to the next.
+    pub(super) out_step: Dims,
+    /// Where its weights begin in a panel.
+    pub(super) weights: usize,
+    /// Output rows that one tile holds (more than one when rows are short).
+    pub(super) rows_per_tile: usize,
+    /// Offsets of a tile's rows in the input.
+    pub(super) in_rows: [usize; MAX_ROWS],
+}
+
+impl Grid {
+    /// Offsets of a tile's rows in a tensor whose positions lie `step` apart.
+    pub(super) fn row_table(&self, step: Dims) -> [usize; MAX_ROWS] {
+        let width = if self.rows_per_tile > 1 { self.count[2] } else { MAX_ROWS };
+        std::array::from_fn(|m| (m / width) * step[1] + (m % width) * step[2])
+    }
+
+    /// Floats from one position of the grid to the next in an output tensor.
+    pub(super) fn steps_in(&self, surface: &Surface) -> Dims {
+        std::array::from_fn(|d| self.out_step[d] * surface.step[d])
+    }
+
+    /// Offset of the grid's first position in an output tensor.
+    pub(super) fn origin_in(&self, surface: &Surface) -> usize {
+        surface.origin + (0..3).map(|d| self.first[d] * surface.step[d]).sum::<usize>()
+    }
+
+    /// Rows, over all batch items.
+    pub(super) fn rows(&self, batch: usize) -> usize {
+        if self.count[2] == 0 { 0 } else { batch * self.count[0] * self.count[1] }
+    }
+
+    pub(super) fn finish(mut self, max_rows: usize) -> Grid {
+        let width = self.count[2].max(1);
+        self.rows_per_tile = if 2 * width <= max_rows { max_rows / width } else { 1 };
+        self.in_rows = self.row_table(self.in_step);
+        self
+    }
+}
+
+/// The grids of a forward convolution (one) or an input gradient (one for each phase). `blocks` input blocks are read at
+/// each tap (1 for depthwise).
+pub(super) fn grids(
+    shape: &Shape,
+    form: ConvForm,
+    read: &Surface,
+    blocks: usize,
+    floats_per_tap: usize,
+    max_rows: usize,
+) -> Vec<Grid> {
+    let grid = |count, taps, in_step, first, out_step, weights| {
+        let grid = Grid { count, taps, in_step, first, out_step, weights, rows_per_tile: 1, in_rows: [0; MAX_ROWS] };
+        grid.finish(max_rows)
+    };
+    if form == ConvForm::Forward {
+        let mut taps = Vec::new();
+        for block in 0..blocks {
+            for tap in points(shape.kernel) {
+                let offset = |d: usize| (tap[d] * shape.dilation[d]) as isize - shape.pad[d] as isize;
+                taps.push(at(read, block, offset));
+            }
+        }
+        let in_step = std::array::from_fn(|d| shape.stride[d] * read.step[d]);
+        return vec![grid(shape.y, taps, in_step, [0; 3], [1; 3], 0)];
+    }
+    let phases = gradient_phases(shape.kernel, shape.stride, shape.dilation, shape.pad);
+    let kernel: Vec<Dims> = points(shape.kernel).collect();
+    let mut weights = 0;
+    let mut grids = Vec::new();
+    for (first, phase) in points(shape.stride).zip(&phases) {
+        let mut taps = Vec::new();
+        for block in 0..blocks {
+            for &tap in phase {
+                let offset = |d: usize| {
+                    let position = (first[d] + shape.pad[d]) as isize;
+                    let distance = position - (kernel[tap][d] * shape.dilation[d]) as isize;
+                    distance / shape.stride[d] as isize
+                };
+                taps.push(at(read, block, offset));
+            }
+        }
+        let count = std::array::from_fn(|d| shape.x[d].saturating_sub(first[d]).div_ceil(shape.stride[d]));
+        let here = weights;
+        weights += phase.len() * floats_per_tap;
+        if count.contains(&0) {
+            continue;
+        }
+        grids.push(grid(count, taps, read.step, first, shape.stride, here));
+    }
+    grids
+}
+
+/// Offset of a position that may lie in the halo.
+fn at(surface: &Surface, block: usize, offset: impl Fn(usize) -> isize) -> usize {
+    let spatial: isize = (0..3).map(|d| offset(d) * surface.step[d] as isize).sum();
+    // The halo was checked, so the sum is not negative.
+    (surface.block * block + surface.origin).wrapping_add_signed(spatial)
+}

@@ -1,0 +1,110 @@
+//! Convolution: direct, in blocked channels with a zero halo.
+
+mod direct;
+#[cfg(test)]
+mod epilogue_tests;
+mod geometry;
+mod image;
+#[cfg(test)]
+mod tests;
+mod weight_gradient;
+
+pub(crate) use geometry::gradient_phases;
+
+use super::kernels::check_isa;
+use super::{DriverError, ScratchNeed, ScratchPool};
+use crate::cpu::team::Team;
+use direct::Direct;
+use egret_program::driver::hook::EpilogueFn;
+use egret_program::driver::{ConvForm, ConvInput, ConvProblem, ConvSchedule};
+use egret_simd::Isa;
+use image::ImageConv;
+use weight_gradient::WeightGradient;
+
+/// Operands of a convolution. Lengths are those of the problem, plus the slack of
+/// [`SLACK`](crate::cpu::memory::SLACK) readable bytes behind each.
+#[derive(Clone, Copy, Debug)]
+pub struct ConvArgs<'a> {
+    /// Forward and weight gradient: x. Input gradient: the gradient of y.
+    pub input: *const f32,
+    /// Forward and input gradient: the packed weights (see [`PackPlan`](super::PackPlan)). Weight gradient: the gradient
+    /// of y.
+    pub weights: *const f32,
+    /// What is written (not read with a hook, whose outputs are `outs`).
+    pub output: *mut f32,
+    /// Extra operands of the epilogue: direct: the bias, then the residual, as far as they exist; hook: its extras.
+    pub extras: &'a [*mut u8],
+    /// Outputs of the hook.
+    pub outs: &'a [*mut u8],
+    /// The hook, if the problem has one.
+    pub hook: Option<EpilogueFn>,
+}
+
+/// A convolution whose extents are known.
+#[derive(Debug)]
+pub struct ConvPlan {
+    form: Form,
+}
+
+#[derive(Debug)]
+enum Form {
+    Direct(Direct),
+    Image(ImageConv),
+    WeightGradient(WeightGradient),
+}
+
+impl ConvPlan {
+    /// Binds.
+    ///
+    /// # Errors
+    /// If the numbers contradict each other, a halo is too small, or the form does not exist: groups whose channels are
+    /// not multiples of L (except depthwise), depthwise with a channel multiplier, images with groups or three
+    /// spatial dims, gradients with respect to images.
+    pub fn new(problem: &ConvProblem, schedule: &ConvSchedule, isa: Isa) -> Result<ConvPlan, DriverError> {
+        check_isa(isa, schedule.lanes)?;
+        let lanes = isa.lanes_f32();
+        let (i, o) = (problem.in_channels, problem.out_channels);
+        if problem.groups == 0 || i % problem.groups != 0 || o % problem.groups != 0 {
+            return Err(DriverError::Problem("groups must divide the channels"));
+        }
+        let of_group = |channels: usize| (channels / problem.groups).is_multiple_of(lanes);
+        if problem.groups > 1 && !problem.is_depthwise() && !(of_group(i) && of_group(o)) {
+            return Err(DriverError::Unsupported("groups whose channels are not a multiple of the vector"));
+        }
+        let form = match (problem.form, problem.input) {
+            (ConvForm::WeightGradient, ConvInput::Blocked) => Form::WeightGradient(WeightGradient::new(problem, isa)?),
+            (ConvForm::Forward, ConvInput::Image) => Form::Image(ImageConv::new(problem, schedule, isa)?),
+            (_, ConvInput::Blocked) => Form::Direct(Direct::new(problem, schedule, isa)?),
+            (_, ConvInput::Image) => {
+                return Err(DriverError::Unsupported("gradients on a row-major image"));
+            }
+        };
+        Ok(ConvPlan { form })
+    }
+
+    /// Scratch that `run` needs.
+    pub fn scratch(&self) -> ScratchNeed {
+        match &self.form {
+            Form::Direct(d) => d.scratch(),
+            Form::Image(i) => i.scratch(),
+            Form::WeightGradient(w) => w.scratch(),
+        }
+    }
+
+    /// Computes.
+    ///
+    /// # Safety
+    /// The operands have the extents of the problem (see [`ConvArgs`]), halos of what is read are zero, the output
+    /// overlaps no operand except the residual element by element, and `scratch` was made for this team and at least
+    /// [`scratch`](ConvPlan::scratch).
+    pub unsafe fn run(&self, args: &ConvArgs<'_>, team: &Team, scratch: &ScratchPool) {
+        // SAFETY: the caller's.
+        unsafe {
+            match &self.form {
+                Form::Direct(d) => d.run(args, team, scratch),
+                Form::Image(i) => i.run(args, team, scratch),
+                Form::WeightGradient(w) => w.run(args, team, scratch),
+            }
+        }
+    }
+}

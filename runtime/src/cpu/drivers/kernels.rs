@@ -1,0 +1,53 @@
+//! Tile kernels of one kind, looked up once.
+
+use super::DriverError;
+use egret_simd::{Isa, MAX_ROWS, Tile, TileFn, TileKind, max_rows, tile_kernel};
+
+/// The kernels of one instruction set and kind, by height and width.
+#[derive(Clone, Debug)]
+pub(crate) struct Kernels {
+    rows: usize,
+    table: [[Option<TileFn>; MAX_ROWS + 1]; 2],
+}
+
+impl Kernels {
+    pub(crate) fn new(isa: Isa, kind: TileKind) -> Result<Kernels, DriverError> {
+        let mut table = [[None; MAX_ROWS + 1]; 2];
+        for (width, kernels) in table.iter_mut().enumerate() {
+            for (rows, kernel) in kernels.iter_mut().enumerate() {
+                *kernel = tile_kernel(isa, kind, rows, width + 1);
+            }
+        }
+        if table[0][1].is_none() {
+            let lanes = isa.lanes_f32();
+            return Err(DriverError::Isa { isa, scheduled: lanes, actual: lanes });
+        }
+        let rows = if kind == TileKind::Lanes { 1 } else { 2 };
+        Ok(Kernels { rows: max_rows(isa, kind, rows), table })
+    }
+
+    /// Greatest height of a tile of full width.
+    pub(crate) fn max_rows(&self) -> usize {
+        self.rows
+    }
+
+    /// # Safety
+    /// As for the kernel: the pointers of the tile are valid for `rows` rows and `vectors` vectors.
+    #[inline(always)]
+    pub(crate) unsafe fn run(&self, tile: &Tile, rows: usize, vectors: usize) {
+        match self.table[vectors - 1][rows] {
+            // SAFETY: the caller's.
+            Some(kernel) => unsafe { kernel(tile) },
+            None => unreachable!("no tile kernel of {rows} rows and {vectors} vectors"),
+        }
+    }
+}
+
+/// Checks that the schedule's layout is that of the instruction set.
+pub(crate) fn check_isa(isa: Isa, scheduled: usize) -> Result<(), DriverError> {
+    if isa.is_supported() && isa.lanes_f32() == scheduled {
+        Ok(())
+    } else {
+        Err(DriverError::Isa { isa, scheduled, actual: isa.lanes_f32() })
+    }
+}

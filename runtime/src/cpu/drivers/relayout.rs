@@ -1,0 +1,219 @@
+//! Changes of layout, and packing at load.
+
+use super::conv::gradient_phases;
+use super::kernels::check_isa;
+use super::{DriverError, Shared};
+use crate::cpu::team::Team;
+use egret_program::driver::{ConvForm, ConvInput, Direction, PackForm, PackProblem, RelayoutProblem};
+use egret_simd::pack::{ConvPanels, PanelPacker, depthwise_weights};
+use egret_simd::{Isa, TransposeFn, transpose};
+
+/// A change of layout whose extents are known.
+#[derive(Debug)]
+pub struct RelayoutPlan {
+    problem: RelayoutProblem,
+    transpose: TransposeFn,
+    spatial: [usize; 3],
+    halo: [usize; 3],
+}
+
+impl RelayoutPlan {
+    /// Binds.
+    ///
+    /// # Errors
+    /// If the layout is not that of `isa`, or lists differ in length.
+    pub fn new(problem: &RelayoutProblem, isa: Isa) -> Result<RelayoutPlan, DriverError> {
+        check_isa(isa, problem.lanes)?;
+        let rank = problem.spatial.len();
+        if rank > 3 || problem.halo.len() != rank {
+            return Err(DriverError::Problem("a relayout has up to 3 spatial dims, each with a halo"));
+        }
+        let pad = |list: &[usize], missing| {
+            let mut out = [missing; 3];
+            out[3 - rank..].copy_from_slice(list);
+            out
+        };
+        Ok(RelayoutPlan {
+            transpose: transpose(isa).ok_or(DriverError::Unsupported("this instruction set"))?,
+            spatial: pad(&problem.spatial, 1),
+            halo: pad(&problem.halo, 0),
+            problem: problem.clone(),
+        })
+    }
+
+    /// Converts `src` to `dst`.
+    ///
+    /// # Safety
+    /// The tensors have the extents of the problem, and do not overlap.
+    pub unsafe fn run(&self, src: *const f32, dst: *mut f32, team: &Team) {
+        let blocks = self.problem.channels.div_ceil(self.problem.lanes);
+        let planes = self.spatial[0] + 2 * self.halo[0];
+        let (src, dst) = (Shared(src.cast_mut()), Shared(dst));
+        team.parallel(self.problem.batch * blocks * planes, &|chunk, _| {
+            let (src, dst) = (&src, &dst);
+            let (unit, plane) = (chunk / planes, chunk % planes);
+            let (item, block) = (unit / blocks, unit % blocks);
+            // SAFETY: chunks write different planes.
+            unsafe {
+                match self.problem.direction {
+                    Direction::ToBlocked => self.block_plane(src.0, dst.0, item, block, plane),
+                    Direction::ToRowMajor => self.unblock_plane(src.0, dst.0, item, block, plane),
+                }
+            }
+        });
+    }
+
+    /// Offsets of a padded plane in the blocked tensor, and of the plane of the first channel in the other; the latter
+    /// is `None` in the halo.
+    fn offsets(&self, item: usize, block: usize, plane: usize) -> (usize, Option<usize>) {
+        let p = &self.problem;
+        let extent = |d: usize| self.spatial[d] + 2 * self.halo[d];
+        let area = extent(1) * extent(2) * p.lanes;
+        let blocked = item * p.blocked_batch_stride + (block * extent(0) + plane) * area;
+        let inner = plane.checked_sub(self.halo[0]).filter(|&i| i < self.spatial[0]);
+        let image: usize = self.spatial.iter().product();
+        let row_major = inner
+            .map(|i| item * p.row_major_batch_stride + block * p.lanes * image + i * self.spatial[1] * self.spatial[2]);
+        (blocked, row_major)
+    }
+
+    unsafe fn block_plane(&self, src: *const f32, dst: *mut f32, item: usize, block: usize, plane: usize) {
+        let (l, [_, h, w]) = (self.problem.lanes, self.spatial);
+        let [_, hh, hw] = self.halo;
+        let row_len = (w + 2 * hw) * l;
+        let (to, from) = self.offsets(item, block, plane);
+        let image: usize = self.spatial.iter().product();
+        let channels = (self.problem.channels - block * l).min(l);
+        // SAFETY: offsets within the tensors.
+        unsafe {
+            let to = dst.add(to);
+            let Some(from) = from else {
+                std::ptr::write_bytes(to, 0, (h + 2 * hh) * row_len);
+                return;
+            };
+            std::ptr::write_bytes(to, 0, hh * row_len);
+            std::ptr::write_bytes(to.add((hh + h) * row_len), 0, hh * row_len);
+            for row in 0..h {
+                let to = to.add((hh + row) * row_len);
+                std::ptr::write_bytes(to, 0, hw * l);
+                std::ptr::write_bytes(to.add((hw + w) * l), 0, hw * l);
+                let inner = to.add(hw * l);
+                if channels < l {
+                    std::ptr::write_bytes(inner, 0, w * l);
+                }
+                (self.transpose)(inner, l, src.add(from + row * w), image, channels, w);
+            }
+        }
+    }
+
+    unsafe fn unblock_plane(&self, src: *const f32, dst: *mut f32, item: usize, block: usize, plane: usize) {
+        let (l, [_, h, w]) = (self.problem.lanes, self.spatial);
+        let [_, hh, hw] = self.halo;
+        let row_len = (w + 2 * hw) * l;
+        let (from, to) = self.offsets(item, block, plane);
+        let image: usize = self.spatial.iter().product();
+        let channels = (self.problem.channels - block * l).min(l);
+        let Some(to) = to else { return };
+        for row in 0..h {
+            // SAFETY: offsets within the tensors.
+            unsafe {
+                let from = src.add(from + (hh + row) * row_len + hw * l);
+                (self.transpose)(dst.add(to + row * w), image, from, l, w, channels);
+            }
+        }
+    }
+}
+
+/// Packing of weights.
+#[derive(Debug)]
+pub struct PackPlan {
+    problem: PackProblem,
+    packer: PanelPacker,
+}
+
+impl PackPlan {
+    /// Binds.
+    ///
+    /// # Errors
+    /// If the layout is not that of `isa`.
+    pub fn new(problem: &PackProblem, isa: Isa) -> Result<PackPlan, DriverError> {
+        check_isa(isa, problem.lanes)?;
+        if let PackForm::Conv { form: ConvForm::WeightGradient, .. } = problem.form {
+            return Err(DriverError::Problem("a weight gradient reads no packed weights"));
+        }
+        let packer = PanelPacker::new(isa).ok_or(DriverError::Unsupported("this instruction set"))?;
+        Ok(PackPlan { problem: problem.clone(), packer })
+    }
+
+    /// Floats that are written.
+    pub fn packed_len(&self) -> usize {
+        self.problem.packed_len()
+    }
+
+    /// Packs `src` into `dst`.
+    ///
+    /// # Safety
+    /// `src` has the extents of the problem, `dst` [`packed_len`](PackPlan::packed_len) floats; they do not overlap.
+    pub unsafe fn run(&self, src: *const f32, dst: *mut f32, team: &Team) {
+        match &self.problem.form {
+            // SAFETY: the caller's.
+            PackForm::Conv { .. } => unsafe { self.pack_conv(src, dst) },
+            PackForm::Columns { count, matrix_stride, k, n, row, col } => {
+                let width = 2 * self.problem.lanes;
+                let panels = n.div_ceil(width);
+                let (src, dst) = (Shared(src.cast_mut()), Shared(dst));
+                team.parallel(count * panels, &|chunk, _| {
+                    let (src, dst) = (&src, &dst);
+                    let (matrix, panel) = (chunk / panels, chunk % panels);
+                    let columns = (n - panel * width).min(width);
+                    // SAFETY: chunks write different panels.
+                    unsafe {
+                        let from = src.0.add(matrix * matrix_stride + panel * width * col);
+                        let to = dst.0.add(chunk * k * width);
+                        self.packer.panel(to, width, from, *row, *col, *k, columns);
+                    }
+                });
+            }
+        }
+    }
+
+    unsafe fn pack_conv(&self, src: *const f32, dst: *mut f32) {
+        let PackForm::Conv { form, input, out_channels, in_channels, groups, kernel, stride, dilation, pad_begin } =
+            &self.problem.form
+        else {
+            return;
+        };
+        let lanes = self.problem.lanes;
+        let taps: usize = kernel.iter().product();
+        let dims = |list: &[usize], missing| {
+            let mut out = [missing; 3];
+            out[3 - list.len()..].copy_from_slice(list);
+            out
+        };
+        let gradient = *form == ConvForm::InputGradient;
+        let phases = if gradient {
+            gradient_phases(dims(kernel, 1), dims(stride, 1), dims(dilation, 1), dims(pad_begin, 0))
+        } else {
+            vec![(0..taps).collect()]
+        };
+        let (o, i) = (out_channels / groups, in_channels / groups);
+        // SAFETY: the extents are the caller's promise.
+        let (src, dst) = unsafe {
+            (
+                std::slice::from_raw_parts(src, out_channels * i * taps),
+                std::slice::from_raw_parts_mut(dst, self.packed_len()),
+            )
+        };
+        if *groups > 1 && groups == in_channels && groups == out_channels {
+            depthwise_weights(dst, src, *groups, taps, &phases, lanes);
+            return;
+        }
+        let (outputs, inputs) = if gradient { (i, o) } else { (o, i) };
+        let block = if *input == ConvInput::Image { 1 } else { lanes };
+        let panels = ConvPanels { lanes, block, groups: *groups, outputs, inputs, phases };
+        panels.pack(dst, src, |group, output, input, tap| {
+            let (o_index, i_index) = if gradient { (input, output) } else { (output, input) };
+            ((group * o + o_index) * i + i_index) * taps + tap
+        });
+    }
+}

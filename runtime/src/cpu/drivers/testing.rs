@@ -1,0 +1,38 @@
+//! Helpers of the drivers' tests.
+
+use crate::cpu::memory::Buffer;
+use egret_simd::Isa;
+
+/// Values in -1..1 that depend on the seed alone.
+pub(crate) fn values(n: usize, seed: u32) -> Vec<f32> {
+    let mut s = seed.wrapping_mul(2_654_435_761) | 1;
+    (0..n)
+        .map(|_| {
+            s ^= s << 13;
+            s ^= s >> 17;
+            s ^= s << 5;
+            (s >> 8) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+/// A buffer with these floats.
+pub(crate) fn buffer(values: &[f32]) -> Buffer {
+    let mut b = Buffer::floats(values.len()).expect("memory");
+    b.as_f32_mut().copy_from_slice(values);
+    b
+}
+
+/// The instruction sets of the host.
+pub(crate) fn isas() -> impl Iterator<Item = Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.is_supported())
+}
+
+/// Asserts `got` within a rounding bound: `steps * eps * size` (the bound of a sum of `steps` products whose absolute
+/// values sum up to `size`), or the same limit.
+#[track_caller]
+pub(crate) fn assert_close(got: f32, want: f64, steps: usize, size: f64, what: &dyn std::fmt::Display) {
+    let bound = (steps + 4) as f64 * f32::EPSILON as f64 * (size + f64::from(f32::MIN_POSITIVE));
+    let same = got as f64 == want || (got.is_nan() && want.is_nan());
+    assert!(same || (got as f64 - want).abs() <= bound, "{what}: got {got}, want {want} +- {bound:e}");
+}

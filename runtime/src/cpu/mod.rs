@@ -1,0 +1,11 @@
+//! The CPU device: worker team, memory, machine code and loop-nest drivers.
+
+pub(crate) mod bind;
+pub mod code;
+mod driver_plan;
+pub mod drivers;
+mod halo;
+pub(crate) mod launch;
+pub(crate) mod lifetime;
+pub mod memory;
+pub mod team;

@@ -1,0 +1,411 @@
+//! A small team of threads for fork-join work of microseconds.
+//!
+//! The caller computes too. The others spin while a run lasts and a little longer, then sleep. Work is divided into chunks,
+//! and whoever is free takes the next, so that a core that is busy with something else stalls nobody: the caller waits only
+//! for chunks that were begun.
+
+use std::any::Any;
+use std::cell::{Cell, UnsafeCell};
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How long a worker looks for work after a run before it sleeps: about what a wake costs many times over.
+const LINGER: Duration = Duration::from_micros(500);
+/// How long anyone spins before letting others have the core.
+const PATIENCE: Duration = Duration::from_micros(50);
+/// Polls between two looks at the clock.
+const POLLS: usize = 256;
+
+/// On a cache line pair of its own, so that spinning on one does not slow writes to another.
+#[repr(align(128))]
+struct Line<T>(T);
+
+#[derive(Clone, Copy)]
+struct Job {
+    call: unsafe fn(*const (), usize, usize),
+    data: *const (),
+    chunks: usize,
+}
+
+struct Worker {
+    parked: AtomicBool,
+    thread_id: AtomicI32,
+}
+
+struct Shared {
+    /// Upper half: a count of jobs; lower half: chunks of the job that nobody has taken. A successful exchange that
+    /// takes a chunk proves that the job is still the one counted, so `job` may be read.
+    work: Line<AtomicU64>,
+    completed: Line<AtomicUsize>,
+    awake: Line<AtomicUsize>,
+    workers: Vec<Line<Worker>>,
+    job: UnsafeCell<Job>,
+    panic: UnsafeCell<Option<Box<dyn Any + Send>>>,
+    panicked: AtomicBool,
+    started: AtomicUsize,
+    stop: AtomicBool,
+}
+
+// SAFETY: `job` is written only while no chunk of any job is taken or free, and read only by holders of a chunk; `panic` is
+// written by whoever turns `panicked` on, and read after all chunks are complete.
+unsafe impl Sync for Shared {}
+// SAFETY: as above.
+unsafe impl Send for Shared {}
+
+/// A team. One thread at a time may use it (it is `Send`, not `Sync`).
+pub struct Team {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    jobs: Cell<u32>,
+    caller_cpu: Cell<i32>,
+    cpus: Vec<usize>,
+    not_sync: PhantomData<Cell<()>>,
+}
+
+/// Keeps the workers of a [`Team`] spinning while it lives.
+pub struct Awake<'a> {
+    team: &'a Team,
+}
+
+impl Team {
+    /// A team of `n` threads, the caller being one of them (0 counts as 1). Fewer if the system refuses to make threads.
+    pub fn new(n: usize) -> Team {
+        let n = n.max(1);
+        let worker = || Worker { parked: AtomicBool::new(false), thread_id: AtomicI32::new(0) };
+        unsafe fn nothing(_: *const (), _: usize, _: usize) {}
+        let shared = Arc::new(Shared {
+            work: Line(AtomicU64::new(0)),
+            completed: Line(AtomicUsize::new(0)),
+            awake: Line(AtomicUsize::new(0)),
+            workers: (1..n).map(|_| Line(worker())).collect(),
+            job: UnsafeCell::new(Job { call: nothing, data: std::ptr::null(), chunks: 0 }),
+            panic: UnsafeCell::new(None),
+            panicked: AtomicBool::new(false),
+            started: AtomicUsize::new(0),
+            stop: AtomicBool::new(false),
+        });
+        let mut threads = Vec::new();
+        for index in 1..n {
+            let shared = shared.clone();
+            let builder = std::thread::Builder::new().name(format!("egret-{index}"));
+            match builder.spawn(move || work(&shared, index)) {
+                Ok(thread) => threads.push(thread),
+                Err(_) => break,
+            }
+        }
+        // A new thread begins on our core: let it start and go to sleep before anyone spins here.
+        while shared.started.load(Acquire) < threads.len() {
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        Team {
+            shared,
+            threads,
+            jobs: Cell::new(0),
+            caller_cpu: Cell::new(-1),
+            cpus: affinity::allowed(),
+            not_sync: PhantomData,
+        }
+    }
+
+    /// Threads, the caller included; worker numbers are below it.
+    pub fn size(&self) -> usize {
+        self.threads.len() + 1
+    }
+
+    /// Wakes the workers and keeps them spinning until the guard is dropped. Take one at the start of a run.
+    pub fn awake(&self) -> Awake<'_> {
+        if !self.threads.is_empty() {
+            self.place();
+            self.shared.awake.0.fetch_add(1, SeqCst);
+            for (worker, thread) in self.shared.workers.iter().zip(&self.threads) {
+                if worker.0.parked.load(SeqCst) {
+                    thread.thread().unpark();
+                }
+            }
+        }
+        Awake { team: self }
+    }
+
+    /// Pins the workers to cores other than the caller's, if the caller has moved. The caller's own mask is left alone.
+    fn place(&self) {
+        let cpu = affinity::current();
+        if cpu < 0 || cpu == self.caller_cpu.get() || self.cpus.len() < 2 {
+            return;
+        }
+        self.caller_cpu.set(cpu);
+        let others = self.cpus.iter().copied().filter(|&c| c as i32 != cpu);
+        for (worker, cpu) in self.shared.workers.iter().zip(others) {
+            affinity::pin(worker.0.thread_id.load(Acquire), cpu);
+        }
+    }
+
+    /// Calls `f(chunk, worker)` for each `chunk < chunks`, on all threads; returns when all are done. No two calls at the
+    /// same time have the same `worker`. Allocates nothing.
+    ///
+    /// # Panics
+    /// With the payload of a chunk that panicked, after all others are done.
+    pub fn parallel<F: Fn(usize, usize) + Sync>(&self, chunks: usize, f: &F) {
+        if self.threads.is_empty() || chunks <= 1 {
+            for chunk in 0..chunks {
+                f(chunk, 0);
+            }
+            return;
+        }
+        assert!(chunks < u32::MAX as usize, "too many chunks");
+        let _awake = (self.shared.awake.0.load(Relaxed) == 0).then(|| self.awake());
+        unsafe fn call<F: Fn(usize, usize)>(data: *const (), chunk: usize, worker: usize) {
+            // SAFETY: `data` is the `&F` of the caller that waits below.
+            unsafe { (*data.cast::<F>())(chunk, worker) }
+        }
+        let shared = &*self.shared;
+        let job = Job { call: call::<F>, data: (f as *const F).cast(), chunks };
+        // SAFETY: all chunks of the last job are complete and none of the new one is published.
+        unsafe { *shared.job.get() = job };
+        shared.completed.0.store(0, Relaxed);
+        self.jobs.set(self.jobs.get().wrapping_add(1));
+        let count = (self.jobs.get() as u64) << 32;
+        shared.work.0.store(count | chunks as u64, Release);
+
+        while take(shared, 0) {}
+        let mut patience = Patience::new();
+        while shared.completed.0.load(Acquire) < chunks {
+            patience.wait();
+        }
+        if shared.panicked.load(Acquire) {
+            shared.panicked.store(false, Relaxed);
+            // SAFETY: no chunk is running.
+            if let Some(payload) = unsafe { (*shared.panic.get()).take() } {
+                resume_unwind(payload);
+            }
+        }
+    }
+}
+
+impl Drop for Awake<'_> {
+    fn drop(&mut self) {
+        if !self.team.threads.is_empty() {
+            self.team.shared.awake.0.fetch_sub(1, SeqCst);
+        }
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, SeqCst);
+        for thread in &self.threads {
+            thread.thread().unpark();
+        }
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Spins, then yields.
+struct Patience {
+    since: Option<Instant>,
+    polls: usize,
+    out: bool,
+}
+
+impl Patience {
+    fn new() -> Patience {
+        Patience { since: None, polls: 0, out: false }
+    }
+
+    fn wait(&mut self) {
+        std::hint::spin_loop();
+        self.polls += 1;
+        if self.polls.is_multiple_of(POLLS) {
+            let since = *self.since.get_or_insert_with(Instant::now);
+            self.out = self.out || since.elapsed() > PATIENCE;
+            if self.out {
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+/// Takes one chunk and runs it; false if there is none.
+fn take(shared: &Shared, worker: usize) -> bool {
+    let mut seen = shared.work.0.load(Acquire);
+    loop {
+        let left = seen & 0xffff_ffff;
+        if left == 0 {
+            return false;
+        }
+        match shared.work.0.compare_exchange_weak(seen, seen - 1, Acquire, Acquire) {
+            Ok(_) => {
+                // SAFETY: we hold a chunk, so the job is not replaced until we complete it.
+                let job = unsafe { *shared.job.get() };
+                let chunk = job.chunks - left as usize;
+                // SAFETY: `data` outlives the job.
+                let run = AssertUnwindSafe(|| unsafe { (job.call)(job.data, chunk, worker) });
+                if let Err(payload) = catch_unwind(run)
+                    && !shared.panicked.swap(true, SeqCst)
+                {
+                    // SAFETY: only the first to panic writes, and is read after `completed` says so.
+                    unsafe { *shared.panic.get() = Some(payload) };
+                }
+                shared.completed.0.fetch_add(1, Release);
+                return true;
+            }
+            Err(now) => seen = now,
+        }
+    }
+}
+
+/// The life of a worker.
+fn work(shared: &Shared, index: usize) {
+    let me = &shared.workers[index - 1].0;
+    me.thread_id.store(affinity::thread_id(), Release);
+    shared.started.fetch_add(1, Release);
+    loop {
+        let mut patience = Patience::new();
+        let mut idle_since: Option<Instant> = None;
+        loop {
+            if shared.stop.load(Acquire) {
+                return;
+            }
+            if take(shared, index) {
+                patience = Patience::new();
+                idle_since = None;
+                continue;
+            }
+            patience.wait();
+            if !patience.polls.is_multiple_of(POLLS) {
+                continue;
+            }
+            if shared.awake.0.load(Acquire) > 0 {
+                idle_since = None;
+            } else if idle_since.get_or_insert_with(Instant::now).elapsed() > LINGER {
+                break;
+            }
+        }
+        // The flag goes up before the last look: whoever wakes us either sees the flag or is seen.
+        me.parked.store(true, SeqCst);
+        while shared.awake.0.load(SeqCst) == 0 && !shared.stop.load(SeqCst) {
+            std::thread::park();
+        }
+        me.parked.store(false, SeqCst);
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod affinity {
+    use std::mem::{size_of, zeroed};
+
+    /// The cores of the calling thread's mask.
+    pub(super) fn allowed() -> Vec<usize> {
+        // SAFETY: the set is plain data of the size given.
+        unsafe {
+            let mut set: libc::cpu_set_t = zeroed();
+            if libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) != 0 {
+                return Vec::new();
+            }
+            (0..libc::CPU_SETSIZE as usize).filter(|&cpu| libc::CPU_ISSET(cpu, &set)).collect()
+        }
+    }
+
+    pub(super) fn current() -> i32 {
+        // SAFETY: no arguments.
+        unsafe { libc::sched_getcpu() }
+    }
+
+    pub(super) fn thread_id() -> i32 {
+        // SAFETY: no arguments.
+        unsafe { libc::syscall(libc::SYS_gettid) as i32 }
+    }
+
+    /// Best effort: a team on the wrong core is slow, not wrong.
+    pub(super) fn pin(thread_id: i32, cpu: usize) {
+        // SAFETY: the set is plain data of the size given.
+        unsafe {
+            let mut set: libc::cpu_set_t = zeroed();
+            libc::CPU_SET(cpu, &mut set);
+            libc::sched_setaffinity(thread_id, size_of::<libc::cpu_set_t>(), &set);
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod affinity {
+    pub(super) fn allowed() -> Vec<usize> {
+        Vec::new()
+    }
+
+    pub(super) fn current() -> i32 {
+        -1
+    }
+
+    pub(super) fn thread_id() -> i32 {
+        0
+    }
+
+    pub(super) fn pin(_: i32, _: usize) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_chunk_once() {
+        for n in [1, 2, 3, 5] {
+            let team = Team::new(n);
+            let _awake = team.awake();
+            for chunks in [0, 1, 2, 7, 100] {
+                for _ in 0..200 {
+                    let hits: Vec<AtomicUsize> = (0..chunks).map(|_| AtomicUsize::new(0)).collect();
+                    team.parallel(chunks, &|chunk, worker| {
+                        assert!(worker < n);
+                        hits[chunk].fetch_add(1, SeqCst);
+                    });
+                    assert!(hits.iter().all(|h| h.load(SeqCst) == 1));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn works_from_sleep() {
+        let team = Team::new(2);
+        for _ in 0..5 {
+            std::thread::sleep(Duration::from_millis(3));
+            let sum = AtomicUsize::new(0);
+            team.parallel(50, &|chunk, _| {
+                sum.fetch_add(chunk, SeqCst);
+            });
+            assert_eq!(sum.load(SeqCst), 1225);
+        }
+    }
+
+    #[test]
+    fn a_panic_is_passed_on_and_the_team_survives() {
+        let team = Team::new(3);
+        for bad in 0..6 {
+            let result = catch_unwind(AssertUnwindSafe(|| {
+                team.parallel(6, &|chunk, _| assert!(chunk != bad, "chunk {chunk}"));
+            }));
+            assert!(result.is_err());
+        }
+        let count = AtomicUsize::new(0);
+        team.parallel(10, &|_, _| {
+            count.fetch_add(1, SeqCst);
+        });
+        assert_eq!(count.load(SeqCst), 10);
+    }
+
+    #[test]
+    fn the_callers_mask_is_left_alone() {
+        let before = affinity::allowed();
+        let team = Team::new(2);
+        team.parallel(4, &|_, _| {});
+        assert_eq!(affinity::allowed(), before);
+    }
+}

@@ -1,0 +1,138 @@
+//! What a run gives.
+
+use egret_ir::{DType, Element, Tensor};
+use egret_program::Program;
+
+use crate::binding::Binding;
+use crate::cpu::memory::Buffer;
+
+/// The outputs of a run, valid until the next.
+#[derive(Clone, Copy, Debug)]
+pub struct Outputs<'s> {
+    pub(crate) program: &'s Program,
+    pub(crate) binding: &'s Binding,
+    pub(crate) buffers: &'s [Buffer],
+}
+
+/// An output of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Output<'s> {
+    name: &'s str,
+    dtype: DType,
+    shape: &'s [usize],
+    bytes: &'s [u8],
+}
+
+impl<'s> Outputs<'s> {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.program.outputs.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.program.outputs.is_empty()
+    }
+
+    /// Output `index`.
+    pub fn at(&self, index: usize) -> Option<Output<'s>> {
+        let port = self.program.outputs.get(index)?;
+        let bound = &self.binding.outputs[index];
+        // SAFETY: the session reserved at least as many bytes, page-aligned and initialised, and is borrowed.
+        let bytes = unsafe { std::slice::from_raw_parts(self.buffers[index].as_ptr(), bound.bytes) };
+        Some(Output { name: &port.name, dtype: port.ty.dtype, shape: &bound.shape, bytes })
+    }
+
+    /// The output of that name.
+    pub fn get(&self, name: &str) -> Option<Output<'s>> {
+        self.at(self.program.outputs.iter().position(|port| port.name == name)?)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = Output<'s>> + use<'s> {
+        let this = *self;
+        (0..this.len()).filter_map(move |i| this.at(i))
+    }
+}
+
+impl<'s> Output<'s> {
+    /// Its name.
+    pub fn name(&self) -> &'s str {
+        self.name
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Extents.
+    pub fn shape(&self) -> &'s [usize] {
+        self.shape
+    }
+
+    /// The elements as bytes, row-major.
+    pub fn bytes(&self) -> &'s [u8] {
+        self.bytes
+    }
+
+    /// The elements, or `None` when they are of another type.
+    pub fn as_slice<T: Element>(&self) -> Option<&'s [T]> {
+        if T::DTYPE != self.dtype {
+            return None;
+        }
+        // SAFETY: the type is right, the start is aligned to a page, every bit pattern is valid.
+        Some(unsafe { std::slice::from_raw_parts(self.bytes.as_ptr().cast(), self.bytes.len() / self.dtype.size()) })
+    }
+
+    /// A copy that outlives the session.
+    pub fn to_tensor(&self) -> Tensor {
+        let mut tensor = Tensor::zeros(self.dtype, self.shape);
+        tensor.bytes_mut().copy_from_slice(self.bytes);
+        tensor
+    }
+}
+
+/// A measured step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepTime {
+    /// The kernel.
+    pub name: String,
+    /// Its family; `copy` and `loop` for steps that launch nothing.
+    pub family: String,
+    /// The graph's nodes that it computes.
+    pub origin: String,
+    /// Nanoseconds of the last run, over all iterations.
+    pub ns: u64,
+    /// How often the last run executed it.
+    pub calls: u64,
+    /// Floating-point operations of one execution.
+    pub flops: f64,
+    /// Bytes read and written by one execution.
+    pub bytes: f64,
+}
+
+/// Memory of a session, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryReport {
+    /// Temporaries of the last run, as planned.
+    pub arena_bytes: usize,
+    /// Most bytes of temporaries that live at once: no plan needs less.
+    pub live_bytes_bound: usize,
+    /// The same, counting elements alone, without halo and padding.
+    pub logical_live_bytes: usize,
+    /// The arena as it is: the largest so far.
+    pub reserved_bytes: usize,
+    /// Prepared weights, shared by all sessions.
+    pub prepared_bytes: usize,
+    /// Constants, shared by all sessions.
+    pub constant_bytes: usize,
+    /// Params that runs read, shared by all sessions.
+    pub param_bytes: usize,
+    /// The session's outputs.
+    pub output_bytes: usize,
+    /// Scratch of all threads.
+    pub scratch_bytes: usize,
+    /// State, shared by all sessions that use it.
+    pub state_bytes: usize,
+}

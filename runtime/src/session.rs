@@ -1,0 +1,393 @@
+//! Runs of an executable.
+
+use std::sync::{Arc, MutexGuard};
+
+use egret_ir::Tensor;
+use egret_program::{Place, Step};
+
+use crate::binding::{Binding, OutputPlace};
+use crate::cpu::bind::every_step;
+use crate::cpu::drivers::{ScratchNeed, ScratchPool};
+use crate::cpu::launch::{Pointers, Runner};
+use crate::cpu::memory::Buffer;
+use crate::cpu::team::Team;
+use crate::error::listed;
+use crate::executable::thread_count;
+use crate::state::Held;
+use crate::{Executable, MemoryReport, Outputs, RuntimeError, State, StepTime};
+
+/// Bindings that a session keeps, so that dims may alternate.
+const KEPT_BINDINGS: usize = 16;
+
+/// Memory and threads for runs of an executable, one run at a time.
+///
+/// What depends on dims is bound by the first run that has them, and kept. A further run whose dims are those of one of
+/// the last sixteen bindings allocates nothing.
+pub struct Session {
+    exe: Arc<Executable>,
+    state: Option<Arc<State>>,
+    /// By state of the program: its number in the shared state.
+    state_entries: Vec<usize>,
+    team: Team,
+    need: ScratchNeed,
+    scratch: ScratchPool,
+    arena: Buffer,
+    outputs: Vec<Buffer>,
+    pointers: Pointers,
+    bindings: Vec<Binding>,
+    current: usize,
+    /// Whether `pointers` are those of the current binding.
+    placed: bool,
+    clock: u64,
+    /// By input: its place in what was given.
+    given: Vec<usize>,
+    /// By output: a tensor of the caller's that it goes to, or null.
+    into: Vec<*mut u8>,
+    times: Vec<(u64, u64)>,
+    timings: Vec<StepTime>,
+    profile: bool,
+}
+
+// SAFETY: `into` is only meaningful within a run; all else is `Send`.
+unsafe impl Send for Session {}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("threads", &self.team.size()).finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// A session with a number of threads of its own (0: as many as the process may use).
+    ///
+    /// # Errors
+    /// If the program has state and none is given, the given one lacks some, or there is no memory.
+    pub fn new(exe: &Arc<Executable>, state: Option<&Arc<State>>, threads: usize) -> Result<Session, RuntimeError> {
+        let program = exe.program();
+        let mut state_entries = Vec::new();
+        if let Some(state) = state {
+            let held = state.lock();
+            for port in &program.states {
+                let unknown = || {
+                    let known: Vec<String> = held.entries.iter().map(|e| format!("`{}`", e.name)).collect();
+                    RuntimeError::UnknownState { name: port.name.clone(), known: known.join(", ") }
+                };
+                state_entries.push(held.find(&port.name).ok_or_else(unknown)?);
+            }
+        } else if !program.states.is_empty() {
+            return Err(RuntimeError::StateNeeded { names: listed(&program.states) });
+        }
+        let team = Team::new(thread_count(threads));
+        let need = ScratchNeed::default();
+        Ok(Session {
+            exe: exe.clone(),
+            state: state.filter(|_| !program.states.is_empty()).cloned(),
+            state_entries,
+            scratch: ScratchPool::new(team.size(), need)?,
+            team,
+            need,
+            arena: Buffer::new(0)?,
+            outputs: program.outputs.iter().map(|_| Buffer::new(0)).collect::<Result<_, _>>()?,
+            pointers: Pointers::default(),
+            bindings: Vec::with_capacity(KEPT_BINDINGS),
+            current: 0,
+            placed: false,
+            clock: 0,
+            given: vec![0; program.inputs.len()],
+            into: vec![std::ptr::null_mut(); program.outputs.len()],
+            times: Vec::new(),
+            timings: Vec::new(),
+            profile: false,
+        })
+    }
+
+    /// The executable.
+    pub fn executable(&self) -> &Arc<Executable> {
+        &self.exe
+    }
+
+    /// Its state, if the program has any.
+    pub fn state(&self) -> Option<&Arc<State>> {
+        self.state.as_ref()
+    }
+
+    /// Runs. The outputs are valid until the next run.
+    ///
+    /// # Errors
+    /// Inputs that are missing, unknown, or of another type or shape; dims that contradict what the program needs; what a
+    /// kernel reports; no memory.
+    pub fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Outputs<'_>, RuntimeError> {
+        self.into.fill(std::ptr::null_mut());
+        self.execute(inputs, &mut [])?;
+        Ok(Outputs { program: self.exe.program(), binding: &self.bindings[self.current], buffers: &self.outputs })
+    }
+
+    /// Runs, and puts outputs into tensors of their type and shape. Outputs that are not named are computed, but dropped.
+    ///
+    /// # Errors
+    /// As [`run`](Session::run), and a tensor of another type or shape. If a kernel reports an error, the tensors hold
+    /// anything.
+    pub fn run_into(
+        &mut self,
+        inputs: &[(&str, &Tensor)],
+        outputs: &mut [(&str, &mut Tensor)],
+    ) -> Result<(), RuntimeError> {
+        self.execute(inputs, outputs)
+    }
+
+    /// Measures each step of the runs that follow, or no longer.
+    pub fn profile(&mut self, on: bool) {
+        self.profile = on;
+        if !on || !self.timings.is_empty() {
+            return;
+        }
+        let program = self.exe.program().clone();
+        self.timings = every_step(&program.steps)
+            .map(|step| {
+                let mut time = StepTime::default();
+                match step {
+                    Step::Launch(launch) => {
+                        let kernel = program.kernel(launch.kernel);
+                        time.name.clone_from(&kernel.name);
+                        time.family.clone_from(&kernel.family);
+                        time.origin.clone_from(&launch.origin);
+                    }
+                    Step::Copy { .. } => time.family = "copy".into(),
+                    Step::Loop(_) => time.family = "loop".into(),
+                }
+                time
+            })
+            .collect();
+        self.times = vec![(0, 0); self.timings.len()];
+    }
+
+    /// What [`profile`](Session::profile) measured in the last run: an entry for each step, in program order, loops before
+    /// their bodies. A loop's own time is that of its copies.
+    pub fn timings(&self) -> &[StepTime] {
+        &self.timings
+    }
+
+    /// What memory the last run needed.
+    pub fn memory(&self) -> MemoryReport {
+        let (prepared_bytes, constant_bytes, param_bytes) = self.exe.held_bytes();
+        let mut report = MemoryReport { prepared_bytes, constant_bytes, param_bytes, ..MemoryReport::default() };
+        report.reserved_bytes = self.arena.len();
+        report.output_bytes = self.outputs.iter().map(Buffer::len).sum();
+        report.scratch_bytes = self.need.per_worker * self.team.size() + self.need.shared;
+        report.state_bytes = self.state.as_ref().map_or(0, |state| state.bytes());
+        if let Some(binding) = self.bindings.get(self.current) {
+            report.arena_bytes = binding.bound.arena_bytes;
+            report.live_bytes_bound = binding.bound.live_bytes_bound;
+            report.logical_live_bytes = binding.bound.logical_live_bytes;
+        }
+        report
+    }
+
+    fn execute(&mut self, inputs: &[(&str, &Tensor)], outputs: &mut [(&str, &mut Tensor)]) -> Result<(), RuntimeError> {
+        let exe = self.exe.clone();
+        self.match_inputs(inputs)?;
+        let state = self.state.clone();
+        let held = state.as_ref().map(|state| state.lock());
+        self.choose_binding(inputs, held.as_ref())?;
+        self.reserve()?;
+        self.match_outputs(outputs)?;
+        if !self.placed {
+            self.place(held.as_ref());
+        }
+        let program = exe.program();
+        let binding = &self.bindings[self.current];
+        let destinations = |output: usize| match (binding.outputs[output].direct, self.into[output]) {
+            (true, into) if !into.is_null() => into,
+            _ => self.outputs[output].as_ptr(),
+        };
+        for (buffer, place) in &binding.moving {
+            let pointer = &mut self.pointers.buffers[*buffer];
+            match place {
+                Place::Input(k) => {
+                    let bytes = inputs[self.given[*k as usize]].1.bytes();
+                    match binding.bound.offsets[*buffer] {
+                        // SAFETY: the arena has the input's size there.
+                        Some(offset) => unsafe {
+                            *pointer = self.arena.as_ptr::<u8>().wrapping_add(offset);
+                            std::ptr::copy_nonoverlapping(bytes.as_ptr(), *pointer, bytes.len());
+                        },
+                        // An empty tensor may lie nowhere, but kernels may look at its first element.
+                        None if bytes.is_empty() => *pointer = self.arena.as_ptr(),
+                        None => *pointer = bytes.as_ptr().cast_mut(),
+                    }
+                }
+                Place::Output(k) => *pointer = destinations(*k as usize),
+                _ => {}
+            }
+        }
+        let copy = |pointers: &Pointers, when: OutputPlace| {
+            for (k, port) in program.outputs.iter().enumerate() {
+                let (output, into) = (&binding.outputs[k], self.into[k]);
+                let to = if into.is_null() { self.outputs[k].as_ptr() } else { into };
+                let from = pointers.buffers[port.buffer.0 as usize];
+                if output.place == when && from != to {
+                    // SAFETY: both have the output's size; neither lies in the other.
+                    unsafe { std::ptr::copy_nonoverlapping(from, to, output.bytes) };
+                }
+            }
+        };
+        copy(&self.pointers, OutputPlace::Before);
+        self.times.fill((0, 0));
+        let mut runner = Runner {
+            bound: &binding.bound,
+            pointers: &mut self.pointers,
+            arena: self.arena.as_ptr(),
+            team: &self.team,
+            scratch: &self.scratch,
+            times: self.profile.then_some(self.times.as_mut_slice()),
+        };
+        let ran = {
+            let _awake = self.team.awake();
+            // SAFETY: `place` and the loop above gave every buffer memory of its size: the arena's by the plan, the
+            // session's outputs and the caller's, which are borrowed until we return, the executable's, which runs only
+            // read, and the state's, which is locked. Scratch was made for this team and need.
+            unsafe { runner.run(0, binding.bound.ops.len()) }
+        };
+        copy(&self.pointers, OutputPlace::After);
+        if self.profile {
+            for ((timing, (ns, calls)), work) in self.timings.iter_mut().zip(&self.times).zip(&binding.bound.work) {
+                (timing.ns, timing.calls, timing.flops, timing.bytes) = (*ns, *calls, work.0, work.1);
+            }
+        }
+        ran.map_err(|reported| exe.fault(&program.steps, reported))
+    }
+
+    /// Finds each input among what was given.
+    fn match_inputs(&mut self, inputs: &[(&str, &Tensor)]) -> Result<(), RuntimeError> {
+        let ports = &self.exe.program().inputs;
+        let mut known = 0;
+        for (i, port) in ports.iter().enumerate() {
+            let here = inputs.get(i).is_some_and(|(name, _)| *name == port.name);
+            let at = if here { Some(i) } else { inputs.iter().position(|(name, _)| *name == port.name) };
+            let Some(at) = at else {
+                let (name, ty) = (port.name.clone(), port.ty.to_string());
+                // A name that is close to this one is best told first.
+                check_unknown(inputs, ports)?;
+                return Err(RuntimeError::MissingInput { name, ty, known: listed(ports) });
+            };
+            self.given[i] = at;
+            known += 1;
+        }
+        if known == inputs.len() {
+            return Ok(());
+        }
+        check_unknown(inputs, ports)?;
+        let twice = inputs.iter().enumerate().find(|(i, (name, _))| inputs[..*i].iter().any(|(n, _)| n == name));
+        let name = twice.map(|(_, (name, _))| name.to_string()).unwrap_or_default();
+        Err(RuntimeError::Duplicate { name })
+    }
+
+    /// Makes the binding of these dims the current one.
+    fn choose_binding(
+        &mut self,
+        inputs: &[(&str, &Tensor)],
+        state: Option<&MutexGuard<'_, Held>>,
+    ) -> Result<(), RuntimeError> {
+        self.clock += 1;
+        let state = state.map(|held| &**held);
+        let fits = |binding: &Binding| binding.fits(self.exe.program(), inputs, &self.given, state);
+        // Usually the last one.
+        let found = match self.bindings.get(self.current) {
+            Some(binding) if fits(binding) => Some(self.current),
+            _ => self.bindings.iter().position(fits),
+        };
+        let index = match found {
+            Some(index) => index,
+            None => {
+                let threads = self.team.size();
+                let binding = Binding::new(&self.exe, inputs, &self.given, state, &self.state_entries, threads)?;
+                self.pointers.reserve(self.exe.program().buffers.len(), &binding.bound);
+                if self.bindings.len() < KEPT_BINDINGS {
+                    self.bindings.push(binding);
+                    self.bindings.len() - 1
+                } else {
+                    let oldest = (0..KEPT_BINDINGS).min_by_key(|i| self.bindings[*i].used).unwrap_or(0);
+                    self.bindings[oldest] = binding;
+                    self.placed = false;
+                    oldest
+                }
+            }
+        };
+        self.bindings[index].used = self.clock;
+        if index != self.current {
+            self.current = index;
+            self.placed = false;
+        }
+        Ok(())
+    }
+
+    /// Makes memory large enough.
+    fn reserve(&mut self) -> Result<(), RuntimeError> {
+        let binding = &self.bindings[self.current];
+        if binding.bound.arena_bytes > self.arena.len() {
+            // The old one goes first: both at once might not fit.
+            self.arena = Buffer::new(0)?;
+            self.placed = false;
+            self.arena = Buffer::new(binding.bound.arena_bytes)?;
+        }
+        let need = self.need.max(binding.bound.scratch);
+        if need != self.need {
+            self.scratch = ScratchPool::new(self.team.size(), need)?;
+            self.need = need;
+        }
+        for (buffer, output) in self.outputs.iter_mut().zip(&binding.outputs) {
+            if output.room > buffer.len() {
+                *buffer = Buffer::new(output.room)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds the outputs that the caller has tensors for.
+    fn match_outputs(&mut self, outputs: &mut [(&str, &mut Tensor)]) -> Result<(), RuntimeError> {
+        self.into.fill(std::ptr::null_mut());
+        let ports = &self.exe.program().outputs;
+        for (name, tensor) in outputs {
+            let Some(k) = ports.iter().position(|port| port.name == *name) else {
+                return Err(RuntimeError::UnknownOutput { name: name.to_string(), known: listed(ports) });
+            };
+            let shape = &self.bindings[self.current].outputs[k].shape;
+            if tensor.dtype() != ports[k].ty.dtype || tensor.shape() != shape.as_slice() {
+                return Err(RuntimeError::OutputShape {
+                    name: name.to_string(),
+                    dtype: ports[k].ty.dtype,
+                    shape: shape.clone(),
+                    given_dtype: tensor.dtype(),
+                    given_shape: tensor.shape().to_vec(),
+                });
+            }
+            if !self.into[k].is_null() {
+                return Err(RuntimeError::Duplicate { name: name.to_string() });
+            }
+            let bytes = tensor.bytes_mut();
+            self.into[k] = if bytes.is_empty() { self.outputs[k].as_ptr() } else { bytes.as_mut_ptr() };
+        }
+        Ok(())
+    }
+
+    /// Addresses that stay the same from run to run of a binding.
+    fn place(&mut self, state: Option<&MutexGuard<'_, Held>>) {
+        let binding = &self.bindings[self.current];
+        for (i, buffer) in self.exe.program().buffers.iter().enumerate() {
+            let arena = || self.arena.as_ptr::<u8>();
+            self.pointers.buffers[i] = match (&buffer.place, binding.bound.offsets[i]) {
+                (_, Some(offset)) => arena().wrapping_add(offset),
+                (Place::State(k), _) => state.map_or_else(arena, |held| held.pointer(self.state_entries[*k as usize])),
+                _ => self.exe.pointer(i).unwrap_or_else(arena),
+            };
+        }
+        self.placed = true;
+    }
+}
+
+fn check_unknown(inputs: &[(&str, &Tensor)], ports: &[egret_program::Port]) -> Result<(), RuntimeError> {
+    match inputs.iter().find(|(name, _)| ports.iter().all(|port| port.name != *name)) {
+        Some((name, _)) => Err(RuntimeError::UnknownInput { name: name.to_string(), known: listed(ports) }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,75 @@
+//! The ceiling that other figures are measured against.
+
+use crate::Isa;
+use crate::vector::{Portable8, Vector};
+use std::hint::black_box;
+use std::time::Instant;
+
+/// Multiply-add rate of one core in GFLOP/s at this moment, from independent chains in registers; the best of several
+/// rounds of about a millisecond. Clocks move with the neighbours, so measure it in the same minute as what it is
+/// compared to. `None` if the host lacks the instruction set.
+pub fn peak(isa: Isa) -> Option<f64> {
+    if !isa.is_supported() {
+        return None;
+    }
+    const STEPS: usize = 100_000;
+    let chains = match isa {
+        Isa::Portable => 4,
+        _ => CHAINS,
+    };
+    let flops = (STEPS * chains * isa.lanes_f32() * 2) as f64;
+    let best = (0..8)
+        .map(|_| {
+            let start = Instant::now();
+            // SAFETY: support was checked above.
+            unsafe {
+                match isa {
+                    Isa::Portable => rounds::<Portable8, 4>(STEPS),
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx2 => avx2(STEPS),
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx512 => avx512(STEPS),
+                    #[cfg(not(target_arch = "x86_64"))]
+                    _ => {}
+                }
+            }
+            start.elapsed().as_secs_f64()
+        })
+        .fold(f64::INFINITY, f64::min);
+    Some(flops / best / 1e9)
+}
+
+const CHAINS: usize = 12;
+
+#[inline(always)]
+unsafe fn rounds<V: Vector, const N: usize>(steps: usize) {
+    unsafe {
+        let a = V::splat(black_box(0.999_999));
+        let b = V::splat(black_box(1e-9));
+        let mut acc = [V::splat(1.0); N];
+        for _ in 0..steps {
+            for x in &mut acc {
+                *x = x.fma(a, b);
+            }
+        }
+        let mut sum = acc[0];
+        for x in &acc[1..] {
+            sum = sum.add(*x);
+        }
+        let mut out = [0f32; 16];
+        sum.store(out.as_mut_ptr());
+        black_box(out);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")]
+unsafe fn avx512(steps: usize) {
+    unsafe { rounds::<std::arch::x86_64::__m512, CHAINS>(steps) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2(steps: usize) {
+    unsafe { rounds::<std::arch::x86_64::__m256, CHAINS>(steps) }
+}

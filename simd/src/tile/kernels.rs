@@ -1,0 +1,60 @@
+//! Instances of the tile body, one for each instruction set, kind, height and width.
+
+use super::body::{self, LANES, PACKED, TABLE};
+use super::{Tile, TileFn, TileKind};
+use crate::Isa;
+use crate::vector::Portable8;
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{__m256, __m512};
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")]
+unsafe fn avx512<const M: usize, const N: usize, const KIND: u8>(t: &Tile) {
+    unsafe { body::tile::<__m512, M, N, KIND>(t) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2<const M: usize, const N: usize, const KIND: u8>(t: &Tile) {
+    unsafe { body::tile::<__m256, M, N, KIND>(t) }
+}
+
+unsafe fn portable<const M: usize, const N: usize, const KIND: u8>(t: &Tile) {
+    unsafe { body::tile::<Portable8, M, N, KIND>(t) }
+}
+
+/// The kernels of 1, 2, 3, ... rows.
+macro_rules! heights {
+    ($isa:ident, $n:literal, $kind:ident; $($m:literal)*) => {{
+        const KERNELS: &[TileFn] = &[$($isa::<$m, $n, $kind>),*];
+        KERNELS
+    }};
+}
+
+/// The kernels of one instruction set by kind and vectors.
+macro_rules! family {
+    ($isa:ident, $kind:ident, $vectors:ident; $($m:literal)*) => {
+        match ($kind, $vectors) {
+            (TileKind::Packed, 1) => heights!($isa, 1, PACKED; $($m)*),
+            (TileKind::Packed, 2) => heights!($isa, 2, PACKED; $($m)*),
+            (TileKind::Table, 1) => heights!($isa, 1, TABLE; $($m)*),
+            (TileKind::Table, 2) => heights!($isa, 2, TABLE; $($m)*),
+            (TileKind::Lanes, 1) => heights!($isa, 1, LANES; $($m)*),
+            _ => &[],
+        }
+    };
+}
+
+/// The caller has checked that the host supports `isa`.
+pub(super) fn lookup(isa: Isa, kind: TileKind, rows: usize, vectors: usize) -> Option<TileFn> {
+    let kernels: &[TileFn] = match isa {
+        Isa::Portable => family!(portable, kind, vectors; 1 2 3),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => family!(avx2, kind, vectors; 1 2 3 4 5 6),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => family!(avx512, kind, vectors; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        #[cfg(not(target_arch = "x86_64"))]
+        _ => &[],
+    };
+    kernels.get(rows - 1).copied()
+}

@@ -1,0 +1,214 @@
+//! The tile micro-kernel: `acc[m][n] += a(m, k) * b(k)[n]` with `k` running over a table of taps.
+//!
+//! One family serves direct convolution in blocked channels, first layers on row-major images, matrix products,
+//! attention, depthwise convolution and all their gradients; only the strides in [`Tile`] differ. A tile is at most
+//! [`max_rows`] rows of one or two vectors and lives in registers from the first product to the epilogue.
+
+mod body;
+mod kernels;
+#[cfg(test)]
+mod tests;
+
+use crate::Isa;
+
+/// The most rows that any tile kernel has; row tables are never longer.
+pub const MAX_ROWS: usize = 14;
+
+/// How a tile reads its operand `a`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TileKind {
+    /// Row-panel of a matrix, `[k][rows]` with as many rows as the tile has: row `m` is at `a + m`, a step is `rows`.
+    /// [`Tile::rows`] and [`Tile::a_step`] are not read.
+    Packed,
+    /// Row `m` is at `a + rows[m]`; one float is broadcast to all columns.
+    Table,
+    /// Row `m` is at `a + rows[m]`; a whole vector is read and multiplied lane by lane (depthwise convolution and its
+    /// weight gradient). One vector only.
+    Lanes,
+}
+
+/// One line of the table of kernels: plain data, the same on every host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MicroKernel {
+    /// Instruction set.
+    pub isa: Isa,
+    /// Name in texts and reports.
+    pub name: &'static str,
+    /// How `a` is read.
+    pub kind: TileKind,
+    /// Kernels exist for 1 up to this many rows.
+    pub rows: usize,
+    /// Vectors of columns.
+    pub vectors: usize,
+    /// Floats in a vector.
+    pub lanes: usize,
+}
+
+macro_rules! table {
+    ($($isa:ident $name:literal $kind:ident $rows:literal x $vectors:literal,)*) => {
+        /// Every tile kernel of this crate, for all instruction sets.
+        pub const MICRO_KERNELS: &[MicroKernel] = &[$(MicroKernel {
+            isa: Isa::$isa,
+            name: $name,
+            kind: TileKind::$kind,
+            rows: $rows,
+            vectors: $vectors,
+            lanes: Isa::$isa.lanes_f32(),
+        },)*];
+    };
+}
+
+table! {
+    Avx512 "avx512.packed.14x32" Packed 14 x 2,
+    Avx512 "avx512.packed.14x16" Packed 14 x 1,
+    Avx512 "avx512.table.14x32" Table 14 x 2,
+    Avx512 "avx512.table.14x16" Table 14 x 1,
+    Avx512 "avx512.lanes.14x16" Lanes 14 x 1,
+    Avx2 "avx2.packed.6x16" Packed 6 x 2,
+    Avx2 "avx2.packed.6x8" Packed 6 x 1,
+    Avx2 "avx2.table.6x16" Table 6 x 2,
+    Avx2 "avx2.table.6x8" Table 6 x 1,
+    Avx2 "avx2.lanes.6x8" Lanes 6 x 1,
+    Portable "portable.packed.3x16" Packed 3 x 2,
+    Portable "portable.packed.3x8" Packed 3 x 1,
+    Portable "portable.table.3x16" Table 3 x 2,
+    Portable "portable.table.3x8" Table 3 x 1,
+    Portable "portable.lanes.3x8" Lanes 3 x 1,
+}
+
+/// The greatest height of a tile of that kind and width (0: there is none). Plain data, for any host.
+pub fn max_rows(isa: Isa, kind: TileKind, vectors: usize) -> usize {
+    MICRO_KERNELS.iter().find(|k| k.isa == isa && k.kind == kind && k.vectors == vectors).map_or(0, |k| k.rows)
+}
+
+/// A tile kernel.
+///
+/// # Safety
+/// The pointers of the [`Tile`] must be valid for what its fields say.
+pub type TileFn = unsafe fn(&Tile);
+
+/// The kernel for exactly `rows` rows and `vectors` vectors; `None` if there is none or the host lacks the instruction
+/// set.
+pub fn tile_kernel(isa: Isa, kind: TileKind, rows: usize, vectors: usize) -> Option<TileFn> {
+    if rows == 0 || rows > max_rows(isa, kind, vectors) || !isa.is_supported() {
+        return None;
+    }
+    kernels::lookup(isa, kind, rows, vectors)
+}
+
+/// The argument of a tile kernel. All distances are in floats.
+///
+/// ```text
+/// for t in 0..tap_count
+///     p = a + taps[t]
+///     for _ in 0..(last_run for the last tap, else run)
+///         acc[m][n] += p[rows[m]] * (b + n b_vector)[0..L]        for all m, n
+///         p += a_step;  b += b_step
+///     b += b_skip
+/// c[c_rows[m] + n c_vector ..] = clamp(acc + bias + row_bias + partial + residual)
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Tile {
+    /// The operand whose elements are broadcast.
+    pub a: *const f32,
+    /// Offset of each row of the tile in `a`.
+    pub rows: *const usize,
+    /// Offset in `a` of each tap.
+    pub taps: *const usize,
+    /// Number of taps.
+    pub tap_count: usize,
+    /// Steps in each tap but the last.
+    pub run: usize,
+    /// Steps in the last tap.
+    pub last_run: usize,
+    /// From one step to the next in `a`.
+    pub a_step: usize,
+
+    /// The operand that is read by vectors (whole vectors: the last one is not masked).
+    pub b: *const f32,
+    /// From one step to the next in `b`.
+    pub b_step: usize,
+    /// From one vector to the next in `b`.
+    pub b_vector: usize,
+    /// Added to `b` after each tap.
+    pub b_skip: usize,
+
+    /// Output.
+    pub c: *mut f32,
+    /// Offset of each row of the tile in `c`.
+    pub c_rows: *const usize,
+    /// From one vector to the next in `c`.
+    pub c_vector: usize,
+    /// Lanes of the last vector that exist.
+    pub last_lanes: usize,
+    /// The lanes of the last vector that do not exist: `true` stores zero there, `false` leaves them alone.
+    pub fill: bool,
+
+    /// A float for each column, whole vectors readable; null: none.
+    pub bias: *const f32,
+    /// A float for each row; null: none.
+    pub row_bias: *const f32,
+    /// Partial sums to go on from (may be `c`); null: none.
+    pub partial: *const f32,
+    /// Offset of each row of the tile in `partial`.
+    pub partial_rows: *const usize,
+    /// From one vector to the next in `partial`.
+    pub partial_vector: usize,
+    /// Added; null: none.
+    pub residual: *const f32,
+    /// Offset of each row of the tile in `residual`.
+    pub residual_rows: *const usize,
+    /// From one vector to the next in `residual`.
+    pub residual_vector: usize,
+    /// Applies `lo` and `hi`; NaN passes through.
+    pub clamp: bool,
+    /// Lower bound.
+    pub lo: f32,
+    /// Upper bound.
+    pub hi: f32,
+
+    /// What to bring into L1 meanwhile, usually the next panel of `b`; need not be valid memory.
+    pub prefetch: *const f32,
+    /// Cache lines to ask for at each tap.
+    pub prefetch_lines: usize,
+    /// Distance from each tap's first step at which `a` is asked for, for the next tile (0: not).
+    pub prefetch_a: usize,
+}
+
+impl Tile {
+    /// A tile with null pointers, no epilogue, full vectors and nothing to prefetch.
+    pub const fn new(isa: Isa) -> Tile {
+        Tile {
+            a: std::ptr::null(),
+            rows: std::ptr::null(),
+            taps: std::ptr::null(),
+            tap_count: 0,
+            run: 0,
+            last_run: 0,
+            a_step: 1,
+            b: std::ptr::null(),
+            b_step: 2 * isa.lanes_f32(),
+            b_vector: isa.lanes_f32(),
+            b_skip: 0,
+            c: std::ptr::null_mut(),
+            c_rows: std::ptr::null(),
+            c_vector: isa.lanes_f32(),
+            last_lanes: isa.lanes_f32(),
+            fill: false,
+            bias: std::ptr::null(),
+            row_bias: std::ptr::null(),
+            partial: std::ptr::null(),
+            partial_rows: std::ptr::null(),
+            partial_vector: isa.lanes_f32(),
+            residual: std::ptr::null(),
+            residual_rows: std::ptr::null(),
+            residual_vector: isa.lanes_f32(),
+            clamp: false,
+            lo: f32::NEG_INFINITY,
+            hi: f32::INFINITY,
+            prefetch: std::ptr::null(),
+            prefetch_lines: 0,
+            prefetch_a: 0,
+        }
+    }
+}

@@ -1,0 +1,108 @@
+use super::*;
+
+fn values(n: usize, seed: u32) -> Vec<f32> {
+    let mut s = seed.wrapping_mul(2_654_435_761) | 1;
+    (0..n)
+        .map(|_| {
+            s ^= s << 13;
+            s ^= s >> 17;
+            s ^= s << 5;
+            (s >> 8) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+/// Every kernel of every supported instruction set, with all parts of the epilogue, against a plain f64 sum.
+#[test]
+fn all_kernels() {
+    for kernel in MICRO_KERNELS.iter().filter(|k| k.isa.is_supported()) {
+        for rows in 1..=kernel.rows {
+            for lanes in [kernel.lanes, 1, kernel.lanes - 1] {
+                check(kernel, rows, lanes);
+            }
+        }
+    }
+}
+
+fn check(kernel: &MicroKernel, m: usize, last_lanes: usize) {
+    let (l, n) = (kernel.lanes, kernel.vectors);
+    let (taps, run, last_run) = ([0usize, 700, 350], 5, 3);
+    let steps = 2 * run + last_run;
+    let a_step = if kernel.kind == TileKind::Packed { m } else { 2 };
+    let rows: Vec<usize> = (0..m).map(|i| if kernel.kind == TileKind::Packed { i } else { i * 19 % 97 }).collect();
+    let a = values(2000, 1);
+    let b = values(steps * n * l + 8 * 3, 2);
+    let bias = values(n * l, 3);
+    let row_bias = values(m, 4);
+    let residual = values(m * n * l, 5);
+    let before = values(m * n * l, 6);
+    let mut c = before.clone();
+    let c_rows: Vec<usize> = (0..m).map(|i| (m - 1 - i) * n * l).collect();
+    let mut t = Tile::new(kernel.isa);
+    t.a = a.as_ptr();
+    t.rows = rows.as_ptr();
+    t.taps = taps.as_ptr();
+    (t.tap_count, t.run, t.last_run, t.a_step) = (3, run, last_run, a_step);
+    (t.b, t.b_step, t.b_vector, t.b_skip) = (b.as_ptr(), n * l, l, 8);
+    (t.c, t.c_rows, t.c_vector) = (c.as_mut_ptr(), c_rows.as_ptr(), l);
+    (t.last_lanes, t.fill) = (last_lanes, m.is_multiple_of(2));
+    (t.bias, t.row_bias) = (bias.as_ptr(), row_bias.as_ptr());
+    (t.partial, t.partial_rows, t.partial_vector) = (c.as_ptr(), c_rows.as_ptr(), l);
+    (t.residual, t.residual_rows, t.residual_vector) = (residual.as_ptr(), c_rows.as_ptr(), l);
+    (t.clamp, t.lo, t.hi) = (true, -0.5, 1.5);
+    (t.prefetch, t.prefetch_lines, t.prefetch_a) = (b.as_ptr(), 1, 64);
+    let f = tile_kernel(kernel.isa, kernel.kind, m, n).expect("supported");
+    unsafe { f(&t) };
+
+    for i in 0..m {
+        for j in 0..n * l {
+            let at = c_rows[i] + j;
+            let exists = j < (n - 1) * l + last_lanes;
+            if !exists {
+                assert_eq!(c[at], if t.fill { 0.0 } else { before[at] }, "{}", kernel.name);
+                continue;
+            }
+            let mut sum = 0f64;
+            let mut size = 4f64;
+            let mut k = 0;
+            for (index, tap) in taps.iter().enumerate() {
+                for step in 0..if index == 2 { last_run } else { run } {
+                    let lane = if kernel.kind == TileKind::Lanes { j } else { 0 };
+                    let x = a[tap + step * a_step + rows[i] + lane] as f64;
+                    let y = b[k * n * l + index * 8 + j] as f64;
+                    sum += x * y;
+                    size += (x * y).abs();
+                    k += 1;
+                }
+            }
+            sum += bias[j] as f64 + row_bias[i] as f64 + residual[at] as f64 + before[at] as f64;
+            let want = sum.clamp(-0.5, 1.5);
+            let bound = (steps + 4) as f64 * f32::EPSILON as f64 * size;
+            assert!((c[at] as f64 - want).abs() <= bound, "{} {m}: {} {want}", kernel.name, c[at]);
+        }
+    }
+}
+
+#[test]
+fn clamp_passes_nan() {
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
+        let a = [f32::NAN];
+        let b = vec![1.0; isa.lanes_f32()];
+        let mut c = vec![0.0; isa.lanes_f32()];
+        let zero = [0usize];
+        let mut t = Tile::new(isa);
+        (t.a, t.rows, t.taps, t.tap_count, t.last_run) = (a.as_ptr(), zero.as_ptr(), zero.as_ptr(), 1, 1);
+        (t.b, t.c, t.c_rows) = (b.as_ptr(), c.as_mut_ptr(), zero.as_ptr());
+        (t.clamp, t.lo, t.hi) = (true, 0.0, 6.0);
+        unsafe { tile_kernel(isa, TileKind::Table, 1, 1).unwrap()(&t) };
+        assert!(c.iter().all(|x| x.is_nan()), "{isa}");
+    }
+}
+
+#[test]
+fn unknown_shapes_have_no_kernel() {
+    assert!(tile_kernel(Isa::Portable, TileKind::Table, 0, 1).is_none());
+    assert!(tile_kernel(Isa::Portable, TileKind::Table, 4, 2).is_none());
+    assert!(tile_kernel(Isa::Portable, TileKind::Lanes, 1, 2).is_none());
+    assert_eq!(max_rows(Isa::Avx512, TileKind::Table, 2), 14);
+}

@@ -1,0 +1,105 @@
+//! One trait over the vectors of all instruction sets, so that each kernel is written once.
+//!
+//! Every method is `#[inline(always)]` and is called only inside a function that enables the instruction set; that is
+//! also the safety contract of every method here: *the host has the instruction set, and pointers are valid for the
+//! lanes that are touched.*
+
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub(crate) use portable::Portable8;
+
+/// A vector of `LANES` floats (or of the same number of 32-bit integers, in the methods that say so).
+pub(crate) trait Vector: Copy {
+    const LANES: usize;
+    type Mask: Copy;
+
+    unsafe fn splat(x: f32) -> Self;
+    unsafe fn load(p: *const f32) -> Self;
+    unsafe fn store(self, p: *mut f32);
+    /// The mask of the first `n` lanes.
+    unsafe fn first(n: usize) -> Self::Mask;
+    /// Masked lanes are loaded, the others are zero and not touched.
+    unsafe fn load_masked(p: *const f32, mask: Self::Mask) -> Self;
+    unsafe fn store_masked(self, p: *mut f32, mask: Self::Mask);
+
+    unsafe fn add(self, o: Self) -> Self;
+    unsafe fn sub(self, o: Self) -> Self;
+    unsafe fn mul(self, o: Self) -> Self;
+    unsafe fn div(self, o: Self) -> Self;
+    /// `self * b + c`, in one rounding where the instruction set has it.
+    unsafe fn fma(self, b: Self, c: Self) -> Self;
+    /// The greater; **`o` if either is NaN** (the rule of x86). Put the value whose NaN shall survive second.
+    unsafe fn max(self, o: Self) -> Self;
+    /// The lesser; `o` if either is NaN.
+    unsafe fn min(self, o: Self) -> Self;
+    /// To the nearest integer, ties to even.
+    unsafe fn round(self) -> Self;
+    /// `self * 2^n` for integral `n` in -260..=260, gradual underflow included.
+    unsafe fn scale2(self, n: Self) -> Self;
+
+    unsafe fn lt(self, o: Self) -> Self::Mask;
+    unsafe fn eq(self, o: Self) -> Self::Mask;
+    unsafe fn any(mask: Self::Mask) -> bool;
+    /// `yes` in the lanes of the mask, `no` in the others.
+    unsafe fn select(mask: Self::Mask, yes: Self, no: Self) -> Self;
+
+    unsafe fn bits(x: u32) -> Self;
+    unsafe fn and(self, o: Self) -> Self;
+    unsafe fn or(self, o: Self) -> Self;
+    unsafe fn xor(self, o: Self) -> Self;
+    /// Lanes as integers: sum.
+    unsafe fn add_int(self, o: Self) -> Self;
+    /// Lanes as integers: shift left by `N`.
+    unsafe fn shl_int<const N: u32>(self) -> Self;
+    /// Lanes as unsigned integers: shift right by `N`.
+    unsafe fn shr_int<const N: u32>(self) -> Self;
+    /// Floats to integers (nearest).
+    unsafe fn to_int(self) -> Self;
+    /// Integers to floats.
+    unsafe fn int_to_float(self) -> Self;
+    /// Lanes as integers: equal.
+    unsafe fn eq_int(self, o: Self) -> Self::Mask;
+    /// Transposes a `LANES` x `LANES` block held in rows.
+    unsafe fn transpose(rows: &mut [Self]);
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        unsafe { Self::splat(0.0) }
+    }
+    #[inline(always)]
+    unsafe fn abs(self) -> Self {
+        unsafe { self.and(Self::bits(0x7fff_ffff)) }
+    }
+    #[inline(always)]
+    unsafe fn sign(self) -> Self {
+        unsafe { self.and(Self::bits(0x8000_0000)) }
+    }
+}
+
+/// Asks for the cache line at `p`, which need not be valid.
+#[inline(always)]
+pub(crate) fn prefetch(p: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch never faults.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
+/// Asks for the cache line at `p` for writing; `p` need not be valid.
+#[inline(always)]
+pub(crate) fn prefetch_write(p: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch never faults.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_ET0>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
