@@ -274,10 +274,12 @@ impl Planner<'_> {
                     todo.extend(users[user.index()].iter().copied());
                 }
             }
-            if !is_root && elementwise && groups.iter().all(|g| *g <= writer) {
-                if let Some(buffer) = frame.buffers.get(&(state, 0)) {
-                    found.insert(writer, *buffer);
-                }
+            if !is_root
+                && elementwise
+                && groups.iter().all(|g| *g <= writer)
+                && let Some(buffer) = frame.buffers.get(&(state, 0))
+            {
+                found.insert(writer, *buffer);
             }
         }
         found
@@ -334,11 +336,7 @@ impl Planner<'_> {
             Family::Scan => return self.scan(frame, id, phase, steps),
             Family::Attention => return self.attention(frame, id, &place, steps),
             Family::AttentionGrad => return self.attention_grad(frame, id, &place, steps),
-            Family::Dot => {
-                if self.gemm(frame, id, &place, direct, phase, steps)? {
-                    return Ok(());
-                }
-            }
+            Family::Dot if self.gemm(frame, id, &place, direct, phase, steps)? => return Ok(()),
             Family::Conv if layout::has_driver(&frame.graph, id, self.lanes) && phase == Phase::Run => {
                 return self.conv(frame, id, &place, direct, steps);
             }

@@ -42,19 +42,19 @@ impl Planner<'_> {
             let buffer = if source.offset.is(0) { source.buffer } else { self.materialise(frame, *operand, steps)? };
             inner.store((*input, 0), buffer, Layout::RowMajor);
         }
-        for i in scan.carried..scan.carried + scan.scanned {
-            let source = self.row_major(frame, node.operands[i], steps)?;
-            let ty = body.tensor_type(inputs[i]).clone();
+        for (input, operand) in inputs.iter().zip(&node.operands).skip(scan.carried).take(scan.scanned) {
+            let source = self.row_major(frame, *operand, steps)?;
+            let ty = body.tensor_type(*input).clone();
             let place = Place::Slice { of: source.buffer, stride: ty.bytes() };
             let buffer = self.row_major_buffer(place, &ty);
-            inner.store((inputs[i], 0), buffer, Layout::RowMajor);
+            inner.store((*input, 0), buffer, Layout::RowMajor);
         }
         let mut firsts = Vec::new();
-        for i in 0..scan.carried {
-            firsts.push(self.row_major(frame, node.operands[i], steps)?.arg(false));
+        for (i, (input, operand)) in inputs.iter().zip(&node.operands).take(scan.carried).enumerate() {
+            firsts.push(self.row_major(frame, *operand, steps)?.arg(false));
             // after the loop the carried buffer holds the loop's result
             let buffer = self.result(frame, (id, i), &Place::Arena, None);
-            inner.store((inputs[i], 0), buffer, Layout::RowMajor);
+            inner.store((*input, 0), buffer, Layout::RowMajor);
         }
         let constants = body.clone();
         for (leaf, leaf_node) in constants.iter() {

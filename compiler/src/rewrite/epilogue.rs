@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use super::activation;
 use super::journal::{How, Journal, Refusal, Step};
 use super::part::Part;
-use super::term::{BindingTime, Graph, Kind, Term, add, tensor_type};
+use super::term::{BindingTime, Graph, Kind, OpId, Term, add, tensor_type};
 
 /// Most functions in a program.
 pub const MAX_STEPS: u32 = 48;
@@ -136,7 +136,8 @@ pub fn absorb(egraph: &mut Graph, dependencies: &Dependencies, journal: &mut Jou
     list.sort();
     let mut unions = 0;
     for (class, node) in list {
-        let mut seen: FxHashSet<(Op, SmallVec<[Id; 4]>)> = FxHashSet::default();
+        // the anchor as its interned number, and its own operands
+        let mut seen: FxHashSet<(OpId, SmallVec<[Id; 4]>)> = FxHashSet::default();
         for at in 0..node.operands.len() {
             let operand = egraph.find(node.operands[at]);
             if egraph[operand].data.time < BindingTime::Run {
@@ -150,7 +151,8 @@ pub fn absorb(egraph: &mut Graph, dependencies: &Dependencies, journal: &mut Jou
             // of several epilogues of one base, the one with the fewest extras, then the shortest
             anchors.sort_by(|a, b| a.0.rank().cmp(&b.0.rank()).then_with(|| a.1.cmp(&b.1)));
             for (anchor, term) in anchors {
-                if !seen.insert(((*anchor.fused.anchor).clone(), anchor.bases.clone())) {
+                let plain = egraph.analysis.op_id(&anchor.fused.anchor);
+                if !seen.insert((plain, anchor.bases.clone())) {
                     continue;
                 }
                 match join(egraph, Some(dependencies), class, &node, at, &anchor, exact) {

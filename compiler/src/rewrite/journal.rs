@@ -11,7 +11,7 @@ use super::term::{Graph, Term};
 #[derive(Clone)]
 pub enum How {
     /// A rule matched.
-    Rule(&'static Rule, Bindings),
+    Rule(&'static Rule, Box<Bindings>),
     /// An elementwise node joined the anchor of its operand `at`.
     Epilogue {
         /// The elementwise node.

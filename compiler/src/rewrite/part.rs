@@ -4,8 +4,10 @@
 //! results of the graph and values known at load are not counted: they are leaves of the parts that read them. Parts
 //! that are equal but for their leaves' identity are rewritten once.
 
+use std::hash::BuildHasher;
+
 use egret_ir::{Graph, Literal, NodeId, Op, Type};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxBuildHasher, FxHashMap};
 use smallvec::SmallVec;
 
 use super::term::{BindingTime, LeafFacts};
@@ -163,13 +165,14 @@ pub fn cut(graph: &Graph, facts: &GraphFacts) -> (Vec<Part>, Vec<(usize, Place)>
         }
     }
     let mut parts: Vec<Part> = Vec::new();
-    let mut by_nodes: FxHashMap<Vec<PartNode>, SmallVec<[usize; 1]>> = FxHashMap::default();
+    // by hash of the nodes; equality decides
+    let mut by_nodes: FxHashMap<u64, SmallVec<[usize; 1]>> = FxHashMap::default();
     let mut places = Vec::new();
     for window in bounds.windows(2) {
         let (part, place) = take(graph, facts, &order[window[0]..window[1]], &|id| {
             root[id.index()] || users_after[id.index()] > window[1]
         });
-        let same = by_nodes.entry(part.nodes.clone()).or_default();
+        let same = by_nodes.entry(FxBuildHasher.hash_one(&part.nodes)).or_default();
         let known = same.iter().copied().find(|p| parts[*p].same(&part));
         let index = known.unwrap_or_else(|| {
             parts.push(part);

@@ -191,7 +191,7 @@ fn apply_rule(loaded: &mut Loaded, rule: &'static Rule, class: Id, bindings: &Bi
     let matched: Vec<Term> = bindings.matched.iter().map(|(op, ids)| term_of(egraph, op, ids)).collect();
     let step = Step {
         rule: rule.name,
-        how: How::Rule(rule, bindings.clone()),
+        how: How::Rule(rule, Box::new(bindings.clone())),
         unions: SmallVec::from_slice(&[(class, new)]),
         joined: egraph.total_number_of_nodes() == before,
         added,
@@ -356,7 +356,7 @@ fn repeat(
     let added: Vec<(Term, Id)> = match &step.how {
         How::Rule(rule, bindings) => {
             let class = egraph.find(map(ids, step.unions[0].0));
-            let mut wanted = bindings.clone();
+            let mut wanted = (**bindings).clone();
             for var in wanted.vars.iter_mut().flatten() {
                 *var = egraph.find(map(ids, *var));
             }
