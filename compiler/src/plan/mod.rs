@@ -81,6 +81,25 @@ struct Planner<'d> {
 /// # Errors
 /// `E0461` when a kernel is beyond the bounds of the kernel IR, `E0462` when code cannot be made.
 pub fn plan(graph: &Graph, device: &DeviceDescription, options: &Options) -> Result<Program, Diagnostic> {
+    let mut planner = planned(graph, device, options)?;
+    emit::emit(&mut planner.program, planner.generated, device)?;
+    Ok(planner.program)
+}
+
+/// The Cranelift text of each generated kernel and hook of the program that [`plan`] makes, for dumps.
+///
+/// # Errors
+/// Those of [`plan`].
+pub fn clif(
+    graph: &Graph,
+    device: &DeviceDescription,
+    options: &Options,
+) -> Result<Vec<(KernelId, String)>, Diagnostic> {
+    emit::clif(&planned(graph, device, options)?.generated, device)
+}
+
+/// The program without machine code, and the kernels that it is made from.
+fn planned<'d>(graph: &Graph, device: &'d DeviceDescription, options: &Options) -> Result<Planner<'d>, Diagnostic> {
     let mut planner = Planner {
         device,
         lanes: device.lanes(),
@@ -112,8 +131,7 @@ pub fn plan(graph: &Graph, device: &DeviceDescription, options: &Options) -> Res
     planner.lower(&mut frame, &outputs, &mut steps)?;
     planner.leave(&mut frame, &mut steps)?;
     planner.program.steps = steps;
-    emit::emit(&mut planner.program, planner.generated, device)?;
-    Ok(planner.program)
+    Ok(planner)
 }
 
 impl Planner<'_> {
