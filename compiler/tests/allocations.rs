@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use egret_compiler::{CompileOptions, compile};
-use egret_ir::tracer::{Var, trace};
+use egret_ir::tracer::{Tracer, Var, trace};
 use egret_ir::{Dim, Graph, Shape, Tensor, f32};
 use egret_program::DeviceDescription;
 use egret_runtime::{Executable, LoadOptions};
@@ -46,18 +46,24 @@ fn filled(shape: &[usize]) -> Tensor {
     Tensor::new(shape, &values).expect("as many values as the shape has")
 }
 
+fn conv<'t>(t: &Tracer<'t>, x: Var<'t>, name: &str, out: usize, channels: usize, stride: i64) -> Var<'t> {
+    let w = t.param(&format!("{name}.w"), filled(&[out, channels, 3, 3]));
+    let b = t.param(&format!("{name}.b"), filled(&[out, 1, 1]));
+    x.conv2d(w, [stride, stride], [1, 1]) + b
+}
+
+fn linear<'t>(t: &Tracer<'t>, x: Var<'t>, name: &str, from: usize, to: usize) -> Var<'t> {
+    let w = t.param(&format!("{name}.w"), filled(&[from, to]));
+    x.matmul(w) + t.param(&format!("{name}.b"), filled(&[to]))
+}
+
 /// Convolutions with residual and pooling, and a head with softmax.
 fn convnet() -> Graph {
     trace(|t| {
-        let conv = |x: Var<'_>, name: &str, out: usize, channels: usize, stride: i64| {
-            let w = t.param(&format!("{name}.w"), filled(&[out, channels, 3, 3]));
-            let b = t.param(&format!("{name}.b"), filled(&[out, 1, 1]));
-            x.conv2d(w, [stride, stride], [1, 1]) + b
-        };
         let x = t.input("x", f32([1, 3, 24, 24]));
-        let a = conv(x, "a", 32, 3, 2).relu().max_pool(&[3, 3], &[2, 2], &[1, 1]);
-        let b = conv(conv(a, "b", 32, 32, 1).relu(), "c", 32, 32, 1);
-        let c = conv((a + b).relu(), "d", 48, 32, 2).gelu().reduce_mean(&[2, 3], false);
+        let a = conv(t, x, "a", 32, 3, 2).relu().max_pool(&[3, 3], &[2, 2], &[1, 1]);
+        let b = conv(t, conv(t, a, "b", 32, 32, 1).relu(), "c", 32, 32, 1);
+        let c = conv(t, (a + b).relu(), "d", 48, 32, 2).gelu().reduce_mean(&[2, 3], false);
         t.output("y", c.matmul(t.param("head", filled(&[48, 10]))).softmax(-1));
     })
     .expect("a graph")
@@ -67,21 +73,17 @@ fn convnet() -> Graph {
 fn encoder() -> Graph {
     trace(|t| {
         let (heads, depth, width) = (3usize, 16usize, 48usize);
-        let linear = |x: Var<'_>, name: &str, from: usize, to: usize| {
-            let w = t.param(&format!("{name}.w"), filled(&[from, to]));
-            x.matmul(w) + t.param(&format!("{name}.b"), filled(&[to]))
-        };
         let x = t.input("x", f32([Dim::symbol("batch"), Dim::symbol("seq"), Dim::from(width)]));
         let (batch, seq) = (x.shape()[0].clone(), x.shape()[1].clone());
         let split: Shape = [batch.clone(), seq.clone(), heads.into(), depth.into()].into_iter().collect();
-        let part = |name: &str| linear(x, name, width, width).reshape(split.clone()).transpose(&[0, 2, 1, 3]);
+        let part = |name: &str| linear(t, x, name, width, width).reshape(split.clone()).transpose(&[0, 2, 1, 3]);
         let (q, k, v) = (part("q"), part("k"), part("v"));
         let scores = q.matmul(k.transpose(&[0, 1, 3, 2])) * 0.25;
         let joined: Shape = [batch, seq, width.into()].into_iter().collect();
         let mixed = scores.softmax(-1).matmul(v).transpose(&[0, 2, 1, 3]).reshape(joined);
-        let a = (x + linear(mixed, "o", width, width)).layer_norm(-1, 1e-5);
-        let up = linear(a, "up", width, 4 * width).gelu();
-        t.output("y", (a + linear(up, "down", 4 * width, width)).layer_norm(-1, 1e-5));
+        let a = (x + linear(t, mixed, "o", width, width)).layer_norm(-1, 1e-5);
+        let up = linear(t, a, "up", width, 4 * width).gelu();
+        t.output("y", (a + linear(t, up, "down", 4 * width, width)).layer_norm(-1, 1e-5));
     })
     .expect("a graph")
 }
