@@ -1,1 +1,31 @@
-fn main() {}
+//! The `egret` command: runs, shows, explains and measures models.
+
+mod args;
+mod bench;
+mod dump;
+mod explain;
+mod failure;
+mod model;
+mod run;
+mod tensors;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let json = cli.json;
+    let result = match &cli.command {
+        Command::Run(args) => run::run(args, json),
+        Command::Dump(args) => dump::dump(args),
+        Command::Explain(args) => explain::explain(args, json),
+        Command::Bench(args) => bench::bench(args, json),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(json),
+    }
+}

@@ -1,0 +1,162 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use egret::{CompileOptions, Device, Level};
+
+/// A kernel compiler for neural-network graphs.
+///
+/// Exit status: 0 it ran, 1 it failed or a result is wrong, 2 wrong usage, 3 not supported.
+#[derive(Parser)]
+#[command(name = "egret", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Write results as JSON.
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// What to do.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Run a model.
+    Run(RunArgs),
+    /// Write a stage of compilation as text.
+    Dump(DumpArgs),
+    /// Say how each kernel came to be.
+    Explain(ExplainArgs),
+    /// Measure compilation and runs.
+    Bench(BenchArgs),
+}
+
+/// How a model is compiled.
+#[derive(Args)]
+pub struct CompileArgs {
+    /// The model: `.onnx`, or a graph as `egret dump` writes it.
+    pub model: PathBuf,
+    /// Where it runs: cpu, interpreter.
+    #[arg(long, default_value = "cpu")]
+    pub device: Device,
+    /// Threads; as many as the process may use if not given.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// How much is rewritten: none, greedy, full.
+    #[arg(long, value_name = "LEVEL", default_value = "full")]
+    pub rewrite: Level,
+    /// No FMA contraction, and no rule that holds over the reals only.
+    #[arg(long)]
+    pub exact: bool,
+}
+
+impl CompileArgs {
+    /// The device with its threads.
+    pub fn device(&self) -> Device {
+        self.device.clone().with_threads(self.threads.unwrap_or(0))
+    }
+
+    /// Options of the compiler.
+    pub fn options(&self) -> CompileOptions {
+        CompileOptions { level: self.rewrite, exact: self.exact }
+    }
+}
+
+/// Where inputs come from.
+#[derive(Args)]
+pub struct InputArgs {
+    /// A folder with `input_0.pb`, … (the i-th graph input that is no initializer), or `.npy` or `.npz` by input name;
+    /// without it, inputs are drawn.
+    #[arg(long, value_name = "DIR")]
+    pub inputs: Option<PathBuf>,
+    /// The size of a symbol of drawn inputs; 1 if not given.
+    #[arg(long = "dim", value_name = "NAME=N", value_parser = dim)]
+    pub dims: Vec<(String, i64)>,
+    /// Seed of drawn inputs.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+fn dim(text: &str) -> Result<(String, i64), String> {
+    let (name, size) = text.split_once('=').ok_or("a size is given as NAME=N")?;
+    let size: i64 = size.parse().map_err(|e| format!("`{size}`: {e}"))?;
+    if size < 0 || name.is_empty() { Err("a size is given as NAME=N".into()) } else { Ok((name.into(), size)) }
+}
+
+/// `egret run`.
+#[derive(Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub compile: CompileArgs,
+    #[command(flatten)]
+    pub inputs: InputArgs,
+    /// A folder for `output_0.pb`, …
+    #[arg(long, value_name = "DIR")]
+    pub outputs: Option<PathBuf>,
+    /// A folder with the expected outputs, named as inputs are: `output_0.pb`, …
+    #[arg(long, value_name = "DIR")]
+    pub expect: Option<PathBuf>,
+    /// Allowed difference relative to the expected element.
+    #[arg(long, default_value_t = 1e-3)]
+    pub rtol: f64,
+    /// Allowed difference beside that.
+    #[arg(long, default_value_t = 1e-4)]
+    pub atol: f64,
+}
+
+/// A stage of compilation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Stage {
+    /// The graph as read.
+    Imported,
+    /// After raise and differentiation.
+    Raised,
+    /// After rewriting.
+    Rewritten,
+    /// Text of each kernel.
+    Kernels,
+    /// Buffers and steps.
+    Plan,
+    /// Cranelift's IR.
+    Clif,
+    /// Machine code.
+    Asm,
+    /// CUDA C.
+    Cuda,
+}
+
+/// `egret dump`.
+#[derive(Args)]
+pub struct DumpArgs {
+    #[command(flatten)]
+    pub compile: CompileArgs,
+    /// Which stage.
+    #[arg(long)]
+    pub stage: Stage,
+    /// The file; a graph's weights go into a `.safetensors` file beside it. Standard output if not given.
+    #[arg(short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// `egret explain`.
+#[derive(Args)]
+pub struct ExplainArgs {
+    #[command(flatten)]
+    pub compile: CompileArgs,
+    /// Only kernels that compute nodes with this in their name.
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+}
+
+/// `egret bench`.
+#[derive(Args)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    pub compile: CompileArgs,
+    #[command(flatten)]
+    pub inputs: InputArgs,
+    /// Measured runs.
+    #[arg(long, default_value_t = 50)]
+    pub runs: usize,
+}

@@ -1,0 +1,93 @@
+//! `egret bench`.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value, json};
+
+use crate::args::BenchArgs;
+use crate::failure::Failure;
+use crate::model;
+
+/// Runs before measuring.
+const WARM_UP: usize = 3;
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// Measures a model.
+pub fn bench(args: &BenchArgs, as_json: bool) -> Result<(), Failure> {
+    let graph = model::load(&args.compile.model)?;
+    let inputs = model::given(&graph, &args.inputs)?;
+    let given = model::borrowed(&inputs);
+    let exe = egret::compile_with(&graph, &args.compile.device(), &args.compile.options())?;
+    let mut session = exe.session()?;
+    for _ in 0..WARM_UP {
+        session.run(&given)?;
+    }
+    let mut times = Vec::with_capacity(args.runs.max(1));
+    for _ in 0..args.runs.max(1) {
+        let start = Instant::now();
+        session.run(&given)?;
+        times.push(millis(start.elapsed()));
+    }
+    times.sort_by(f64::total_cmp);
+    let at = |share: f64| times[((times.len() - 1) as f64 * share).round() as usize];
+    let latency = json!({ "median": at(0.5), "min": at(0.0), "p90": at(0.9), "p99": at(0.99) });
+
+    session.profile(true);
+    session.run(&given)?;
+    let work = |of: fn(&egret::StepTime) -> f64| -> f64 { session.timings().iter().map(|s| of(s) * s.calls as f64).sum() };
+    let (flops, bytes) = (work(|s| s.flops), work(|s| s.bytes));
+    let memory = session.memory();
+    let threads = match args.compile.threads {
+        Some(n) if n > 0 => n,
+        _ => std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    let peak = egret_simd::peak(egret_simd::Isa::detect()).unwrap_or(0.0) * threads as f64;
+    let peak_share = if peak > 0.0 { flops / (at(0.5) * 1e6) / peak } else { 0.0 };
+
+    let mut phases = Map::new();
+    let mut total = 0.0;
+    for (name, time) in exe.compiled().map(|c| c.phases.as_slice()).unwrap_or_default() {
+        phases.insert(name.to_string(), json!(millis(*time)));
+        total += millis(*time);
+    }
+    phases.insert("total".into(), json!(total));
+    let kernels = exe.program().map_or(0, |program| program.launches().len());
+    let value = json!({
+        "model": args.compile.model.display().to_string(), "threads": threads,
+        "compile_ms": phases, "load_ms": millis(exe.load_time()), "latency_ms": latency, "kernels": kernels,
+        "flops": flops, "bytes": bytes, "arena_bytes": memory.arena_bytes,
+        "live_bytes_bound": memory.live_bytes_bound, "peak_gflops": peak, "peak_share": peak_share,
+    });
+    if as_json {
+        println!("{value:#}");
+    } else {
+        print(&value);
+    }
+    Ok(())
+}
+
+fn print(value: &Value) {
+    let number = |key: &str| value[key].as_f64().unwrap_or(0.0);
+    let phases: Vec<String> = value["compile_ms"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(name, _)| *name != "total")
+        .map(|(name, time)| format!("{name} {:.1}", time.as_f64().unwrap_or(0.0)))
+        .collect();
+    let total = value["compile_ms"]["total"].as_f64().unwrap_or(0.0);
+    println!("compile  {total:.1} ms: {}", phases.join(", "));
+    println!("load     {:.1} ms", number("load_ms"));
+    let latency = |key: &str| value["latency_ms"][key].as_f64().unwrap_or(0.0);
+    let (median, min, p90, p99) = (latency("median"), latency("min"), latency("p90"), latency("p99"));
+    println!("run      {median:.3} ms median, {min:.3} min, {p90:.3} p90, {p99:.3} p99, {} threads", value["threads"]);
+    let share = number("peak_share") * 100.0;
+    let gflops = if median > 0.0 { number("flops") / median / 1e6 } else { 0.0 };
+    println!("work     {} kernels, {:.4} GFLOP, {:.2} MB", value["kernels"], number("flops") / 1e9, number("bytes") / 1e6);
+    println!("rate     {gflops:.1} GFLOP/s, {share:.1} % of the peak of {:.1}", number("peak_gflops"));
+    let (arena, bound) = (number("arena_bytes") / 1e6, number("live_bytes_bound") / 1e6);
+    println!("memory   {arena:.2} MB of temporaries, {bound:.2} MB live at once");
+}

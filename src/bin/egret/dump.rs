@@ -1,0 +1,130 @@
+//! `egret dump`.
+
+use std::fmt::Write;
+
+use egret::ir::text;
+use egret::{Compiled, Diagnostic, Graph, Program};
+
+use crate::args::{DumpArgs, Stage};
+use crate::failure::Failure;
+use crate::model;
+
+/// Writes a stage of compilation.
+pub fn dump(args: &DumpArgs) -> Result<(), Failure> {
+    if matches!(args.stage, Stage::Clif | Stage::Asm | Stage::Cuda) {
+        let message = format!("the stage `{}` cannot be written yet", format!("{:?}", args.stage).to_lowercase());
+        let help = "stages: imported, raised, rewritten, kernels, plan";
+        return Err(Diagnostic::new("E0953", message).help(help).into());
+    }
+    let graph = model::load(&args.compile.model)?;
+    if args.stage == Stage::Imported {
+        return write_graph(args, &graph);
+    }
+    let Some(description) = args.compile.device().description()? else {
+        let message = "the interpreter compiles nothing: it has the stage `imported` alone";
+        return Err(Failure::usage(message));
+    };
+    let compiled = egret_compiler::compile(&graph, &description, &args.compile.options())?;
+    match args.stage {
+        Stage::Raised => write_graph(args, &compiled.raised),
+        Stage::Rewritten => write_graph(args, &compiled.rewritten.graph),
+        Stage::Kernels => write_text(args, &kernels(&compiled)),
+        _ => write_text(args, &plan(&compiled.program)),
+    }
+}
+
+fn write_graph(args: &DumpArgs, graph: &Graph) -> Result<(), Failure> {
+    match &args.output {
+        Some(path) => Ok(text::save(path, graph)?),
+        None => write_text(args, &text::print(graph)),
+    }
+}
+
+fn write_text(args: &DumpArgs, text: &str) -> Result<(), Failure> {
+    use std::io::Write;
+    match &args.output {
+        Some(path) => std::fs::write(path, text).map_err(|e| Failure::file(path, &e)),
+        None => match std::io::stdout().lock().write_all(text.as_bytes()) {
+            // whoever reads may stop early
+            Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+                Err(Failure::Failed(Diagnostic::new("E0952", format!("standard output: {e}"))))
+            }
+            _ => Ok(()),
+        },
+    }
+}
+
+fn kernels(compiled: &Compiled) -> String {
+    let mut out = String::new();
+    for kernel in &compiled.program.kernels {
+        let _ = writeln!(out, "// {} ({})\n{}\n", kernel.name, kernel.family, kernel.text.trim_end());
+    }
+    out
+}
+
+/// Ports, buffers and steps.
+fn plan(program: &Program) -> String {
+    use egret_program::{Arg, Step};
+    let mut out = String::new();
+    let _ = writeln!(out, "program for {} ({} lanes)", program.device, program.lanes);
+    let ports =
+        [("input", &program.inputs), ("output", &program.outputs), ("param", &program.params), ("state", &program.states)];
+    for (kind, ports) in ports {
+        for port in ports {
+            let _ = writeln!(out, "{kind} \"{}\": {} in b{}", port.name, port.ty, port.buffer.0);
+        }
+    }
+    for check in &program.checks {
+        let _ = writeln!(out, "check {} = {}: {}", check.left, check.right, check.what);
+    }
+    for (i, buffer) in program.buffers.iter().enumerate() {
+        let _ = writeln!(out, "b{i}: {}, {} bytes of {}", place(&buffer.place), buffer.bytes, buffer.dtype);
+    }
+    let arg = |arg: &Arg| {
+        let offset = if arg.offset.is(0) { String::new() } else { format!("+{}", arg.offset) };
+        format!("{}b{}{offset}", if arg.writes { "→" } else { "" }, arg.buffer.0)
+    };
+    for (name, steps) in [("prepare", &program.prepare), ("run", &program.steps)] {
+        let _ = writeln!(out, "{name}:");
+        let mut todo: Vec<(usize, &Step)> = steps.iter().rev().map(|step| (1, step)).collect();
+        while let Some((depth, step)) = todo.pop() {
+            let indent = "  ".repeat(depth);
+            let _ = match step {
+                Step::Launch(launch) => {
+                    let args: Vec<String> = launch.args.iter().map(arg).collect();
+                    let kernel = &program.kernel(launch.kernel).name;
+                    let origin = if launch.origin.is_empty() { String::new() } else { format!("  // {}", launch.origin) };
+                    writeln!(out, "{indent}{kernel}({}){origin}", args.join(", "))
+                }
+                Step::Copy { source, destination, bytes } => {
+                    writeln!(out, "{indent}copy {} → b{}, {bytes} bytes", arg(source), destination.buffer.0)
+                }
+                Step::Loop(inner) => {
+                    todo.extend(inner.body.iter().rev().map(|step| (depth + 1, step)));
+                    let reverse = if inner.reverse { " backwards" } else { "" };
+                    let carried: Vec<String> = inner
+                        .carried
+                        .iter()
+                        .map(|c| format!("b{} = {} then {}", c.current.0, arg(&c.first), arg(&c.next)))
+                        .collect();
+                    writeln!(out, "{indent}loop {}{reverse} ({}):", inner.length, carried.join(", "))
+                }
+            };
+        }
+    }
+    out
+}
+
+fn place(place: &egret_program::Place) -> String {
+    use egret_program::Place;
+    match place {
+        Place::Input(i) => format!("input {i}"),
+        Place::Output(i) => format!("output {i}"),
+        Place::Param(i) => format!("param {i}"),
+        Place::Constant(i) => format!("constant {i}"),
+        Place::State(i) => format!("state {i}"),
+        Place::Prepared => "prepared".into(),
+        Place::Arena => "arena".into(),
+        Place::Slice { of, stride } => format!("slice of b{} every {stride} bytes", of.0),
+    }
+}

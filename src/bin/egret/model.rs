@@ -1,0 +1,98 @@
+//! Models, and inputs for them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use egret::ir::random::Random;
+use egret::ir::{Bindings, Op};
+use egret::{DType, Diagnostic, Graph, ScalarValue, Tensor, TensorType};
+
+use crate::args::InputArgs;
+use crate::failure::Failure;
+use crate::tensors;
+
+/// Reads a model: ONNX by its extension, otherwise a graph as text.
+pub fn load(path: &Path) -> Result<Graph, Failure> {
+    let onnx = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx"));
+    Ok(if onnx { egret::onnx::load(path)? } else { egret::ir::text::load(path)? })
+}
+
+/// The inputs of a graph by name, in order.
+pub fn inputs(graph: &Graph) -> Vec<(String, TensorType)> {
+    let leaf = |id: &egret::ir::NodeId| match &graph.node(*id).op {
+        Op::Input(input) => Some((input.name.clone(), input.ty.clone())),
+        _ => None,
+    };
+    graph.inputs().iter().filter_map(leaf).collect()
+}
+
+/// Inputs from the folder that was named, or drawn.
+pub fn given(graph: &Graph, args: &InputArgs) -> Result<Vec<(String, Tensor)>, Failure> {
+    let ports = inputs(graph);
+    match &args.inputs {
+        Some(folder) => {
+            let names: Vec<&str> = ports.iter().map(|(name, _)| name.as_str()).collect();
+            tensors::read(folder, "input", &names)
+        }
+        None => drawn(&ports, args),
+    }
+}
+
+/// Seeded inputs: floats in −1..1, integers and truth values 0 or 1, which are legal indices almost everywhere.
+fn drawn(ports: &[(String, TensorType)], args: &InputArgs) -> Result<Vec<(String, Tensor)>, Failure> {
+    let bindings = sizes(ports, &args.dims)?;
+    let mut random = Random::new(args.seed);
+    let mut all = Vec::with_capacity(ports.len());
+    for (name, ty) in ports {
+        let too_large = || Diagnostic::new("E0954", format!("the input `{name}`: {ty} is too large to be drawn"));
+        let extents = ty.shape.eval(&bindings).map_err(|e| Diagnostic::new("E0206", format!("the input `{name}`: {e}")))?;
+        let shape: Option<Vec<usize>> = extents.iter().map(|n| usize::try_from(*n).ok()).collect();
+        let shape = shape.ok_or_else(too_large)?;
+        let elements = shape.iter().try_fold(1usize, |n, extent| n.checked_mul(*extent));
+        elements.filter(|n| *n <= 1 << 32).ok_or_else(too_large)?;
+        let mut tensor = Tensor::zeros(ty.dtype, &shape);
+        for i in 0..tensor.elements() {
+            let value = match ty.dtype {
+                DType::F32 | DType::F64 | DType::F16 | DType::BF16 => ScalarValue::Float(random.unit() * 2.0 - 1.0),
+                _ => ScalarValue::Int(random.below(2) as i128),
+            };
+            tensor.set(i, value);
+        }
+        all.push((name.clone(), tensor));
+    }
+    Ok(all)
+}
+
+/// Sizes of the symbols of inputs: as given, else the least legal one from 1 on.
+fn sizes(ports: &[(String, TensorType)], given: &[(String, i64)]) -> Result<Bindings, Failure> {
+    let mut bindings = Bindings::new();
+    for (_, ty) in ports {
+        for dim in ty.shape.iter() {
+            dim.symbols(&mut |name, least, _| {
+                bindings.insert(name.clone(), least.max(1));
+            });
+        }
+    }
+    for (name, size) in given {
+        match bindings.get_mut(name.as_str()) {
+            Some(bound) => *bound = *size,
+            None => {
+                let known: Vec<String> = bindings.keys().map(|k| format!("`{k}`")).collect();
+                let known = if known.is_empty() { "none".to_string() } else { known.join(", ") };
+                return Err(Failure::usage(format!("--dim: the model has no symbol `{name}`; there are {known}")));
+            }
+        }
+    }
+    Ok(bindings)
+}
+
+/// Names and tensors as sessions take them.
+pub fn borrowed(tensors: &[(String, Tensor)]) -> Vec<(&str, &Tensor)> {
+    tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect()
+}
+
+/// The symbols of a graph under inputs.
+pub fn bindings(graph: &Graph, inputs: &[(String, Tensor)]) -> Result<Bindings, Failure> {
+    let inputs: BTreeMap<String, Tensor> = inputs.iter().cloned().collect();
+    Ok(egret::ir::bind::bind(graph, &inputs, &BTreeMap::new())?)
+}

@@ -1,0 +1,124 @@
+//! `egret run`.
+
+use std::time::Instant;
+
+use egret::Tensor;
+use serde_json::{Value, json};
+
+use crate::args::RunArgs;
+use crate::failure::Failure;
+use crate::tensors::{self, Difference};
+use crate::model;
+
+/// Runs a model once, and compares or summarises its outputs.
+pub fn run(args: &RunArgs, as_json: bool) -> Result<(), Failure> {
+    let graph = model::load(&args.compile.model)?;
+    let inputs = model::given(&graph, &args.inputs)?;
+    let exe = egret::compile_with(&graph, &args.compile.device(), &args.compile.options())?;
+    let mut session = exe.session()?;
+    let start = Instant::now();
+    let outputs: Vec<(String, Tensor)> = session
+        .run(&model::borrowed(&inputs))?
+        .iter()
+        .map(|output| (output.name().to_string(), output.to_tensor()))
+        .collect();
+    let took = start.elapsed();
+    if let Some(folder) = &args.outputs {
+        tensors::write(folder, "output", &outputs)?;
+    }
+    let differences = match &args.expect {
+        Some(folder) => {
+            let names: Vec<&str> = outputs.iter().map(|(name, _)| name.as_str()).collect();
+            let expected = tensors::read(folder, "output", &names)?;
+            let compare = |(have, want): (&(String, Tensor), &(String, Tensor))| {
+                tensors::compare(&have.1, &want.1, args.rtol, args.atol)
+            };
+            Some(outputs.iter().zip(&expected).map(compare).collect::<Vec<_>>())
+        }
+        None => None,
+    };
+    let ok = differences.iter().flatten().all(Difference::is_none);
+    let of = |i: usize| differences.as_ref().map(|all| &all[i]);
+    if as_json {
+        let outputs: Vec<Value> = outputs.iter().enumerate().map(|(i, (n, t))| as_value(n, t, of(i))).collect();
+        println!("{:#}", json!({ "ok": ok, "run_ms": took.as_secs_f64() * 1e3, "outputs": outputs }));
+    } else {
+        if args.inputs.inputs.is_none() {
+            let shapes: Vec<String> = inputs.iter().map(|(name, t)| format!("{name} {}", typed(t))).collect();
+            println!("inputs drawn with seed {}: {}", args.inputs.seed, shapes.join(", "));
+        }
+        for (i, (name, tensor)) in outputs.iter().enumerate() {
+            println!("{name}: {}", describe(tensor, of(i)));
+        }
+    }
+    if ok { Ok(()) } else { Err(Failure::Mismatch) }
+}
+
+fn typed(tensor: &Tensor) -> String {
+    format!("{}{:?}", tensor.dtype(), tensor.shape())
+}
+
+/// Least, greatest and mean of the elements that are no NaN, and how many are.
+struct Summary {
+    least: f64,
+    greatest: f64,
+    mean: f64,
+    nans: usize,
+}
+
+fn summary(tensor: &Tensor) -> Summary {
+    let mut summary = Summary { least: f64::INFINITY, greatest: f64::NEG_INFINITY, mean: 0.0, nans: 0 };
+    let mut count = 0usize;
+    for x in tensor.values().map(|v| v.as_f64()) {
+        if x.is_nan() {
+            summary.nans += 1;
+            continue;
+        }
+        count += 1;
+        summary.least = summary.least.min(x);
+        summary.greatest = summary.greatest.max(x);
+        summary.mean += (x - summary.mean) / count as f64;
+    }
+    summary
+}
+
+fn describe(tensor: &Tensor, difference: Option<&Difference>) -> String {
+    if let Some(difference) = difference {
+        if let Some(types) = &difference.types {
+            return types.clone();
+        }
+        let (absolute, relative) = (difference.absolute, difference.relative);
+        let errors = format!("{}: largest error {absolute:.3e} absolute, {relative:.3e} relative", typed(tensor));
+        return match difference.first {
+            None => format!("{errors}, as expected"),
+            Some((i, have, want)) => {
+                let wrong = difference.wrong;
+                format!("{errors}; {wrong} of {} are wrong, first [{i}]: {have}, not {want}", tensor.elements())
+            }
+        };
+    }
+    if tensor.elements() == 0 {
+        return format!("{}, empty", typed(tensor));
+    }
+    let Summary { least, greatest, mean, nans } = summary(tensor);
+    let nans = if nans > 0 { format!(", {nans} NaN") } else { String::new() };
+    let first: Vec<String> = tensor.values().take(4).map(|v| format!("{:.6}", v.as_f64())).collect();
+    let more = if tensor.elements() > 4 { " …" } else { "" };
+    format!("{}: {least:.6} to {greatest:.6}, mean {mean:.6}{nans}: {}{more}", typed(tensor), first.join(" "))
+}
+
+fn as_value(name: &str, tensor: &Tensor, difference: Option<&Difference>) -> Value {
+    let Summary { least, greatest, mean, nans } = summary(tensor);
+    let mut value = json!({
+        "name": name, "dtype": tensor.dtype().name(), "shape": tensor.shape(),
+        "min": least, "max": greatest, "mean": mean, "nan": nans,
+    });
+    if let Some(difference) = difference {
+        value["ok"] = json!(difference.is_none());
+        value["max_absolute_error"] = json!(difference.absolute);
+        value["max_relative_error"] = json!(difference.relative);
+        value["wrong"] = json!(difference.wrong);
+        value["mismatch"] = json!(difference.types);
+    }
+    value
+}

@@ -1,0 +1,120 @@
+//! Values that live from run to run.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use egret_ir::{Op, Tensor, Tensors};
+
+use crate::compile::{Engine, Executable};
+use crate::error::{Error, Result};
+
+#[derive(Clone)]
+pub(crate) enum Store {
+    Cpu(Arc<egret_runtime::State>),
+    Interpreter(Arc<Mutex<Tensors>>),
+}
+
+/// A named set of tensors that several executables of one device share: those of training and of evaluation, say.
+/// Clones are the same set.
+#[derive(Clone)]
+pub struct State {
+    pub(crate) store: Store,
+}
+
+pub(crate) fn lock(tensors: &Mutex<Tensors>) -> MutexGuard<'_, Tensors> {
+    // an interrupted run leaves whole tensors
+    tensors.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl State {
+    pub(crate) fn new(exe: &Executable) -> Result<State> {
+        let store = match &exe.engine {
+            Engine::Cpu(_) => Store::Cpu(egret_runtime::State::empty()),
+            Engine::Interpreter(_) => Store::Interpreter(Arc::default()),
+        };
+        let state = State { store };
+        state.add(exe)?;
+        Ok(state)
+    }
+
+    /// Adds the states of another graph; those that exist keep their values.
+    ///
+    /// # Errors
+    /// A graph of another device, a state without a first value, no memory.
+    pub fn add(&self, exe: &Executable) -> Result<()> {
+        match (&self.store, &exe.engine) {
+            (Store::Cpu(state), Engine::Cpu(loaded)) => Ok(state.add(loaded, &|name| exe.first_value(name))?),
+            (Store::Interpreter(state), Engine::Interpreter(graph)) => {
+                let mut held = lock(state);
+                for (_, node) in graph.iter() {
+                    if let Op::State(leaf) = &node.op
+                        && !held.contains_key(&leaf.name)
+                        && let Some(value) = exe.first_value(&leaf.name)
+                    {
+                        held.insert(leaf.name.clone(), value);
+                    }
+                }
+                Ok(())
+            }
+            _ => Err(self.other_device(exe)),
+        }
+    }
+
+    pub(crate) fn other_device(&self, exe: &Executable) -> Error {
+        let have = match self.store {
+            Store::Cpu(_) => "cpu",
+            Store::Interpreter(_) => "interpreter",
+        };
+        Error::OtherDevice { what: "the state", have, want: exe.device_name() }
+    }
+
+    /// Names of all states.
+    pub fn names(&self) -> Vec<String> {
+        match &self.store {
+            Store::Cpu(state) => state.names(),
+            Store::Interpreter(state) => lock(state).keys().cloned().collect(),
+        }
+    }
+
+    /// A copy of a state.
+    ///
+    /// # Errors
+    /// If there is none of that name.
+    pub fn get(&self, name: &str) -> Result<Tensor> {
+        match &self.store {
+            Store::Cpu(state) => Ok(state.get(name)?),
+            Store::Interpreter(state) => {
+                let held = lock(state);
+                held.get(name).cloned().ok_or_else(|| unknown(name, &held))
+            }
+        }
+    }
+
+    /// Sets a state.
+    ///
+    /// # Errors
+    /// If there is none of that name, or it has another element type.
+    pub fn set(&self, name: &str, value: &Tensor) -> Result<()> {
+        match &self.store {
+            Store::Cpu(state) => Ok(state.set(name, value)?),
+            Store::Interpreter(state) => {
+                let mut held = lock(state);
+                match held.get_mut(name) {
+                    Some(have) if have.dtype() == value.dtype() => {
+                        *have = value.clone();
+                        Ok(())
+                    }
+                    Some(have) => {
+                        let (want, have) = (have.dtype().to_string(), value.dtype().to_string());
+                        Err(Error::WrongTensor { name: name.into(), want, have })
+                    }
+                    None => Err(unknown(name, &held)),
+                }
+            }
+        }
+    }
+}
+
+fn unknown(name: &str, held: &Tensors) -> Error {
+    let known = held.keys().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ");
+    Error::UnknownState { name: name.into(), known: if known.is_empty() { "none".into() } else { known } }
+}

@@ -1,0 +1,183 @@
+//! Training: a step and its evaluation, compiled once, over one state.
+
+use std::collections::BTreeMap;
+
+use egret_compiler::CompileOptions;
+use egret_ir::{Graph, Tensor, Var, f32, trace};
+use egret_nn::{Mode, Optimiser, Params};
+
+use crate::compile::{Executable, compile_with};
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::outputs::Outputs;
+use crate::session::Session;
+use crate::shape;
+use crate::state::State;
+
+/// The input that holds the learning rate.
+const RATE: &str = "learning_rate";
+
+/// What a model is trained for.
+pub struct Objective<'t> {
+    /// A scalar to be minimised.
+    pub loss: Var<'t>,
+    /// What evaluation gives beside `loss`, by name.
+    pub outputs: Vec<(&'static str, Var<'t>)>,
+}
+
+impl<'t> Objective<'t> {
+    /// A loss and nothing else.
+    pub fn new(loss: Var<'t>) -> Objective<'t> {
+        Objective { loss, outputs: Vec::new() }
+    }
+
+    /// With one more output of evaluation.
+    pub fn output(mut self, name: &'static str, value: Var<'t>) -> Objective<'t> {
+        self.outputs.push((name, value));
+        self
+    }
+}
+
+/// Trains a model.
+///
+/// The model is traced twice: with an optimiser, as one graph of a whole step, and without, for evaluation. Both read
+/// the parameters from one state, so that nothing is copied between them.
+///
+/// ```
+/// use egret::{Device, Objective, Tensor, Trainer, f32, shape};
+/// use egret::nn::{Layer, Linear, Sgd, loss};
+///
+/// let mut trainer = Trainer::new(&Device::interpreter(), &Sgd::default(), 1, |p| {
+///     let y = Linear::new(1).forward(p, p.tracer().input("x", f32(shape!["batch", 1])));
+///     Objective::new(loss::mse(y, p.tracer().input("target", f32(shape!["batch", 1])))).output("y", y)
+/// })?;
+/// let x = Tensor::new(&[2, 1], &[0.0f32, 1.0]).unwrap();
+/// let target = Tensor::new(&[2, 1], &[1.0f32, 3.0]).unwrap();
+/// trainer.set_learning_rate(0.5);
+/// for _ in 0..60 {
+///     trainer.step(&[("x", &x), ("target", &target)])?;
+/// }
+/// assert!((trainer.parameter("weight")?.get(0).as_f64() - 2.0).abs() < 1e-2);
+/// # Ok::<(), egret::Error>(())
+/// ```
+pub struct Trainer {
+    step: Session,
+    evaluation: Session,
+    programs: (Executable, Executable),
+    state: State,
+    parameters: Vec<String>,
+    rate: Tensor,
+}
+
+impl Trainer {
+    /// A trainer of the model that `model` traces, its parameters drawn from `seed`, with learning rate 0.001.
+    ///
+    /// # Errors
+    /// What is wrong with the model or the device.
+    pub fn new<F>(device: &Device, optimiser: &dyn Optimiser, seed: u64, model: F) -> Result<Trainer>
+    where
+        F: for<'a, 't> Fn(&Params<'a, 't>) -> Objective<'t>,
+    {
+        Trainer::with_values(device, optimiser, seed, &BTreeMap::new(), &CompileOptions::default(), model)
+    }
+
+    /// [`Trainer::new`], with first values of parameters by name and options of the compiler.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`].
+    pub fn with_values<F>(
+        device: &Device,
+        optimiser: &dyn Optimiser,
+        seed: u64,
+        values: &BTreeMap<String, Tensor>,
+        options: &CompileOptions,
+        model: F,
+    ) -> Result<Trainer>
+    where
+        F: for<'a, 't> Fn(&Params<'a, 't>) -> Objective<'t>,
+    {
+        let mut parameters = Vec::new();
+        let step: Graph = trace(|t| {
+            let p = Params::with_values(t, Mode::Train, seed, values.clone());
+            let objective = model(&p);
+            let rate = t.input(RATE, f32(shape![]));
+            optimiser.minimise(&p, objective.loss, rate);
+            parameters = p.all().into_iter().map(|parameter| parameter.name).collect();
+            [("loss", objective.loss)]
+        })?;
+        let evaluation: Graph = trace(|t| {
+            let p = Params::with_values(t, Mode::Evaluate, seed, values.clone());
+            let objective = model(&p);
+            t.output("loss", objective.loss);
+            objective.outputs.into_iter().for_each(|(name, value)| t.output(name, value));
+        })?;
+        let step = compile_with(&step, device, options)?;
+        let evaluation = compile_with(&evaluation, device, options)?;
+        let state = step.state()?;
+        state.add(&evaluation)?;
+        Ok(Trainer {
+            step: step.session_with(&state)?,
+            evaluation: evaluation.session_with(&state)?,
+            programs: (step, evaluation),
+            state,
+            parameters,
+            rate: scalar(1e-3),
+        })
+    }
+
+    /// Sets the learning rate of the steps that follow.
+    pub fn set_learning_rate(&mut self, rate: f32) {
+        self.rate = scalar(rate);
+    }
+
+    /// Trains on a batch; gives its loss before the step.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub fn step(&mut self, batch: &[(&str, &Tensor)]) -> Result<f32> {
+        let mut inputs: Vec<(&str, &Tensor)> = batch.to_vec();
+        inputs.push((RATE, &self.rate));
+        let outputs = self.step.run(&inputs)?;
+        outputs.scalar("loss").ok_or_else(|| Error::UnknownOutput { name: "loss".into(), known: "none".into() })
+    }
+
+    /// The loss of a batch, as `loss`, and the model's other outputs; nothing changes.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub fn evaluate(&mut self, batch: &[(&str, &Tensor)]) -> Result<Outputs<'_>> {
+        self.evaluation.run(batch)
+    }
+
+    /// Names of the parameters, in order of creation.
+    pub fn parameters(&self) -> &[String] {
+        &self.parameters
+    }
+
+    /// A parameter as it is now.
+    ///
+    /// # Errors
+    /// If there is none of that name.
+    pub fn parameter(&self, name: &str) -> Result<Tensor> {
+        self.state.get(name)
+    }
+
+    /// Parameters, and what the optimiser remembers.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The compiled step.
+    pub fn step_program(&self) -> &Executable {
+        &self.programs.0
+    }
+
+    /// The compiled evaluation.
+    pub fn evaluation_program(&self) -> &Executable {
+        &self.programs.1
+    }
+}
+
+fn scalar(value: f32) -> Tensor {
+    Tensor::scalar(egret_ir::Literal::float(value.into(), egret_ir::DType::F32))
+}
