@@ -50,7 +50,7 @@ fn tokenizer(path: &Path) -> egret::Result<Tokenizer> {
     let markers = BertProcessing::new(marker("[SEP]")?, marker("[CLS]")?);
     let model = WordPiece::builder().vocab(vocabulary).build().map_err(wrong)?;
     let mut tokenizer = Tokenizer::new(model);
-    tokenizer.with_normalizer(Some(BertNormalizer::default()));
+    tokenizer.with_normalizer(Some(BertNormalizer::default())).map_err(wrong)?;
     tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
     tokenizer.with_post_processor(Some(markers));
     Ok(tokenizer)
@@ -97,7 +97,9 @@ fn embed(args: &Args) -> egret::Result<()> {
     let wanted: Vec<(&str, &Tensor)> = given.into_iter().filter(|(name, _)| has_input(&graph, name)).collect();
     let outputs = session.run(&wanted)?;
     let embeddings: Vec<Vec<f32>> = match outputs.iter().find(|o| o.shape().len() == 2) {
-        Some(pooled) => pooled.as_slice().unwrap_or_default().chunks(pooled.shape()[1].max(1)).map(<[f32]>::to_vec).collect(),
+        Some(pooled) => {
+            pooled.as_slice().unwrap_or_default().chunks(pooled.shape()[1].max(1)).map(<[f32]>::to_vec).collect()
+        }
         None => {
             let tokens = outputs.at(0).ok_or_else(|| wrong("the model has no output"))?;
             let features = tokens.shape().last().copied().unwrap_or(1);

@@ -52,7 +52,8 @@ fn main() -> egret::Result<()> {
         let image = Tensor::new(&[batch, 3, 16, 16], &pixels).unwrap_or_else(|| unreachable!("as many pixels"));
         let outputs = session.run(&[("image", &image)])?;
         let Some(classes) = outputs.at(0) else { continue };
-        let first: Vec<String> = classes.as_slice::<f32>().unwrap_or_default()[..10].iter().map(|p| format!("{p:.3}")).collect();
+        let first: Vec<String> =
+            classes.as_slice::<f32>().unwrap_or_default()[..10].iter().map(|p| format!("{p:.3}")).collect();
         println!("\nA batch of {batch} gives {:?}; the first row: {}", classes.shape(), first.join(" "));
         let reference = egret::interpret(&graph, &[("image".to_string(), image)].into(), &Default::default())?;
         let worst = classes

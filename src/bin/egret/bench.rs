@@ -37,7 +37,8 @@ pub fn bench(args: &BenchArgs, as_json: bool) -> Result<(), Failure> {
 
     session.profile(true);
     session.run(&given)?;
-    let work = |of: fn(&egret::StepTime) -> f64| -> f64 { session.timings().iter().map(|s| of(s) * s.calls as f64).sum() };
+    let work =
+        |of: fn(&egret::StepTime) -> f64| -> f64 { session.timings().iter().map(|s| of(s) * s.calls as f64).sum() };
     let (flops, bytes) = (work(|s| s.flops), work(|s| s.bytes));
     let memory = session.memory();
     let threads = match args.compile.threads {
@@ -86,7 +87,12 @@ fn print(value: &Value) {
     println!("run      {median:.3} ms median, {min:.3} min, {p90:.3} p90, {p99:.3} p99, {} threads", value["threads"]);
     let share = number("peak_share") * 100.0;
     let gflops = if median > 0.0 { number("flops") / median / 1e6 } else { 0.0 };
-    println!("work     {} kernels, {:.4} GFLOP, {:.2} MB", value["kernels"], number("flops") / 1e9, number("bytes") / 1e6);
+    println!(
+        "work     {} kernels, {:.4} GFLOP, {:.2} MB",
+        value["kernels"],
+        number("flops") / 1e9,
+        number("bytes") / 1e6
+    );
     println!("rate     {gflops:.1} GFLOP/s, {share:.1} % of the peak of {:.1}", number("peak_gflops"));
     let (arena, bound) = (number("arena_bytes") / 1e6, number("live_bytes_bound") / 1e6);
     println!("memory   {arena:.2} MB of temporaries, {bound:.2} MB live at once");

@@ -67,8 +67,12 @@ fn plan(program: &Program) -> String {
     use egret_program::{Arg, Step};
     let mut out = String::new();
     let _ = writeln!(out, "program for {} ({} lanes)", program.device, program.lanes);
-    let ports =
-        [("input", &program.inputs), ("output", &program.outputs), ("param", &program.params), ("state", &program.states)];
+    let ports = [
+        ("input", &program.inputs),
+        ("output", &program.outputs),
+        ("param", &program.params),
+        ("state", &program.states),
+    ];
     for (kind, ports) in ports {
         for port in ports {
             let _ = writeln!(out, "{kind} \"{}\": {} in b{}", port.name, port.ty, port.buffer.0);
@@ -93,7 +97,8 @@ fn plan(program: &Program) -> String {
                 Step::Launch(launch) => {
                     let args: Vec<String> = launch.args.iter().map(arg).collect();
                     let kernel = &program.kernel(launch.kernel).name;
-                    let origin = if launch.origin.is_empty() { String::new() } else { format!("  // {}", launch.origin) };
+                    let origin =
+                        if launch.origin.is_empty() { String::new() } else { format!("  // {}", launch.origin) };
                     writeln!(out, "{indent}{kernel}({}){origin}", args.join(", "))
                 }
                 Step::Copy { source, destination, bytes } => {

@@ -41,7 +41,9 @@ pub fn explain(args: &ExplainArgs, as_json: bool) -> Result<(), Failure> {
         Some(name) => all.into_iter().filter(|entry| entry.mentions(name)).collect(),
         None => all,
     };
-    if chosen.is_empty() && let Some(name) = &args.node {
+    if chosen.is_empty()
+        && let Some(name) = &args.node
+    {
         return Err(Failure::usage(format!("no kernel computes a node with `{name}` in its name")));
     }
     if as_json {
@@ -75,7 +77,8 @@ fn entries(compiled: &Compiled) -> Vec<Entry> {
             let origin = origins(original, id);
             if origin.is_empty() { format!("%{} {name}", id.index()) } else { format!("{name} of {origin}") }
         };
-        let mut rules: Vec<&'static str> = explanation.covers.iter().flat_map(|c| raised.get(c)).flatten().copied().collect();
+        let mut rules: Vec<&'static str> =
+            explanation.covers.iter().flat_map(|c| raised.get(c)).flatten().copied().collect();
         rules.dedup();
         NodeLine {
             name: format!("%{} {}", id.index(), described(graph, *id)),

@@ -1,6 +1,5 @@
 //! Models, and inputs for them.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use egret::ir::random::Random;
@@ -45,7 +44,8 @@ fn drawn(ports: &[(String, TensorType)], args: &InputArgs) -> Result<Vec<(String
     let mut all = Vec::with_capacity(ports.len());
     for (name, ty) in ports {
         let too_large = || Diagnostic::new("E0954", format!("the input `{name}`: {ty} is too large to be drawn"));
-        let extents = ty.shape.eval(&bindings).map_err(|e| Diagnostic::new("E0206", format!("the input `{name}`: {e}")))?;
+        let extents =
+            ty.shape.eval(&bindings).map_err(|e| Diagnostic::new("E0206", format!("the input `{name}`: {e}")))?;
         let shape: Option<Vec<usize>> = extents.iter().map(|n| usize::try_from(*n).ok()).collect();
         let shape = shape.ok_or_else(too_large)?;
         let elements = shape.iter().try_fold(1usize, |n, extent| n.checked_mul(*extent));
@@ -89,10 +89,4 @@ fn sizes(ports: &[(String, TensorType)], given: &[(String, i64)]) -> Result<Bind
 /// Names and tensors as sessions take them.
 pub fn borrowed(tensors: &[(String, Tensor)]) -> Vec<(&str, &Tensor)> {
     tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect()
-}
-
-/// The symbols of a graph under inputs.
-pub fn bindings(graph: &Graph, inputs: &[(String, Tensor)]) -> Result<Bindings, Failure> {
-    let inputs: BTreeMap<String, Tensor> = inputs.iter().cloned().collect();
-    Ok(egret::ir::bind::bind(graph, &inputs, &BTreeMap::new())?)
 }

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use crate::args::RunArgs;
 use crate::failure::Failure;
-use crate::tensors::{self, Difference};
 use crate::model;
+use crate::tensors::{self, Difference};
 
 /// Runs a model once, and compares or summarises its outputs.
 pub fn run(args: &RunArgs, as_json: bool) -> Result<(), Failure> {
