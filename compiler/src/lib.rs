@@ -2,6 +2,7 @@
 
 pub mod compile;
 pub mod cost;
+pub mod cuda;
 pub mod emit;
 pub mod kernel;
 pub mod layout;

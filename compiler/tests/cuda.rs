@@ -2,23 +2,14 @@
 
 #[path = "support/kernels.rs"]
 mod kernels;
+#[path = "support/nvrtc.rs"]
+mod support;
 
 use egret_compiler::emit::cuda;
 use egret_compiler::kernel::{Access, BinaryOp, Expr, Kernel, KernelBuilder, LoopKind, UnaryOp};
 use egret_ir::DType;
-use egret_runtime::cuda::nvrtc::{Nvrtc, NvrtcError};
-
-/// NVRTC, or `None` where this machine has none; continuous integration must have one.
-fn nvrtc() -> Option<&'static Nvrtc> {
-    match Nvrtc::get() {
-        Ok(nvrtc) => Some(nvrtc),
-        Err(error) if std::env::var("CI").is_ok_and(|v| v == "true") => panic!("{error}"),
-        Err(error) => {
-            eprintln!("skipped: {error}");
-            None
-        }
-    }
-}
+use egret_runtime::cuda::nvrtc::NvrtcError;
+use support::nvrtc;
 
 /// The emitted text without the prelude.
 fn body(kernel: &Kernel) -> String {

@@ -14,7 +14,7 @@ use crate::cx::{Cx, Scope, Source, origin};
 use crate::dims;
 use crate::ops::{self, Import};
 use crate::proto::{FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto};
-use crate::tensor::{Extent, External, declared, dtype, from_proto, io};
+use crate::tensor::{Extent, External, LARGEST, declared, dtype, from_proto, io};
 
 /// Constants up to this size are written into the graph; larger ones are params.
 pub(crate) const SMALL: usize = 4096;
@@ -151,6 +151,9 @@ impl<'t> Importer<'_, 't> {
             let Some((number, Some(extents))) = declared(info) else {
                 return Err(Diagnostic::new("E0309", format!("the input `{name}` has no tensor type with a shape")));
             };
+            if extents.iter().any(|e| matches!(e, Extent::Value(value) if *value > LARGEST)) {
+                return Err(Diagnostic::new("E0309", format!("the input `{name}` is too large")));
+            }
             let mut extent = |extent: &Extent| match extent {
                 Extent::Value(value) => Dim::from(*value),
                 Extent::Name(name) => Dim::symbol(&symbols.clean(name)),

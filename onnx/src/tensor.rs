@@ -201,6 +201,9 @@ pub(crate) fn declared(info: &ValueInfoProto) -> Option<(i32, Option<Vec<Extent>
     Some((tensor.elem_type, dims))
 }
 
+/// No extent is larger, so that sizes cannot overflow when a few are added and multiplied.
+pub(crate) const LARGEST: i64 = 1 << 40;
+
 /// A declared extent.
 pub(crate) enum Extent {
     Value(i64),

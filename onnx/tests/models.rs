@@ -1,7 +1,11 @@
 //! Trained models give their recorded outputs on the reference interpreter.
 //!
-//! Data are found through `EGRET_TEST_DATA` (default: `shared` beside the checkout). A model that is not there is
-//! skipped, and says so.
+//! Data are found through `EGRET_TEST_DATA` (default: `shared` beside the checkout), and in `target/test-data`, where
+//! `scripts/fetch-test-data` puts models with the weights that it fetches. A model that is not there is skipped, and says
+//! so.
+//!
+//! The outputs of the light models are all equal (their weights are fills), so they test structure and shapes; numbers
+//! are tested by the trained models.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -18,9 +22,9 @@ fn data() -> PathBuf {
 
 /// The folder of a model; `None`, and a line that says so, when it is not there.
 fn model(name: &str) -> Option<PathBuf> {
-    // weights fetched by a model's own script lie in a scratch copy
-    let scratch = std::env::temp_dir().join("egret-data/models").join(name);
-    let folder = if scratch.join("model.onnx").exists() { scratch } else { data().join("models").join(name) };
+    // models whose weights scripts/fetch-test-data has fetched
+    let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/test-data/models").join(name);
+    let folder = if fetched.join("model.onnx").exists() { fetched } else { data().join("models").join(name) };
     if folder.join("model.onnx").exists() {
         return Some(folder);
     }
@@ -112,7 +116,7 @@ models! {
 fn all_minilm_l6_v2() {
     let Some(folder) = model("all_minilm_l6_v2") else { return };
     if !folder.join("model.safetensors").exists() {
-        println!("skipped: all_minilm_l6_v2 has no weights; its get_weights.sh fetches them");
+        println!("skipped: all_minilm_l6_v2 has no weights; scripts/fetch-test-data fetches them");
         return;
     }
     check("all_minilm_l6_v2");

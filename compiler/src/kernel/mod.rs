@@ -30,6 +30,7 @@ mod strip;
 mod text;
 mod verify;
 mod walk;
+mod widen;
 
 pub use affine::Affine;
 pub use build::{Hook, KernelBuilder, Tile};

@@ -95,7 +95,7 @@ impl Planner<'_> {
     ) -> Result<(), Diagnostic> {
         let node = frame.graph.node(id).clone();
         let Op::Attention(attention) = &node.op else {
-            return Err(Diagnostic::new("E0504", "an attention's group has no attention"));
+            return Err(Diagnostic::new("E0464", "an attention's group has no attention"));
         };
         let prepared = self.forward(frame, id, attention, &node.operands[..3], &node.operands[3..], steps)?;
         let (o, lse) = (self.result(frame, (id, 0), place, None), self.result(frame, (id, 1), place, None));
@@ -121,7 +121,7 @@ impl Planner<'_> {
     ) -> Result<(), Diagnostic> {
         let node = frame.graph.node(id).clone();
         let Op::AttentionGrad(grad) = &node.op else {
-            return Err(Diagnostic::new("E0504", "an attention gradient's group has none"));
+            return Err(Diagnostic::new("E0464", "an attention gradient's group has none"));
         };
         let attention = &grad.of;
         let prepared = self.forward(frame, id, attention, &node.operands[..3], &node.operands[6..], steps)?;
@@ -278,7 +278,7 @@ impl Planner<'_> {
                 let hook_extras: Vec<Extra> =
                     used.iter().map(|i| Extra { dtype: types[*i], by_column: !masks[*i].key.is(0) }).collect();
                 let made = epilogue::hook(&programs[0], &hook_extras, DType::F32, self.exact).map_err(|findings| {
-                    let error = Diagnostic::new("E0501", "no hook can be made for a score program");
+                    let error = Diagnostic::new("E0461", "no hook can be made for a score program");
                     findings.into_iter().fold(error, |error, finding| error.note(finding.to_string()))
                 })?;
                 hook = Some(made);
@@ -356,7 +356,7 @@ fn by_role(labels: &egret_ir::ops::Labels, strides: &[Dim], roles: &Roles, row: 
 
 fn unsupported(frame: &Frame, id: NodeId) -> Diagnostic {
     let node = frame.graph.node(id);
-    let mut error = Diagnostic::new("E0505", "this form of attention has no kernel on the CPU yet");
+    let mut error = Diagnostic::new("E0465", "this form of attention has no kernel on the CPU yet");
     error.origin = frame.graph.origins(id).iter().map(|o| (**o).clone()).collect();
     error.note(format!("{:?}", node.op)).help("compile with `--rewrite none`")
 }

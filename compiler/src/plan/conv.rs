@@ -40,7 +40,7 @@ impl Planner<'_> {
     ) -> Result<(), Diagnostic> {
         let node = frame.graph.node(id).clone();
         let Some(conv) = layout::conv_of(&node.op).cloned() else {
-            return Err(Diagnostic::new("E0504", "a convolution's group has no convolution"));
+            return Err(Diagnostic::new("E0464", "a convolution's group has no convolution"));
         };
         let needed = layout::read_halo(&frame.graph, &conv, id);
         let shape = |id: NodeId| frame.graph.tensor_type(id).shape.clone();
@@ -151,7 +151,7 @@ impl Planner<'_> {
                         .collect();
                     let made =
                         epilogue::hook(&programs[0], &hook_extras, fused.dtype, self.exact).map_err(|findings| {
-                            let error = Diagnostic::new("E0501", "no hook can be made for an epilogue");
+                            let error = Diagnostic::new("E0461", "no hook can be made for an epilogue");
                             findings.into_iter().fold(error, |error, finding| error.note(finding.to_string()))
                         })?;
                     let halo = dims(&result_halo);
@@ -247,7 +247,7 @@ impl Planner<'_> {
             return Ok(*buffer);
         }
         let Some(Layout::Blocked { halo }) = frame.layouts.get(&value).cloned() else {
-            return Err(Diagnostic::new("E0504", "a value that is not blocked needs no row-major copy"));
+            return Err(Diagnostic::new("E0464", "a value that is not blocked needs no row-major copy"));
         };
         let ty = frame.graph.ty(value.0).parts()[value.1].clone();
         let buffer = self.row_major_buffer(Place::Arena, &ty);

@@ -10,7 +10,7 @@ use crate::kernel::Kernel;
 /// What generated code of a CPU description may use.
 fn target(device: &DeviceDescription) -> Result<CpuTarget, Diagnostic> {
     let Target::Cpu { arch, isa, .. } = &device.target else {
-        return Err(Diagnostic::new("E0502", format!("`{}` is no CPU", device.name)));
+        return Err(Diagnostic::new("E0462", format!("`{}` is no CPU", device.name)));
     };
     let names: &[&str] = match isa.as_str() {
         "avx512" => {
@@ -24,6 +24,20 @@ fn target(device: &DeviceDescription) -> Result<CpuTarget, Diagnostic> {
     Ok(CpuTarget { triple: format!("{arch}-unknown-linux-gnu"), features })
 }
 
+fn fail(why: String) -> Diagnostic {
+    Diagnostic::new("E0462", format!("no machine code can be made: {why}"))
+}
+
+/// The Cranelift text of generated kernels.
+pub fn clif(kernels: &[(KernelId, Kernel)], device: &DeviceDescription) -> Result<Vec<(KernelId, String)>, Diagnostic> {
+    let mut emitter = CpuEmitter::new(&target(device)?).map_err(|e| fail(e.to_string()))?;
+    let text = |(id, kernel): &(KernelId, Kernel)| {
+        let text = emitter.clif_text(kernel).map_err(|e| fail(e.to_string()).note(kernel.text()))?;
+        Ok((*id, text))
+    };
+    kernels.iter().map(text).collect()
+}
+
 /// Fills in the code of generated kernels.
 pub fn emit(
     program: &mut Program,
@@ -33,7 +47,6 @@ pub fn emit(
     if kernels.is_empty() {
         return Ok(());
     }
-    let fail = |why: String| Diagnostic::new("E0502", format!("no machine code can be made: {why}"));
     let emitter = CpuEmitter::new(&target(device)?).map_err(|e| fail(e.to_string()))?;
     let codes: Result<Vec<_>, Diagnostic> = kernels
         .par_iter()

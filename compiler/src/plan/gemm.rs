@@ -156,7 +156,7 @@ impl Planner<'_> {
             .unwrap_or(Axis { extent: Dim::ONE, strides: smallvec::smallvec![Dim::ZERO, Dim::ZERO] });
         // a column axis that the row operator does not end at cannot be finished
         if has_rows && last.is_none_or(|l| !rhs.has(l) || lhs.has(l)) {
-            return Err(Diagnostic::new("E0504", "a row operator joined a product whose rows are not its columns"));
+            return Err(Diagnostic::new("E0464", "a row operator joined a product whose rows are not its columns"));
         }
         // outermost first
         let outer: Vec<Axis> = batches.into_iter().chain(rows).chain(columns).rev().collect();
@@ -365,7 +365,7 @@ impl Planner<'_> {
             made.epilogue_args = direct.bias.into_iter().chain(direct.residual).map(|arg| arg - 1).collect();
         }
         let fail = |findings: Vec<crate::kernel::Finding>| {
-            let error = Diagnostic::new("E0501", "no hook can be made for an epilogue");
+            let error = Diagnostic::new("E0461", "no hook can be made for an epilogue");
             findings.into_iter().fold(error, |error, finding| error.note(finding.to_string()))
         };
         let out = || Addressing::Full { halo: Vec::new(), batch_stride: Dim::ZERO };

@@ -6,7 +6,7 @@
 mod attention;
 mod conv;
 mod emit;
-mod frame;
+pub(crate) mod frame;
 mod gemm;
 mod scan;
 
@@ -79,8 +79,27 @@ struct Planner<'d> {
 /// Makes the program of a graph that has been canonicalised, raised, differentiated and rewritten.
 ///
 /// # Errors
-/// `E0501` when a kernel is beyond the bounds of the kernel IR, `E0502` when code cannot be made.
+/// `E0461` when a kernel is beyond the bounds of the kernel IR, `E0462` when code cannot be made.
 pub fn plan(graph: &Graph, device: &DeviceDescription, options: &Options) -> Result<Program, Diagnostic> {
+    let mut planner = planned(graph, device, options)?;
+    emit::emit(&mut planner.program, planner.generated, device)?;
+    Ok(planner.program)
+}
+
+/// The Cranelift text of each generated kernel and hook of the program that [`plan`] makes, for dumps.
+///
+/// # Errors
+/// Those of [`plan`].
+pub fn clif(
+    graph: &Graph,
+    device: &DeviceDescription,
+    options: &Options,
+) -> Result<Vec<(KernelId, String)>, Diagnostic> {
+    emit::clif(&planned(graph, device, options)?.generated, device)
+}
+
+/// The program without machine code, and the kernels that it is made from.
+fn planned<'d>(graph: &Graph, device: &'d DeviceDescription, options: &Options) -> Result<Planner<'d>, Diagnostic> {
     let mut planner = Planner {
         device,
         lanes: device.lanes(),
@@ -112,8 +131,7 @@ pub fn plan(graph: &Graph, device: &DeviceDescription, options: &Options) -> Res
     planner.lower(&mut frame, &outputs, &mut steps)?;
     planner.leave(&mut frame, &mut steps)?;
     planner.program.steps = steps;
-    emit::emit(&mut planner.program, planner.generated, device)?;
-    Ok(planner.program)
+    Ok(planner)
 }
 
 impl Planner<'_> {
@@ -294,7 +312,7 @@ impl Planner<'_> {
         }
         for (name, id) in frame.graph.updates().to_vec() {
             let Some(port) = self.program.states.iter().find(|port| port.name == name) else {
-                return Err(Diagnostic::new("E0503", format!("the update of `{name}` has no state of that name")));
+                return Err(Diagnostic::new("E0463", format!("the update of `{name}` has no state of that name")));
             };
             let buffer = port.buffer;
             self.copy_to(frame, id, buffer, steps)?;
@@ -393,7 +411,7 @@ impl Planner<'_> {
         }
         let made = schedule::generate(&frame.graph, frame, group, self.exact).map_err(|findings| {
             let node = frame.graph.node(group.root);
-            let mut error = Diagnostic::new("E0501", format!("no kernel can be made for {}", node.op.home().name()));
+            let mut error = Diagnostic::new("E0461", format!("no kernel can be made for {}", node.op.home().name()));
             error.origin = frame.graph.origins(group.root).iter().map(|o| (**o).clone()).collect();
             findings.into_iter().fold(error, |error, finding| error.note(finding.to_string()))
         })?;
@@ -570,10 +588,10 @@ impl Planner<'_> {
         if frame.view(id).is_none() {
             self.materialise(frame, id, steps)?;
         }
-        let view = frame.view(id).ok_or_else(|| Diagnostic::new("E0504", "a stored value has no strides"))?;
+        let view = frame.view(id).ok_or_else(|| Diagnostic::new("E0464", "a stored value has no strides"))?;
         let buffer = frame
             .row_major_buffer(view.source)
-            .ok_or_else(|| Diagnostic::new("E0504", "a strided view reads a value that is not stored"))?;
+            .ok_or_else(|| Diagnostic::new("E0464", "a strided view reads a value that is not stored"))?;
         let element = frame.graph.tensor_type(id).dtype.size();
         Ok((Operand { buffer, offset: view.offset, element }, view.strides, view.source))
     }

@@ -19,7 +19,7 @@ impl Planner<'_> {
         steps: &mut Vec<Step>,
     ) -> Result<(), Diagnostic> {
         let node = frame.graph.node(id).clone();
-        let Op::Scan(scan) = &node.op else { return Err(Diagnostic::new("E0504", "a loop's group has no loop")) };
+        let Op::Scan(scan) = &node.op else { return Err(Diagnostic::new("E0464", "a loop's group has no loop")) };
         let body = &*scan.body;
         let loaded: Vec<bool> = body
             .inputs()

@@ -32,6 +32,7 @@ pub fn raise(builder: &mut Builder, id: NodeId) -> Option<(NodeId, &'static str)
             && args[0].is_arg(0)
             && !f.is_primitive() | (cone.program.size() > 1)
         {
+            builder.take_origins(&cone.nodes);
             let new = builder.add(&Pointwise { f: *f }.into(), &[stop]).ok()?;
             return Some((new, "activation"));
         }

@@ -60,6 +60,7 @@ pub fn raise(builder: &mut Builder, id: NodeId) -> Option<(NodeId, &'static str)
     let attention = Attention { score, ..labels }.canonical();
     let mut operands: SmallVec<[NodeId; 8]> = SmallVec::from_slice(&[q, k, values]);
     operands.extend(extras);
+    builder.take_origins(&[&[raw][..], &found.nodes, &[probabilities, id]].concat());
     let tuple = builder.add(&attention.into(), &operands).ok()?;
     let new = builder.add(&Proj { index: 0 }.into(), &[tuple]).ok()?;
     Some((new, "attention"))

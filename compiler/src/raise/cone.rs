@@ -11,6 +11,8 @@ pub struct Cone {
     pub program: ScalarExpr,
     /// Values at which the cone stops.
     pub leaves: SmallVec<[NodeId; 4]>,
+    /// What the program stands for, operands first.
+    pub nodes: Vec<NodeId>,
 }
 
 /// Reads the elementwise nodes above `root` until `stop` says so, a value is a number, or the program has `limit`
@@ -57,5 +59,6 @@ pub fn cone(builder: &Builder, root: NodeId, limit: u32, stop: &dyn Fn(NodeId) -
         done.push((id, program));
     }
     let program = done.iter().find(|(id, _)| *id == root).map(|(_, e)| e.clone())?;
-    Some(Cone { program, leaves })
+    let nodes = done.into_iter().map(|(id, _)| id).filter(|id| !leaves.contains(id)).collect();
+    Some(Cone { program, leaves, nodes })
 }

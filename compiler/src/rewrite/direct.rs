@@ -55,6 +55,15 @@ impl Builder {
         self.origins = origins.iter().cloned().collect();
     }
 
+    /// Nodes added from now on come from what `ids` come from too.
+    pub fn take_origins(&mut self, ids: &[NodeId]) {
+        for origin in ids.iter().flat_map(|id| self.graph.origins(*id)) {
+            if !self.origins.contains(origin) {
+                self.origins.push(origin.clone());
+            }
+        }
+    }
+
     /// Adds a node unless an equal one is there; folds it when it is small and its operands are constants.
     ///
     /// # Errors
@@ -163,8 +172,15 @@ pub type Hook<'h> = &'h mut dyn FnMut(&mut Builder, NodeId) -> Option<(NodeId, &
 pub struct Applied {
     /// The rule.
     pub rule: &'static str,
-    /// The node of the new graph that it gave.
+    /// The node of the new graph that it gave, or the one that a later rule made of it.
     pub node: NodeId,
+}
+
+/// A rule that applied while the graph was built.
+struct Step {
+    rule: &'static str,
+    old: NodeId,
+    new: NodeId,
 }
 
 /// Rebuilds `graph` with `rules` and `hook` applied at every node until none fits, operands first. Dead nodes go.
@@ -191,7 +207,7 @@ pub fn apply(graph: &Graph, rules: &[&'static Rule], hook: Hook) -> Result<(Grap
         let mut at = builder.add(&old.op, &operands)?;
         for _ in 0..MAX_CHAIN {
             let Some((next, rule)) = improve(&mut builder, at, &by_root, hook) else { break };
-            applied.push(Applied { rule, node: next });
+            applied.push(Step { rule, old: at, new: next });
             let origins: Vec<_> = graph.origins(id).to_vec();
             builder.graph.add_origins(next, &origins);
             at = next;
@@ -256,7 +272,7 @@ fn finish(
     graph: &Graph,
     mut builder: Builder,
     new: &[Option<NodeId>],
-    applied: Vec<Applied>,
+    applied: Vec<Step>,
 ) -> Result<(Graph, Vec<Applied>), Diagnostic> {
     for (name, id) in graph.outputs() {
         if let Some(id) = new[id.index()] {
@@ -273,9 +289,35 @@ fn finish(
             builder.graph.assume(egret_ir::Assumption { node, equality: assumption.equality.clone() });
         }
     }
-    let (pruned, map) = prune(&builder.finish())?;
-    let kept = applied.into_iter().filter_map(|a| map[a.node.index()].map(|node| Applied { node, ..a })).collect();
+    let built = builder.finish();
+    let (pruned, map) = prune(&built)?;
+    let into = taken(&built, &applied, &map);
+    let survivor = |step: Step| {
+        let mut node = step.new;
+        while map[node.index()].is_none() {
+            node = into[node.index()]?;
+        }
+        map[node.index()].map(|node| Applied { rule: step.rule, node })
+    };
+    let kept = applied.into_iter().filter_map(survivor).collect();
     Ok((pruned, kept))
+}
+
+/// By dead node, the node that a rule put in the place of it and of what reads it.
+fn taken(built: &Graph, applied: &[Step], map: &[Option<NodeId>]) -> Vec<Option<NodeId>> {
+    let mut into: Vec<Option<NodeId>> = vec![None; built.nodes().len()];
+    for step in applied {
+        let mut todo = vec![step.old];
+        while let Some(id) = todo.pop() {
+            // a rule that gives back a part of its left side leaves that part alone
+            let free = map[id.index()].is_none() && into[id.index()].is_none() && id < step.new;
+            if free {
+                into[id.index()] = Some(step.new);
+                todo.extend(&built.node(id).operands);
+            }
+        }
+    }
+    into
 }
 
 /// The graph without dead nodes, and where each node went.

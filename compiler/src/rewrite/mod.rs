@@ -143,7 +143,7 @@ pub fn rewrite(graph: &Graph, device: &DeviceDescription, options: &Options) -> 
         let mut phases = Vec::new();
         let loaded = saturate::saturate(&part, options, &mut phases);
         let template = saturate::choose(&part, &loaded, device, search)
-            .ok_or_else(|| Diagnostic::new("E0401", "extraction found no acyclic choice for a part of the graph"))?;
+            .ok_or_else(|| Diagnostic::new("E0451", "extraction found no acyclic choice for a part of the graph"))?;
         rewrites.push(Rewrite { part, loaded, template, phases });
     }
     let (graph_out, made) = assemble(graph, &rewrites, &places)?;
@@ -280,7 +280,7 @@ impl Rewritten {
     pub fn replay(&self) -> Result<Graph, Diagnostic> {
         for rewrite in &self.rewrites {
             saturate::replay(&rewrite.part, &rewrite.loaded, &rewrite.template, self.options.exact)
-                .map_err(|why| Diagnostic::new("E0402", format!("the journal does not replay: {why}")))?;
+                .map_err(|why| Diagnostic::new("E0452", format!("the journal does not replay: {why}")))?;
         }
         if self.options.level == Level::None {
             return Ok(self.original.clone());

@@ -81,30 +81,11 @@ pub struct GraphFacts {
     pub splats: Vec<Option<Literal>>,
 }
 
-/// Whether an operator opens a kernel that others join.
-pub fn is_anchor(op: &Op) -> bool {
+/// Whether a part may begin with an operator: one that loops over sums, and never joins the kernel before it. Row operators
+/// do join a product.
+fn begins_part(op: &Op) -> bool {
     use Op::*;
-    matches!(
-        op,
-        DotGeneral(_)
-            | Conv(_)
-            | Reduce(_)
-            | ReduceWindow(_)
-            | ReduceWindowGrad(_)
-            | Softmax(_)
-            | SoftmaxGrad(_)
-            | Norm(_)
-            | NormGrad(_)
-            | CrossEntropy(_)
-            | Attention(_)
-            | AttentionGrad(_)
-            | Gather(_)
-            | ScatterAdd(_)
-            | Scan(_)
-            | Concat(_)
-            | Pad(_)
-            | Fused(_)
-    )
+    matches!(op, DotGeneral(_) | Conv(_) | ReduceWindow(_) | Attention(_) | AttentionGrad(_) | Gather(_) | Scan(_))
 }
 
 /// Nodes that are rewritten: computed in a run, and no leaf.
@@ -149,7 +130,7 @@ pub fn cut(graph: &Graph, facts: &GraphFacts) -> (Vec<Part>, Vec<(usize, Place)>
         let start = *bounds.last().unwrap_or(&0);
         let anchor_reads = counted.first().is_none_or(|p| {
             let later = users[order[*p].index()].iter().find(|id| position[id.index()].is_some_and(|q| q > i));
-            later.is_none_or(|id| is_anchor(&graph.node(*id).op))
+            later.is_none_or(|id| begins_part(&graph.node(*id).op))
         });
         if counted.len() <= 1 && anchor_reads && i + 1 - start >= LEAST {
             bounds.push(i + 1);

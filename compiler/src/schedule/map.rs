@@ -3,6 +3,7 @@
 use egret_ir::{Dim, NodeId, Op};
 use smallvec::SmallVec;
 
+use super::cuda;
 use super::scope::{Scope, value_of};
 use crate::kernel::{Expr, LoopKind, Memory};
 use crate::layout::Layout;
@@ -61,6 +62,9 @@ fn compute(scope: &mut Scope, id: NodeId, index: &[Expr]) -> Expr {
 
 /// One loop over all elements of a chunk.
 pub fn flat_loop(scope: &mut Scope, total: &Dim, body: impl FnOnce(&mut Scope, Expr)) {
+    if scope.is_gpu() {
+        return cuda::map::flat(scope, total, body);
+    }
     let end = scope.dim(total);
     let small = total.range().1 <= CHUNK;
     if small {
@@ -74,9 +78,12 @@ pub fn flat_loop(scope: &mut Scope, total: &Dim, body: impl FnOnce(&mut Scope, E
     scope.for_(start, stop, LoopKind::Vector, body);
 }
 
-/// A grid over all axes but the last one that is not 1, and a vector loop over that.
+/// A grid over all axes but the last one that is not 1, and a vector loop over that. On CUDA, a flat loop.
 pub fn row_loops(scope: &mut Scope, root: NodeId, body: impl FnOnce(&mut Scope, &[Expr])) {
     let shape = scope.graph.tensor_type(root).shape.clone();
+    if scope.is_gpu() {
+        return cuda::map::elements(scope, &shape, body);
+    }
     let inner = shape.iter().rposition(|dim| !dim.is(1)).unwrap_or(0);
     let index = grid_over(scope, &shape[..inner.min(shape.rank())]);
     let mut index: SmallVec<[Expr; 6]> = index;
@@ -194,7 +201,7 @@ pub fn build_concat(scope: &mut Scope, id: NodeId, axis: usize) {
     let blocked = matches!(scope.stored.layout((id, 0)), Some(Layout::Blocked { .. }));
     let whole_blocks =
         operands.iter().all(|o| graph.tensor_type(*o).shape[1.min(shape.rank() - 1)].modulo(&lanes).is(0));
-    if blocked && !(axis == 1 && whole_blocks) {
+    if scope.is_gpu() || blocked && !(axis == 1 && whole_blocks) {
         return build(scope, &[id]);
     }
     let out = scope.write((id, 0));

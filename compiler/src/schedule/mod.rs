@@ -4,6 +4,7 @@
 //! put together by [`crate::plan`].
 
 pub mod contract;
+pub mod cuda;
 mod element;
 pub mod epilogue;
 pub mod map;

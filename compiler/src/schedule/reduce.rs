@@ -4,6 +4,7 @@ use egret_ir::ops::{Reduce, ReduceKind};
 use egret_ir::{DType, Dim, NodeId, Op, Shape};
 use smallvec::SmallVec;
 
+use super::cuda;
 use super::map::grid_over;
 use super::row::{anchor, epilogue};
 use super::scope::{Scope, value_of};
@@ -13,7 +14,7 @@ use crate::layout::Layout;
 /// Columns whose accumulators one grid point keeps.
 const COLUMNS: i64 = 256;
 
-fn operation(kind: ReduceKind) -> (ReduceOp, f64) {
+pub(super) fn operation(kind: ReduceKind) -> (ReduceOp, f64) {
     match kind {
         ReduceKind::Sum | ReduceKind::Mean => (ReduceOp::Sum, 0.0),
         ReduceKind::Max => (ReduceOp::Max, f64::NEG_INFINITY),
@@ -23,7 +24,7 @@ fn operation(kind: ReduceKind) -> (ReduceOp, f64) {
 }
 
 /// The least or greatest integer stands for an infinity.
-fn start(kind: ReduceKind, dtype: DType) -> Expr {
+pub(super) fn start(kind: ReduceKind, dtype: DType) -> Expr {
     let (_, value) = operation(kind);
     match (kind, dtype.is_float()) {
         (ReduceKind::Max, false) => Expr::Literal(crate::kernel::Literal::Int(dtype, least(dtype))),
@@ -55,15 +56,21 @@ fn greatest(dtype: DType) -> i64 {
     }
 }
 
-struct Plan<'r> {
-    id: NodeId,
-    x: NodeId,
-    reduce: &'r Reduce,
-    shape: Shape,
+/// A reduction.
+pub(super) struct Plan<'r> {
+    /// The node.
+    pub id: NodeId,
+    /// What is reduced.
+    pub x: NodeId,
+    /// How.
+    pub reduce: &'r Reduce,
+    /// Shape of what is reduced.
+    pub shape: Shape,
 }
 
 impl Plan<'_> {
-    fn reduced(&self, axis: usize) -> bool {
+    /// Whether an axis is reduced.
+    pub fn reduced(&self, axis: usize) -> bool {
         self.reduce.axes.contains(&axis)
     }
 
@@ -73,7 +80,8 @@ impl Plan<'_> {
         axes.map(|a| if self.reduced(a) { Expr::int(0) } else { index[a].clone() }).collect()
     }
 
-    fn finish(&self, scope: &mut Scope, total: Expr, index: &[Expr]) -> (Expr, Expr) {
+    /// Address and value of a result: the epilogue of a total.
+    pub fn finish(&self, scope: &mut Scope, total: Expr, index: &[Expr]) -> (Expr, Expr) {
         let dtype = scope.graph.tensor_type(self.x).dtype;
         let total = match self.reduce.kind {
             ReduceKind::Mean => {
@@ -95,6 +103,9 @@ pub fn build(scope: &mut Scope, id: NodeId) {
     let Op::Reduce(reduce) = anchor(&node.op) else { return };
     let x = node.operands[0];
     let plan = Plan { id, x, reduce, shape: graph.tensor_type(x).shape.clone() };
+    if scope.is_gpu() {
+        return cuda::reduce::build(scope, &plan);
+    }
     let blocked = blocked_source(scope, x);
     let vector_axis = if blocked { 1 } else { plan.shape.iter().rposition(|d| !d.is(1)).unwrap_or(0) };
     if plan.shape.rank() > 0 && !plan.reduced(vector_axis) {

@@ -1,9 +1,10 @@
 //! Kernels along rows: softmax, norms, cross-entropy and the gradients of them.
 
 use egret_ir::ops::{Fused, Norm, NormKind, Softmax};
-use egret_ir::{DType, Dim, NodeId, Op};
+use egret_ir::{DType, Dim, NodeId, Op, ScalarExpr};
 use smallvec::SmallVec;
 
+use super::cuda;
 use super::map::grid_over;
 use super::scope::Scope;
 use crate::kernel::{Expr, LoopKind, Memory, ReduceOp, UnaryOp, Var};
@@ -24,14 +25,27 @@ pub fn epilogue(scope: &mut Scope, id: NodeId, index: &[Expr], element: Expr) ->
     let types: Vec<_> = node.operands[..*bases].iter().map(|o| graph.ty(*o).clone()).collect();
     let base = anchor.home().infer(&types, &mut Default::default());
     let base_dtype = base.ok().and_then(|ty| ty.tensor().map(|t| t.dtype)).unwrap_or(DType::F32);
+    apply(scope, id, index, *bases, epilogue, (element, base_dtype))
+}
+
+/// A program over a value and the extras of a fused node.
+pub fn apply(
+    scope: &mut Scope,
+    id: NodeId,
+    index: &[Expr],
+    bases: usize,
+    program: &ScalarExpr,
+    (element, dtype): (Expr, DType),
+) -> Expr {
+    let graph = scope.graph;
     let mut args: SmallVec<[Expr; 8]> = smallvec::smallvec![element];
-    let mut dtypes: SmallVec<[DType; 8]> = smallvec::smallvec![base_dtype];
-    for extra in &node.operands[*bases..] {
+    let mut dtypes: SmallVec<[DType; 8]> = smallvec::smallvec![dtype];
+    for extra in &graph.node(id).operands[bases..] {
         let at = scope.broadcast_index(*extra, index);
         args.push(scope.element(*extra, &at));
         dtypes.push(graph.tensor_type(*extra).dtype);
     }
-    scope.program(epilogue, &args, &dtypes)
+    scope.program(program, &args, &dtypes)
 }
 
 /// A kernel whose grid points are rows.
@@ -44,6 +58,8 @@ struct Rows<'s, 'g> {
     /// Axes of the row.
     axes: SmallVec<[usize; 4]>,
     dtype: DType,
+    /// On CUDA, rows that wait in shared memory.
+    staged: Vec<(NodeId, Memory)>,
 }
 
 impl Rows<'_, '_> {
@@ -68,6 +84,9 @@ impl Rows<'_, '_> {
             });
         }
         let (axes, outer) = (self.axes.clone(), self.outer.clone());
+        if self.scope.is_gpu() {
+            return cuda::row::each(self.scope, &shape, &axes, &outer, &self.staged, body);
+        }
         level(self.scope, &shape, &axes, outer, body);
     }
 
@@ -77,6 +96,9 @@ impl Rows<'_, '_> {
             let value = value(scope, index);
             scope.k.accumulate(total, op, value);
         });
+        if self.scope.is_gpu() {
+            self.scope.k.block_reduce(total, op);
+        }
         Expr::Var(total)
     }
 
@@ -93,6 +115,14 @@ impl Rows<'_, '_> {
             let address = scope.address((id, 0), index);
             scope.k.store(out, address, value);
         });
+    }
+
+    /// On CUDA, brings rows of operands that are read more than once into shared memory.
+    fn stage(&mut self, operands: &[NodeId]) {
+        if self.scope.is_gpu() {
+            let shape = self.scope.graph.tensor_type(self.id).shape.clone();
+            self.staged = cuda::row::stage(self.scope, &shape, &self.axes, &self.outer, operands);
+        }
     }
 
     /// Elements of the row, as a value of the row's type.
@@ -125,7 +155,11 @@ pub fn build(scope: &mut Scope, id: NodeId) {
         shape.iter().enumerate().map(|(i, d)| if axes.contains(&i) { Dim::ONE } else { d.clone() }).collect();
     let outer = grid_over(scope, &outer_extents);
     let dtype = graph.tensor_type(operands[0]).dtype;
-    let mut rows = Rows { scope, id, out, outer, axes, dtype };
+    let mut rows = Rows { scope, id, out, outer, axes, dtype, staged: Vec::new() };
+    rows.stage(match &op {
+        Op::SoftmaxGrad(_) | Op::NormGrad(_) => &operands[..2],
+        _ => &operands[..1],
+    });
     match &op {
         Op::Softmax(softmax) => build_softmax(&mut rows, operands[0], softmax.log),
         Op::SoftmaxGrad(grad) => softmax_grad(&mut rows, operands[0], operands[1], grad.log),
@@ -143,7 +177,7 @@ fn build_softmax(rows: &mut Rows, x: NodeId, log: bool) {
     let highest = rows.accumulate(ReduceOp::Max, f64::NEG_INFINITY, &mut |s, i| s.element(x, i));
     // the exponentials wait in the result's place
     let (id, out, dtype) = (rows.id, rows.out, rows.dtype);
-    let keep = !log && rows.scope.graph.tensor_type(id).dtype == dtype;
+    let keep = !rows.scope.is_gpu() && !log && rows.scope.graph.tensor_type(id).dtype == dtype;
     let top = highest.clone();
     let total = rows.sum(&mut |scope, index| {
         let e = exp(scope.element(x, index) - top.clone());
@@ -246,7 +280,7 @@ fn norm_grad(rows: &mut Rows, x: NodeId, dy: NodeId, kind: NormKind, eps: f64) {
 fn cross_entropy(scope: &mut Scope, id: NodeId) {
     let graph = scope.graph;
     let node = graph.node(id);
-    let (logits, labels) = (node.operands[0], node.operands[1]);
+    let logits = node.operands[0];
     let shape = graph.tensor_type(logits).shape.clone();
     let dtype = graph.tensor_type(logits).dtype;
     let last = shape.rank() - 1;
@@ -254,20 +288,37 @@ fn cross_entropy(scope: &mut Scope, id: NodeId) {
     let outer = grid_over(scope, &shape[..last]);
     let mut index = outer.clone();
     index.push(Expr::int(0));
-    let mut rows = Rows { scope, id: logits, out, outer: index, axes: smallvec::smallvec![last], dtype };
+    let mut rows =
+        Rows { scope, id: logits, out, outer: index, axes: smallvec::smallvec![last], dtype, staged: Vec::new() };
+    rows.stage(&[logits]);
     let highest = rows.accumulate(ReduceOp::Max, f64::NEG_INFINITY, &mut |s, i| s.element(logits, i));
     let total = rows.sum(&mut |s, i| exp(s.element(logits, i) - highest.clone()));
-    let label = scope.element(labels, &outer).cast(DType::I64);
+    if scope.is_gpu() {
+        // one thread stores what all have
+        return scope.for_(Expr::int(0), Expr::int(1), LoopKind::Thread(0), |scope, _| {
+            cross_entropy_loss(scope, id, out, &outer, highest, total);
+        });
+    }
+    cross_entropy_loss(scope, id, out, &outer, highest, total);
+}
+
+/// Stores the loss of a row of which the greatest logit and the sum of exponentials are known.
+fn cross_entropy_loss(scope: &mut Scope, id: NodeId, out: Memory, outer: &[Expr], highest: Expr, total: Expr) {
+    let graph = scope.graph;
+    let (logits, labels) = (graph.node(id).operands[0], graph.node(id).operands[1]);
+    let shape = graph.tensor_type(logits).shape.clone();
+    let last = shape.rank() - 1;
+    let label = scope.element(labels, outer).cast(DType::I64);
     let label = scope.k.bind(label);
     let top = scope.dim(&(shape[last].clone() - Dim::ONE));
     let code = scope.fault(format!("a label is outside 0..{}", shape[last]));
     scope.k.status(label.less(Expr::int(0)).or(label.greater(top.clone())), code);
     let label = scope.k.bind(label.max(Expr::int(0)).min(top));
-    let mut at = outer.clone();
+    let mut at: SmallVec<[Expr; 6]> = outer.into();
     at.push(label);
     let chosen = scope.element(logits, &at);
     let loss = highest + total.unary(UnaryOp::Log) - chosen;
-    let loss = epilogue(scope, id, &outer, loss);
-    let address = scope.address((id, 0), &outer);
+    let loss = epilogue(scope, id, outer, loss);
+    let address = scope.address((id, 0), outer);
     scope.k.store(out, address, loss);
 }

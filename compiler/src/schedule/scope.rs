@@ -49,6 +49,8 @@ pub struct Scope<'g> {
     pub dims: Vec<Dim>,
     /// What status codes mean.
     pub faults: Vec<FaultText>,
+    /// Threads of a CUDA block; 0 on the CPU.
+    pub threads: i64,
     dim_exprs: FxHashMap<Dim, Expr>,
     reads: FxHashMap<Value, Memory>,
     elements: Vec<FxHashMap<(NodeId, Vec<Expr>), Expr>>,
@@ -58,9 +60,17 @@ pub struct Scope<'g> {
 }
 
 impl<'g> Scope<'g> {
-    /// An empty kernel.
+    /// An empty kernel for the CPU.
     pub fn new(graph: &'g Graph, stored: &'g dyn Stored, exact: bool) -> Scope<'g> {
-        let mut k = KernelBuilder::new();
+        Scope::with(KernelBuilder::new(), 0, graph, stored, exact)
+    }
+
+    /// An empty kernel for CUDA, with blocks of `threads`.
+    pub fn on_gpu(graph: &'g Graph, stored: &'g dyn Stored, exact: bool, threads: u32) -> Scope<'g> {
+        Scope::with(KernelBuilder::with_threads([threads, 1, 1]), threads.into(), graph, stored, exact)
+    }
+
+    fn with(mut k: KernelBuilder, threads: i64, graph: &'g Graph, stored: &'g dyn Stored, exact: bool) -> Scope<'g> {
         if exact {
             k.exact();
         }
@@ -71,6 +81,7 @@ impl<'g> Scope<'g> {
             args: Vec::new(),
             dims: Vec::new(),
             faults: Vec::new(),
+            threads,
             dim_exprs: FxHashMap::default(),
             reads: FxHashMap::default(),
             elements: vec![FxHashMap::default()],
@@ -78,6 +89,11 @@ impl<'g> Scope<'g> {
             mask: None,
             users: FxHashMap::default(),
         }
+    }
+
+    /// Whether the kernel is for CUDA.
+    pub fn is_gpu(&self) -> bool {
+        self.threads > 0
     }
 
     /// A dim as an expression: a constant, or a parameter.
@@ -193,6 +209,11 @@ impl<'g> Scope<'g> {
 
     /// A loop. Elements that were computed outside are known inside.
     pub fn for_(&mut self, start: Expr, end: Expr, kind: LoopKind, body: impl FnOnce(&mut Self, Expr)) {
+        self.for_step(start, end, 1, kind, body);
+    }
+
+    /// A loop by steps of `step`.
+    pub fn for_step(&mut self, start: Expr, end: Expr, step: i64, kind: LoopKind, body: impl FnOnce(&mut Self, Expr)) {
         let var = self.k.index();
         self.k.begin();
         self.elements.push(FxHashMap::default());
@@ -200,7 +221,7 @@ impl<'g> Scope<'g> {
         self.elements.pop();
         let body = self.k.end();
         let body = self.hoist(var, body);
-        self.k.push(Stmt::For { var, start, end, step: 1, kind, body });
+        self.k.push(Stmt::For { var, start, end, step, kind, body });
     }
 
     /// Puts what does not change from iteration to iteration in front of the loop; the rest is the body.

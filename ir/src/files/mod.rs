@@ -16,19 +16,19 @@ pub use safetensors::{read_safetensors, write_safetensors};
 /// Reads the tensors of a file by the extension of its name; the tensor of an `.npy` file is called `array`.
 ///
 /// # Errors
-/// `E0501` a file that cannot be read, `E0502` one that is not of its format, `E0503` an element type that is not
+/// `E0651` a file that cannot be read, `E0652` one that is not of its format, `E0653` an element type that is not
 /// supported.
 pub fn read(path: &Path) -> Result<Tensors, Diagnostic> {
     match path.extension().and_then(|e| e.to_str()) {
         Some("npy") => read_npy(path).map(|tensor| Tensors::from([("array".to_string(), tensor)])),
         Some("npz") => read_npz(path),
         Some("safetensors") => read_safetensors(path),
-        _ => Err(Diagnostic::new("E0502", format!("{}: not an .npy, .npz or .safetensors file", path.display()))),
+        _ => Err(Diagnostic::new("E0652", format!("{}: not an .npy, .npz or .safetensors file", path.display()))),
     }
 }
 
 fn io(path: &Path, error: &std::io::Error) -> Diagnostic {
-    Diagnostic::new("E0501", format!("{}: {error}", path.display()))
+    Diagnostic::new("E0651", format!("{}: {error}", path.display()))
 }
 
 /// Says which file is at fault.
@@ -37,7 +37,7 @@ fn of(path: &Path) -> impl Fn(Diagnostic) -> Diagnostic + '_ {
 }
 
 fn malformed(what: impl Into<String>) -> Diagnostic {
-    Diagnostic::new("E0502", what)
+    Diagnostic::new("E0652", what)
 }
 
 #[cfg(test)]
@@ -59,7 +59,7 @@ mod tests {
     #[test]
     fn archives_round_trip_in_every_type_that_numpy_has() {
         let mut all = samples();
-        assert_eq!(npz_to_bytes(&all).unwrap_err().code, "E0503");
+        assert_eq!(npz_to_bytes(&all).unwrap_err().code, "E0653");
         all.remove("bf16.x");
         assert_eq!(npz_from_bytes(&npz_to_bytes(&all).unwrap()).unwrap(), all);
     }
@@ -91,8 +91,8 @@ mod tests {
             // what is read must be checked; a flip in padding or in a timestamp may go unseen
             let _ = npz_from_bytes(&damaged);
         }
-        assert_eq!(npy_from_bytes(b"\x93NUMPY\x01\x00").unwrap_err().code, "E0502");
-        assert_eq!(read(Path::new("x.txt")).unwrap_err().code, "E0502");
-        assert_eq!(read(Path::new("/nowhere/x.npz")).unwrap_err().code, "E0501");
+        assert_eq!(npy_from_bytes(b"\x93NUMPY\x01\x00").unwrap_err().code, "E0652");
+        assert_eq!(read(Path::new("x.txt")).unwrap_err().code, "E0652");
+        assert_eq!(read(Path::new("/nowhere/x.npz")).unwrap_err().code, "E0651");
     }
 }

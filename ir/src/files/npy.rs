@@ -35,7 +35,7 @@ fn dtype(descr: &str) -> Option<(DType, bool)> {
 /// Reads a file; see [`npy_from_bytes`].
 ///
 /// # Errors
-/// `E0501` when the file cannot be read, and those of [`npy_from_bytes`].
+/// `E0651` when the file cannot be read, and those of [`npy_from_bytes`].
 pub fn read_npy(path: &Path) -> Result<Tensor, Diagnostic> {
     let bytes = std::fs::read(path).map_err(|e| io(path, &e))?;
     npy_from_bytes(&bytes).map_err(of(path))
@@ -44,7 +44,7 @@ pub fn read_npy(path: &Path) -> Result<Tensor, Diagnostic> {
 /// Writes a file.
 ///
 /// # Errors
-/// `E0501` when it cannot be written, `E0503` for bf16, which the format does not have.
+/// `E0651` when it cannot be written, `E0653` for bf16, which the format does not have.
 pub fn write_npy(path: &Path, tensor: &Tensor) -> Result<(), Diagnostic> {
     std::fs::write(path, npy_to_bytes(tensor)?).map_err(|e| io(path, &e))
 }
@@ -52,7 +52,7 @@ pub fn write_npy(path: &Path, tensor: &Tensor) -> Result<(), Diagnostic> {
 /// The tensor of an `.npy` file, in either byte order and either order of axes.
 ///
 /// # Errors
-/// `E0502` when the bytes are no such file, `E0503` when the element type is not supported.
+/// `E0652` when the bytes are no such file, `E0653` when the element type is not supported.
 pub fn npy_from_bytes(bytes: &[u8]) -> Result<Tensor, Diagnostic> {
     let short = || malformed("an .npy file is cut short");
     if !bytes.starts_with(MAGIC) {
@@ -72,7 +72,7 @@ pub fn npy_from_bytes(bytes: &[u8]) -> Result<Tensor, Diagnostic> {
     let descr = field("descr")?;
     let name = descr.strip_prefix('\'').and_then(|d| d.split_once('\'')).map_or(descr, |(name, _)| name);
     let (dtype, big) =
-        dtype(name).ok_or_else(|| Diagnostic::new("E0503", format!("element type `{name}` is not supported")))?;
+        dtype(name).ok_or_else(|| Diagnostic::new("E0653", format!("element type `{name}` is not supported")))?;
     let list = field("shape")?.strip_prefix('(').and_then(|s| s.split_once(')')).map(|(list, _)| list);
     let list = list.ok_or_else(|| malformed("the shape of an .npy file is not a tuple"))?;
     let extents = list.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::parse::<usize>);
@@ -96,14 +96,14 @@ pub fn npy_from_bytes(bytes: &[u8]) -> Result<Tensor, Diagnostic> {
 /// The bytes of an `.npy` file.
 ///
 /// # Errors
-/// `E0503` for bf16, which the format does not have.
+/// `E0653` for bf16, which the format does not have.
 pub fn npy_to_bytes(tensor: &Tensor) -> Result<Vec<u8>, Diagnostic> {
     let name = match tensor.dtype() {
         DType::F64 => "<f8".to_string(),
         DType::Bool => "|b1".to_string(),
         other => {
             let found = NAMES.iter().find(|(_, dtype)| *dtype == other);
-            let missing = || Diagnostic::new("E0503", format!(".npy files have no {other}"));
+            let missing = || Diagnostic::new("E0653", format!(".npy files have no {other}"));
             format!("{}{}", if other.size() == 1 { '|' } else { '<' }, found.ok_or_else(missing)?.0)
         }
     };
@@ -143,6 +143,6 @@ mod tests {
         let mut fortran = header("<i2", "True");
         (0..6i16).for_each(|i| fortran.extend(i.to_le_bytes()));
         assert_eq!(npy_from_bytes(&fortran).unwrap(), Tensor::new(&[2, 3], &[0i16, 2, 4, 1, 3, 5]).unwrap());
-        assert_eq!(npy_from_bytes(&header("<c8", "False")).unwrap_err().code, "E0503");
+        assert_eq!(npy_from_bytes(&header("<c8", "False")).unwrap_err().code, "E0653");
     }
 }

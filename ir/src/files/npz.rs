@@ -21,7 +21,7 @@ const MAX_ARRAY: u64 = 1 << 36;
 /// Reads a file; see [`npz_from_bytes`].
 ///
 /// # Errors
-/// `E0501` when the file cannot be read, and those of [`npz_from_bytes`].
+/// `E0651` when the file cannot be read, and those of [`npz_from_bytes`].
 pub fn read_npz(path: &Path) -> Result<Tensors, Diagnostic> {
     let bytes = std::fs::read(path).map_err(|e| io(path, &e))?;
     npz_from_bytes(&bytes).map_err(of(path))
@@ -30,7 +30,7 @@ pub fn read_npz(path: &Path) -> Result<Tensors, Diagnostic> {
 /// Writes a file; arrays are stored, not deflated.
 ///
 /// # Errors
-/// `E0501` when it cannot be written, `E0503` for bf16, which the format does not have.
+/// `E0651` when it cannot be written, `E0653` for bf16, which the format does not have.
 pub fn write_npz(path: &Path, tensors: &Tensors) -> Result<(), Diagnostic> {
     std::fs::write(path, npz_to_bytes(tensors)?).map_err(|e| io(path, &e))
 }
@@ -119,7 +119,7 @@ fn entry(archive: &Archive, at: u64) -> Result<Entry, Diagnostic> {
 /// The arrays of an archive by name, without `.npy`. Sizes and checksums are verified.
 ///
 /// # Errors
-/// `E0502` when the bytes are no such archive, `E0503` when an element type is not supported.
+/// `E0652` when the bytes are no such archive, `E0653` when an element type is not supported.
 pub fn npz_from_bytes(bytes: &[u8]) -> Result<Tensors, Diagnostic> {
     let archive = Archive(bytes);
     let (mut at, count) = archive.directory()?;
@@ -162,7 +162,7 @@ pub fn npz_from_bytes(bytes: &[u8]) -> Result<Tensors, Diagnostic> {
 /// The bytes of an archive of stored arrays.
 ///
 /// # Errors
-/// `E0502` when it would be larger than the plain format allows (4 GiB), `E0503` for bf16.
+/// `E0652` when it would be larger than the plain format allows (4 GiB), `E0653` for bf16.
 pub fn npz_to_bytes(tensors: &Tensors) -> Result<Vec<u8>, Diagnostic> {
     let (mut bytes, mut directory) = (Vec::new(), Vec::new());
     for (name, tensor) in tensors {

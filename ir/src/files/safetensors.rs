@@ -32,7 +32,7 @@ const DTYPES: [(Dtype, DType); 13] = [
 /// The tensors of a file, mapped rather than read where their place allows it.
 ///
 /// # Errors
-/// `E0501` when the file cannot be read, `E0502` when it is no such file, `E0503` when an element type is not supported.
+/// `E0651` when the file cannot be read, `E0652` when it is no such file, `E0653` when an element type is not supported.
 pub fn read_safetensors(path: &Path) -> Result<Tensors, Diagnostic> {
     let file = std::fs::File::open(path).map_err(|e| io(path, &e))?;
     // SAFETY: the file is only read; whoever truncates it while it is mapped gets a bus error, as with any mapped file.
@@ -42,7 +42,7 @@ pub fn read_safetensors(path: &Path) -> Result<Tensors, Diagnostic> {
     for (name, view) in parsed.iter() {
         let dtype = DTYPES.iter().find(|(theirs, _)| *theirs == view.dtype()).map(|(_, ours)| *ours);
         let dtype = dtype.ok_or_else(|| {
-            Diagnostic::new("E0503", format!("`{name}` has element type {:?}, which is not supported", view.dtype()))
+            Diagnostic::new("E0653", format!("`{name}` has element type {:?}, which is not supported", view.dtype()))
         })?;
         let offset = view.data().as_ptr() as usize - map.as_ptr() as usize;
         let tensor = Tensor::mapped(dtype, view.shape(), map.clone(), offset);
@@ -76,9 +76,9 @@ impl View for Stored<'_> {
 /// Writes a file.
 ///
 /// # Errors
-/// `E0501` when it cannot be written.
+/// `E0651` when it cannot be written.
 pub fn write_safetensors(path: &Path, tensors: &Tensors) -> Result<(), Diagnostic> {
     let views = tensors.iter().map(|(name, tensor)| (name, Stored(tensor)));
     safetensors::serialize_to_file(views, None, path)
-        .map_err(|e| Diagnostic::new("E0501", format!("{}: {e}", path.display())))
+        .map_err(|e| Diagnostic::new("E0651", format!("{}: {e}", path.display())))
 }

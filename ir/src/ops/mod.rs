@@ -216,6 +216,15 @@ operators! {
     Gather, ScatterAdd, Scan, Fused, Proj, Grad, StopGradient,
 }
 
+/// Strides, pads and window extents this small cannot overflow when they are added and multiplied.
+pub(crate) fn check_moderate(lists: &[&[i64]]) -> Result<(), InferError> {
+    let bound = i64::from(i32::MAX);
+    match lists.iter().flat_map(|list| list.iter()).find(|v| **v > bound || **v < -bound) {
+        Some(value) => Err(format!("{value} is too large for a stride, pad or extent of a window")),
+        None => Ok(()),
+    }
+}
+
 /// A result dtype that must be one of the operands'.
 pub(crate) fn same_dtype(types: &[&TensorType]) -> Result<DType, InferError> {
     let first = types[0].dtype;

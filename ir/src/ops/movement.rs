@@ -2,7 +2,7 @@
 
 use smallvec::SmallVec;
 
-use super::{InferCx, InferError, Op, Operator, arity, check_axes, operand, same_dtype};
+use super::{InferCx, InferError, Op, Operator, arity, check_axes, check_moderate, operand, same_dtype};
 use crate::autodiff::{Gradients, VjpCx};
 use crate::diagnostic::Diagnostic;
 use crate::dim::Dim;
@@ -142,6 +142,7 @@ impl Operator for Slice {
         if [self.start.len(), self.limit.len(), self.step.len()] != [rank; 3] {
             return Err(format!("start, limit and step must have {rank} entries for {}", x.shape));
         }
+        check_moderate(&[&self.step])?;
         let mut shape = Shape::default();
         for axis in 0..rank {
             let (start, limit) = (&self.start[axis], &self.limit[axis]);
@@ -233,6 +234,7 @@ impl Operator for Pad {
         if [self.low.len(), self.high.len(), self.interior.len()] != [rank; 3] {
             return Err(format!("low, high and interior must have {rank} entries for {}", x.shape));
         }
+        check_moderate(&[&self.interior])?;
         if self.value.dtype != x.dtype {
             return Err(format!("the padding value {:?} is not {}", self.value, x.dtype));
         }

@@ -2,7 +2,7 @@
 
 use smallvec::SmallVec;
 
-use super::{InferCx, InferError, Op, Operator, arity, operand};
+use super::{InferCx, InferError, Op, Operator, arity, check_moderate, operand};
 use crate::autodiff::{Gradients, VjpCx};
 use crate::diagnostic::Diagnostic;
 use crate::dim::Dim;
@@ -78,6 +78,7 @@ impl Window {
         if [self.stride.len(), self.pad_low.len(), self.pad_high.len(), self.dilation.len()] != [n; 4] {
             return Err(format!("strides, pads and dilations must have {n} entries"));
         }
+        check_moderate(&[&self.size, &self.stride, &self.pad_low, &self.pad_high, &self.dilation])?;
         let Some(lead) = x.rank().checked_sub(n) else { return Err(format!("{n} windowed axes do not fit {x}")) };
         let mut shape: Shape = x[..lead].iter().cloned().collect();
         for i in 0..n {

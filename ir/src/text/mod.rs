@@ -111,7 +111,7 @@ fn beside(path: &Path) -> PathBuf {
 /// Writes the text, and large constants and weights into a file of the same name that ends in `.safetensors`.
 ///
 /// # Errors
-/// `E0501` when a file cannot be written.
+/// `E0651` when a file cannot be written.
 pub fn save(path: &Path, graph: &Graph) -> Result<(), Diagnostic> {
     let mut tensors = large_constants(graph);
     for (name, weight) in graph.weights.iter() {
@@ -122,16 +122,16 @@ pub fn save(path: &Path, graph: &Graph) -> Result<(), Diagnostic> {
     if !tensors.is_empty() {
         files::write_safetensors(&beside(path), &tensors)?;
     }
-    let io = |e: std::io::Error| Diagnostic::new("E0501", format!("{}: {e}", path.display()));
+    let io = |e: std::io::Error| Diagnostic::new("E0651", format!("{}: {e}", path.display()));
     std::fs::write(path, print(graph)).map_err(io)
 }
 
 /// Reads what [`save`] wrote.
 ///
 /// # Errors
-/// `E0501` when a file cannot be read, and those of [`parse_with`].
+/// `E0651` when a file cannot be read, and those of [`parse_with`].
 pub fn load(path: &Path) -> Result<Graph, Diagnostic> {
-    let io = |e: std::io::Error| Diagnostic::new("E0501", format!("{}: {e}", path.display()));
+    let io = |e: std::io::Error| Diagnostic::new("E0651", format!("{}: {e}", path.display()));
     let text = std::fs::read_to_string(path).map_err(io)?;
     let file = beside(path);
     let tensors = if file.exists() { files::read_safetensors(&file)? } else { Tensors::new() };

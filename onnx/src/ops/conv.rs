@@ -7,13 +7,16 @@ use super::Results;
 use crate::cx::Cx;
 use crate::import::single;
 
+/// Numbers up to this one cannot overflow when a few are added and multiplied.
+pub(super) const LARGEST: i64 = 1 << 30;
+
 /// Padding before and after by spatial axis.
 pub(super) type Pads = (Vec<i64>, Vec<i64>);
 
 /// Strides, dilations or kernel extents: `n` entries, 1 where absent.
 pub(super) fn spatial(cx: &Cx, name: &str, n: usize) -> Result<Vec<i64>, Diagnostic> {
     let list = cx.int_list(name).filter(|list| !list.is_empty()).unwrap_or(vec![1; n]);
-    if list.len() != n || list.iter().any(|v| *v < 1) {
+    if list.len() != n || list.iter().any(|v| *v < 1 || *v > LARGEST) {
         return Err(cx.error(format!("{name} {list:?} must be {n} positive numbers")));
     }
     Ok(list)
@@ -28,7 +31,7 @@ pub(super) fn pads(cx: &Cx, input: &[Dim], reach: &[i64], stride: &[i64]) -> Res
     }
     if auto != "SAME_UPPER" && auto != "SAME_LOWER" {
         let all = cx.int_list("pads").filter(|list| !list.is_empty()).unwrap_or(vec![0; 2 * n]);
-        if all.len() != 2 * n {
+        if all.len() != 2 * n || all.iter().any(|v| v.unsigned_abs() > LARGEST as u64) {
             return Err(cx.error(format!("pads {all:?} must have {} entries", 2 * n)));
         }
         return Ok((all[..n].to_vec(), all[n..].to_vec()));
@@ -87,7 +90,10 @@ pub(super) fn conv_transpose<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
     let n = spatial_rank(cx, x)?;
     let (stride, dilation) = (spatial(cx, "strides", n)?, spatial(cx, "dilations", n)?);
     let reach: Vec<i64> = kernel(cx, w, n)?.iter().zip(&dilation).map(|(k, d)| (k - 1) * d + 1).collect();
-    let extra = cx.int_list("output_padding").filter(|l| l.len() == n).unwrap_or(vec![0; n]);
+    let extra = cx
+        .int_list("output_padding")
+        .filter(|l| l.len() == n && l.iter().all(|v| (0..LARGEST).contains(v)))
+        .unwrap_or(vec![0; n]);
     let input = x.shape();
     let full = |i: usize| (input[2 + i].clone() - Dim::ONE) * Dim::from(stride[i]) + Dim::from(reach[i] + extra[i]);
     let auto = cx.text("auto_pad", "NOTSET");

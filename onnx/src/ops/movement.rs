@@ -5,6 +5,7 @@ use egret_ir::{Diagnostic, Dim, Literal, ScalarValue, Shape, Tensor, Truth, Var}
 use smallvec::SmallVec;
 
 use super::Results;
+use super::conv::LARGEST;
 use crate::cx::Cx;
 use crate::import::single;
 
@@ -206,6 +207,9 @@ pub(super) fn pad<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
         Some(list) => cx.axes(&list, rank)?,
         None => (0..rank).collect(),
     };
+    if pads.iter().filter_map(Dim::as_const).any(|p| p.unsigned_abs() > LARGEST as u64) {
+        return Err(cx.error("a pad is too large"));
+    }
     if pads.len() != 2 * axes.len() {
         return Err(cx.error(format!("{} pads for {} axes", pads.len(), axes.len())));
     }

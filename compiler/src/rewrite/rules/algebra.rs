@@ -3,7 +3,7 @@
 use egret_ir::ops::{ConvForm, Reshape};
 use egret_ir::{Dim, Shape};
 
-use super::super::pattern::{Class::Real, Match, Rule, when};
+use super::super::pattern::{Class::Exact, Class::Real, Match, Rule, when};
 use super::{plain_conv, plain_dot};
 
 /// The scale `?s` of axis `axis` of a result of rank `rank`, as a tensor shape that scales axis 0 of a weight of rank
@@ -60,6 +60,14 @@ pub(super) fn rules() -> Vec<Rule> {
             "(dot_general $d ?x (mul ?w (reshape $r ?s)))",
             "a scale by output column goes into the weights: (x·W)·s = x·(W·s)",
             dot_scale,
+        ),
+        Rule::new(
+            "subtracted-bias",
+            Exact,
+            "(sub ?x ?b)",
+            "(add ?x (neg ?b))",
+            "a bias that is subtracted is a bias: x − b = x + (−b)",
+            |m| when(m.known_at_load("b") && m.splat("b").is_none() && !m.known_at_load("x")),
         ),
         Rule::new(
             "scale-bias",

@@ -4,7 +4,7 @@ mod eval;
 
 use smallvec::SmallVec;
 
-use super::{InferCx, InferError, Op, Operator, arity, operand, same_dtype};
+use super::{InferCx, InferError, Op, Operator, arity, check_moderate, operand, same_dtype};
 use crate::autodiff::{Gradients, VjpCx};
 use crate::diagnostic::Diagnostic;
 use crate::dim::Dim;
@@ -94,6 +94,7 @@ impl Operator for Conv {
         if self.groups < 1 || self.stride.iter().chain(&self.dilation).any(|v| *v < 1) {
             return Err("groups, strides and dilations must be at least 1".into());
         }
+        check_moderate(&[&self.stride, &self.pad_low, &self.pad_high, &self.dilation, &[self.groups]])?;
         let groups = Dim::from(self.groups);
         let expected_extent = if self.form == ConvForm::Forward { 0 } else { n };
         if self.extent.rank() != expected_extent {

@@ -1,0 +1,115 @@
+//! Schedules for CUDA: what differs from the CPU. Everything is row-major; one grid point is a block.
+//!
+//! Maps, windows and scatters deal elements to threads; rows and reductions give a block to a result; contractions are
+//! tiles in shared memory ([`contract`]).
+
+pub mod contract;
+pub mod map;
+pub mod problem;
+pub mod reduce;
+pub mod row;
+pub mod row_stage;
+pub mod scatter;
+
+use egret_ir::{DType, Diagnostic, Dim, Graph, NodeId, Op};
+
+use super::Generated;
+use super::row::anchor;
+use super::scope::{Scope, Stored};
+use crate::cost::SYMBOL_HINT;
+use crate::kernel::Finding;
+use crate::partition::{Family, Group};
+
+/// Builds the CUDA kernel of a group.
+///
+/// # Errors
+/// `E0461` when the kernel is beyond the bounds of the kernel IR, `E0465` when there is no CUDA kernel of that form.
+pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, exact: bool) -> Result<Generated, Diagnostic> {
+    let id = group.root;
+    if matches!(&graph.node(id).op, Op::Fused(fused) if !fused.taps.is_empty()) {
+        return Err(unsupported(graph, id, "with several results"));
+    }
+    let mut scope = Scope::on_gpu(graph, stored, exact, threads(graph, group));
+    match group.family {
+        Family::Map => {
+            let outputs: Vec<NodeId> = std::iter::once(id).chain(group.siblings.iter().copied()).collect();
+            super::map::build(&mut scope, &outputs);
+        }
+        Family::Concat => super::map::build(&mut scope, &[id]),
+        Family::Window => super::window::build(&mut scope, id),
+        Family::Reduce | Family::Row => {
+            let dtype = graph.tensor_type(graph.node(id).operands[0]).dtype;
+            // halves are summed in f32
+            if !dtype.is_float() && !matches!(dtype, DType::I32 | DType::I64) {
+                return Err(unsupported(graph, id, &format!("over {dtype}")));
+            }
+            if group.family == Family::Row {
+                super::row::build(&mut scope, id);
+            } else {
+                super::reduce::build(&mut scope, id);
+            }
+        }
+        Family::Scatter => scatter::build(&mut scope, id),
+        Family::Dot | Family::Conv => {
+            let problem =
+                problem::Problem::new(&mut scope, id).ok_or_else(|| unsupported(graph, id, "of this form"))?;
+            contract::build(&mut scope, &problem);
+        }
+        Family::Attention | Family::AttentionGrad | Family::Scan => return Err(unsupported(graph, id, "of any form")),
+    }
+    let Scope { k, args, dims, faults, .. } = scope;
+    let kernel = k.finish().map_err(|findings| beyond(graph, id, findings))?.with_wide_halves();
+    Ok(Generated { kernel, args, dims, faults })
+}
+
+/// Threads of a block, from shapes.
+fn threads(graph: &Graph, group: &Group) -> u32 {
+    let node = graph.node(group.root);
+    let op = anchor(&node.op);
+    let first = || graph.tensor_type(node.operands[0]);
+    match (group.family, op) {
+        (Family::Row, _) => {
+            let shape = &first().shape;
+            let axes = match op {
+                Op::Softmax(softmax) => softmax.axis..softmax.axis + 1,
+                Op::SoftmaxGrad(grad) => grad.axis..grad.axis + 1,
+                Op::Norm(norm) => norm.axis..shape.rank(),
+                Op::NormGrad(grad) => grad.axis..shape.rank(),
+                _ => shape.rank() - 1..shape.rank(),
+            };
+            row::threads(&shape[axes].iter().fold(Dim::ONE, |n, d| n * d.clone()))
+        }
+        (Family::Reduce, Op::Reduce(reduce)) => match reduce::column_axis(&first().shape, &reduce.axes) {
+            Some(_) => reduce::THREADS as u32,
+            None => row::threads(&reduce.axes.iter().fold(Dim::ONE, |n, a| n * first().shape[*a].clone())),
+        },
+        (Family::Dot | Family::Conv, _) => contract::THREADS as u32,
+        (Family::Scatter, _) => 128,
+        _ => map::THREADS as u32,
+    }
+}
+
+/// The value that an extent is taken for when a schedule is chosen.
+pub(crate) fn expected(extent: &Dim) -> i64 {
+    extent.hint(SYMBOL_HINT)
+}
+
+fn with_origin(mut error: Diagnostic, graph: &Graph, id: NodeId) -> Diagnostic {
+    error.origin = graph.origins(id).iter().map(|o| (**o).clone()).collect();
+    error
+}
+
+fn unsupported(graph: &Graph, id: NodeId, form: &str) -> Diagnostic {
+    let name = anchor(&graph.node(id).op).home().name();
+    with_origin(
+        Diagnostic::new("E0465", format!("`{name}` {form} has no CUDA kernel yet (node {})", id.index())),
+        graph,
+        id,
+    )
+}
+
+fn beyond(graph: &Graph, id: NodeId, findings: Vec<Finding>) -> Diagnostic {
+    let name = graph.node(id).op.home().name();
+    let error = Diagnostic::new("E0461", format!("no CUDA kernel can be made for `{name}` (node {})", id.index()));
+    findings.into_iter().fold(with_origin(error, graph, id), |error, finding| error.note(finding.to_string()))
+}

@@ -1,0 +1,324 @@
+//! Contractions and convolutions as products: rows × sums times sums × columns, by index arithmetic.
+
+use egret_ir::ops::{Conv, ConvForm, DotGeneral, Labels};
+use egret_ir::{DType, Dim, NodeId, Op, Shape};
+use smallvec::SmallVec;
+
+use crate::kernel::Expr;
+use crate::schedule::row::anchor;
+use crate::schedule::scope::{Scope, Stored, value_of};
+use crate::schedule::view::strided;
+
+/// Indices, one an axis of a part of the problem.
+pub type Index = SmallVec<[Expr; 6]>;
+
+/// A product whose element is a sum over `sums` of left × right.
+pub struct Problem {
+    /// The node, fused or not.
+    pub id: NodeId,
+    /// Extents shared by left, right and result.
+    pub batch: Vec<Dim>,
+    /// Extents of the result that the left side has.
+    pub rows: Vec<Dim>,
+    /// Extents of the result that the right side has.
+    pub columns: Vec<Dim>,
+    /// Extents of the sum.
+    pub sums: Vec<Dim>,
+    /// Whether neighbours in memory of the left side are rows, not terms of the sum.
+    pub left_by_row: bool,
+    /// Whether neighbours in memory of the right side are columns.
+    pub right_by_column: bool,
+    form: Form,
+}
+
+enum Form {
+    Dot(Box<Dot>),
+    Conv(Box<Image>),
+}
+
+struct Dot {
+    left: NodeId,
+    right: NodeId,
+    left_labels: Labels,
+    right_labels: Labels,
+    out: Labels,
+    batch: Vec<u8>,
+    rows: Vec<u8>,
+    columns: Vec<u8>,
+    sums: Vec<u8>,
+}
+
+struct Image {
+    conv: Conv,
+    /// The first and second operand.
+    operands: [NodeId; 2],
+    /// Channels of a group: of the image, of the result.
+    inner: Expr,
+    outer: Expr,
+    /// Spatial extents of what is read through taps.
+    extents: Index,
+}
+
+impl Problem {
+    /// The problem of a node; `None` of other operators.
+    pub fn new(scope: &mut Scope, id: NodeId) -> Option<Problem> {
+        let graph = scope.graph;
+        let node = graph.node(id);
+        let (a, b) = (*node.operands.first()?, *node.operands.get(1)?);
+        match anchor(&node.op) {
+            Op::DotGeneral(dot) => Problem::dot(scope, id, dot, a, b),
+            Op::Conv(conv) => Some(Problem::conv(scope, id, conv, a, b)),
+            _ => None,
+        }
+    }
+
+    fn dot(scope: &Scope, id: NodeId, dot: &DotGeneral, a: NodeId, b: NodeId) -> Option<Problem> {
+        // columns hold the result's innermost axis: the operands change places if need be
+        let last = dot.out.0.last().copied();
+        let swap = last.is_some_and(|l| !dot.rhs.has(l));
+        let (left, right) = if swap { (b, a) } else { (a, b) };
+        let (left_labels, right_labels) = if swap { (&dot.rhs, &dot.lhs) } else { (&dot.lhs, &dot.rhs) };
+        let extent = |label: u8| {
+            let find = |labels: &Labels, id: NodeId| {
+                labels.axis(label).map(|axis| scope.graph.tensor_type(id).shape[axis].clone())
+            };
+            find(left_labels, left).or_else(|| find(right_labels, right)).unwrap_or(Dim::ONE)
+        };
+        let has_rows = matches!(&scope.graph.node(id).op, Op::Fused(fused) if fused.rows.is_some());
+        let mut dot = Dot {
+            left,
+            right,
+            left_labels: left_labels.clone(),
+            right_labels: right_labels.clone(),
+            out: dot.out.clone(),
+            batch: Vec::new(),
+            rows: Vec::new(),
+            columns: Vec::new(),
+            sums: Vec::new(),
+        };
+        for label in dot.out.0.iter().copied() {
+            match (left_labels.has(label), right_labels.has(label)) {
+                (true, false) => dot.rows.push(label),
+                // whole rows end at the last axis: other axes of the right side are batches
+                (false, true) if !has_rows || Some(label) == last => dot.columns.push(label),
+                _ => dot.batch.push(label),
+            }
+        }
+        for label in left_labels.0.iter().chain(&right_labels.0).copied() {
+            if !dot.out.has(label) && !dot.sums.contains(&label) {
+                dot.sums.push(label);
+            }
+        }
+        if has_rows && dot.columns.len() != 1 {
+            return None;
+        }
+        let dims = |labels: &[u8]| labels.iter().map(|l| extent(*l)).collect::<Vec<_>>();
+        Some(Problem {
+            id,
+            batch: dims(&dot.batch),
+            rows: dims(&dot.rows),
+            columns: dims(&dot.columns),
+            sums: dims(&dot.sums),
+            left_by_row: by_other(scope, left, left_labels, dot.rows.last(), dot.sums.last()),
+            right_by_column: by_other(scope, right, right_labels, dot.columns.last(), dot.sums.last()),
+            form: Form::Dot(Box::new(dot)),
+        })
+    }
+
+    fn conv(scope: &mut Scope, id: NodeId, conv: &Conv, a: NodeId, b: NodeId) -> Problem {
+        let graph = scope.graph;
+        let shape = |id: NodeId| graph.tensor_type(id).shape.clone();
+        let (x, w, y) = match conv.form {
+            ConvForm::Forward => (shape(a), shape(b), shape(id)),
+            ConvForm::InputGrad => (shape(id), shape(b), shape(a)),
+            ConvForm::WeightGrad => (shape(a), shape(id), shape(b)),
+        };
+        let groups = Dim::from(conv.groups);
+        let (inner, outer) = (w[1].clone(), w[0].floor_div(&groups));
+        let with = |first: &Dim, rest: &Shape| -> Vec<Dim> {
+            std::iter::once(first.clone()).chain(rest[2..].iter().cloned()).collect()
+        };
+        let (rows, columns, sums) = match conv.form {
+            ConvForm::Forward => (&outer, with(&y[0], &y), with(&inner, &w)),
+            ConvForm::InputGrad => (&inner, with(&x[0], &x), with(&outer, &w)),
+            ConvForm::WeightGrad => (&outer, with(&inner, &w), with(&y[0], &y)),
+        };
+        let read = if conv.form == ConvForm::InputGrad { &y } else { &x };
+        let one_tap = w[2..].iter().all(|d| d.is(1));
+        Problem {
+            id,
+            batch: vec![groups],
+            rows: vec![rows.clone()],
+            columns,
+            sums,
+            left_by_row: conv.form == ConvForm::InputGrad && one_tap,
+            right_by_column: conv.form != ConvForm::WeightGrad,
+            form: Form::Conv(Box::new(Image {
+                conv: conv.clone(),
+                operands: [a, b],
+                inner: scope.dim(&inner),
+                outer: scope.dim(&outer),
+                extents: read[2..].iter().map(|d| scope.dim(d)).collect(),
+            })),
+        }
+    }
+
+    /// Element type of the operands.
+    pub fn dtype(&self, scope: &Scope) -> DType {
+        scope.graph.tensor_type(scope.graph.node(self.id).operands[0]).dtype
+    }
+
+    /// An element of the left side; zero where `inside` does not hold.
+    pub fn left(&self, scope: &mut Scope, batch: &[Expr], row: &[Expr], sum: &[Expr], inside: Option<Expr>) -> Expr {
+        match &self.form {
+            Form::Dot(dot) => {
+                let index = dot.index(&dot.left_labels, &[(&dot.batch, batch), (&dot.rows, row), (&dot.sums, sum)]);
+                element(scope, dot.left, &index, inside)
+            }
+            Form::Conv(image) => {
+                let group = &batch[0];
+                let index: Index = match image.conv.form {
+                    ConvForm::Forward => {
+                        [image.output(group, &row[0])].into_iter().chain(sum.iter().cloned()).collect()
+                    }
+                    ConvForm::InputGrad => {
+                        let output = image.output(group, &sum[0]);
+                        [output, row[0].clone()].into_iter().chain(sum[1..].iter().cloned()).collect()
+                    }
+                    ConvForm::WeightGrad => {
+                        let output = image.output(group, &row[0]);
+                        [sum[0].clone(), output].into_iter().chain(sum[1..].iter().cloned()).collect()
+                    }
+                };
+                element(scope, image.operands[1], &index, inside)
+            }
+        }
+    }
+
+    /// An element of the right side; zero where `inside` does not hold.
+    pub fn right(
+        &self,
+        scope: &mut Scope,
+        batch: &[Expr],
+        sum: &[Expr],
+        column: &[Expr],
+        inside: Option<Expr>,
+    ) -> Expr {
+        match &self.form {
+            Form::Dot(dot) => {
+                let parts = [(&dot.batch, batch), (&dot.sums, sum), (&dot.columns, column)];
+                let index = dot.index(&dot.right_labels, &parts);
+                element(scope, dot.right, &index, inside)
+            }
+            Form::Conv(image) => image.right(scope, &batch[0], sum, column, inside),
+        }
+    }
+
+    /// Indices of the result.
+    pub fn result(&self, batch: &[Expr], row: &[Expr], column: &[Expr]) -> Index {
+        match &self.form {
+            Form::Dot(dot) => dot.index(&dot.out, &[(&dot.batch, batch), (&dot.rows, row), (&dot.columns, column)]),
+            Form::Conv(image) => {
+                let group = &batch[0];
+                let (first, second) = match image.conv.form {
+                    ConvForm::Forward => (column[0].clone(), image.output(group, &row[0])),
+                    ConvForm::InputGrad => (column[0].clone(), image.input(group, &row[0])),
+                    ConvForm::WeightGrad => (image.output(group, &row[0]), column[0].clone()),
+                };
+                [first, second].into_iter().chain(column[1..].iter().cloned()).collect()
+            }
+        }
+    }
+}
+
+impl Dot {
+    fn index(&self, labels: &Labels, parts: &[(&Vec<u8>, &[Expr])]) -> Index {
+        let at = |label: &u8| {
+            let find = |(have, index): &(&Vec<u8>, &[Expr])| {
+                have.iter().position(|l| l == label).and_then(|i| index.get(i)).cloned()
+            };
+            parts.iter().find_map(find).unwrap_or(Expr::int(0))
+        };
+        labels.0.iter().map(at).collect()
+    }
+}
+
+impl Image {
+    /// The image's channel of a group.
+    fn input(&self, group: &Expr, channel: &Expr) -> Expr {
+        if self.conv.groups == 1 { channel.clone() } else { group * &self.inner + channel }
+    }
+
+    /// The result's channel of a group.
+    fn output(&self, group: &Expr, channel: &Expr) -> Expr {
+        if self.conv.groups == 1 { channel.clone() } else { group * &self.outer + channel }
+    }
+
+    /// What is read through taps: the image, or in the gradient of the image the result's gradient.
+    fn right(&self, scope: &mut Scope, group: &Expr, sum: &[Expr], column: &[Expr], inside: Option<Expr>) -> Expr {
+        let conv = &self.conv;
+        let backward = conv.form == ConvForm::InputGrad;
+        // in the weight's gradient taps are columns and outputs are summed over
+        let (image, channel, out, tap) = match conv.form {
+            ConvForm::Forward => (&column[0], self.input(group, &sum[0]), &column[1..], &sum[1..]),
+            ConvForm::InputGrad => (&column[0], self.output(group, &sum[0]), &column[1..], &sum[1..]),
+            ConvForm::WeightGrad => (&sum[0], self.input(group, &column[0]), &sum[1..], &column[1..]),
+        };
+        let mut index: Index = smallvec::smallvec![image.clone(), channel];
+        let mut inside = inside;
+        for axis in 0..conv.spatial() {
+            let (stride, dilation, low) = (conv.stride[axis], conv.dilation[axis], conv.pad_low[axis]);
+            let extent = self.extents[axis].clone();
+            let reach = &tap[axis] * dilation;
+            let mut also = |condition: Expr| {
+                inside = Some(match inside.take() {
+                    Some(all) => all.and(condition),
+                    None => condition,
+                });
+            };
+            let place = if backward {
+                let scaled = scope.k.bind(&out[axis] + low - reach);
+                also(scaled.greater_equal(0));
+                if stride > 1 {
+                    also((&scaled % stride).equal(0));
+                }
+                if stride > 1 { scope.k.bind(scaled / stride) } else { scaled }
+            } else {
+                let place = scope.k.bind(&out[axis] * stride + reach - low);
+                if low > 0 {
+                    also(place.greater_equal(0));
+                }
+                place
+            };
+            if backward || low > 0 || conv.pad_high[axis] > 0 {
+                also(place.less(extent));
+            }
+            index.push(place);
+        }
+        element(scope, self.operands[0], &index, inside)
+    }
+}
+
+/// An element, zero where a condition does not hold.
+fn element(scope: &mut Scope, id: NodeId, index: &[Expr], inside: Option<Expr>) -> Expr {
+    let Some(inside) = inside else { return scope.element(id, index) };
+    let inside = scope.k.bind(inside);
+    let value = scope.masked(inside.clone(), |scope| scope.element(id, index));
+    if matches!(&value, Expr::Load { mask: Some(mask), .. } if **mask == inside) {
+        return value;
+    }
+    let dtype = scope.graph.tensor_type(id).dtype;
+    inside.select(value, Expr::constant(dtype, 0.0))
+}
+
+/// Whether, of two labels of a value, the first is the one whose neighbours are nearer in memory.
+fn by_other(scope: &Scope, id: NodeId, labels: &Labels, first: Option<&u8>, second: Option<&u8>) -> bool {
+    let axis = |label: Option<&u8>| label.and_then(|l| labels.axis(*l));
+    let (Some(first), Some(second)) = (axis(first), axis(second)) else { return axis(first).is_some() };
+    let stored: &dyn Stored = scope.stored;
+    let graph = scope.graph;
+    match strided(graph, id, &|source| stored.layout(value_of(graph, source)).is_some()) {
+        Some(view) => view.strides[first].is(1) || !view.strides[second].is(1) && first > second,
+        None => first > second,
+    }
+}

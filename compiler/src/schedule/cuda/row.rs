@@ -1,0 +1,81 @@
+//! Rows: a block has one, and its threads deal its elements among themselves, the same in every loop.
+
+use egret_ir::{Dim, NodeId, Shape};
+use smallvec::SmallVec;
+
+use super::expected;
+use crate::kernel::{Expr, LoopKind, Memory, Space};
+use crate::schedule::scope::Scope;
+
+/// Bytes of shared memory in which the rows of a block wait.
+const STAGED_BYTES: usize = 40 * 1024;
+
+/// Threads for a row of this length: about four elements a thread.
+pub fn threads(length: &Dim) -> u32 {
+    let threads = (expected(length).max(1) as u64).div_ceil(4).next_power_of_two();
+    threads.clamp(32, 512) as u32
+}
+
+/// A loop of the block's threads over a row. Elements of staged operands come from shared memory: each thread reads
+/// only what it wrote, so no barrier is needed.
+pub fn each(
+    scope: &mut Scope,
+    shape: &Shape,
+    axes: &[usize],
+    outer: &[Expr],
+    staged: &[(NodeId, Memory)],
+    body: &mut dyn FnMut(&mut Scope, &[Expr]),
+) {
+    let extents: SmallVec<[Dim; 4]> = axes.iter().map(|axis| shape[*axis].clone()).collect();
+    let length = extents.iter().fold(Dim::ONE, |n, d| n * d.clone());
+    let end = scope.dim(&length);
+    scope.for_(Expr::int(0), end, LoopKind::Thread(0), |scope, at| {
+        let mut index: SmallVec<[Expr; 6]> = outer.into();
+        for (axis, i) in axes.iter().zip(scope.unflatten(at.clone(), &extents)) {
+            index[*axis] = i;
+        }
+        for (id, memory) in staged {
+            scope.remember(*id, &index, &memory.load(&at));
+        }
+        body(scope, &index);
+    });
+}
+
+/// Puts the block's row of each operand that fits into shared memory.
+pub fn stage(
+    scope: &mut Scope,
+    shape: &Shape,
+    axes: &[usize],
+    outer: &[Expr],
+    operands: &[NodeId],
+) -> Vec<(NodeId, Memory)> {
+    let mut staged: Vec<(NodeId, Memory)> = Vec::new();
+    let length = axes.iter().fold(Dim::ONE, |n, axis| n * shape[*axis].clone()).range().1;
+    let mut left = STAGED_BYTES;
+    for id in operands {
+        let ty = scope.graph.tensor_type(*id);
+        let bytes = usize::try_from(length).ok().and_then(|n| n.checked_mul(ty.dtype.size()));
+        let Some(bytes) = bytes.filter(|bytes| (1..=left).contains(bytes)) else { continue };
+        if ty.shape != *shape || staged.iter().any(|(have, _)| have == id) {
+            continue;
+        }
+        left -= bytes;
+        staged.push((*id, scope.k.scratch(ty.dtype, length as usize, Space::Shared)));
+    }
+    if staged.is_empty() {
+        return staged;
+    }
+    let extents: SmallVec<[Dim; 4]> = axes.iter().map(|axis| shape[*axis].clone()).collect();
+    let end = scope.dim(&extents.iter().fold(Dim::ONE, |n, d| n * d.clone()));
+    scope.for_(Expr::int(0), end, LoopKind::Thread(0), |scope, at| {
+        let mut index: SmallVec<[Expr; 6]> = outer.into();
+        for (axis, i) in axes.iter().zip(scope.unflatten(at.clone(), &extents)) {
+            index[*axis] = i;
+        }
+        for (id, memory) in &staged {
+            let value = scope.element(*id, &index);
+            scope.k.store(*memory, at.clone(), value);
+        }
+    });
+    staged
+}

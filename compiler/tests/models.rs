@@ -1,0 +1,229 @@
+//! Real models, compiled: recorded outputs at every level and thread count, symbols, fusions, explanations.
+//!
+//! Models lie in `EGRET_TEST_DATA` (default: `shared` beside the checkout), or in `target/test-data`, where
+//! `scripts/fetch-test-data` puts those whose weights are fetched. A model that is not there is skipped, and says so.
+//!
+//! The light models' weights are fills, so that their outputs are all equal: they are run with random weights besides.
+
+mod support {
+    pub mod models;
+}
+
+use std::collections::BTreeMap;
+
+use egret_compiler::{Compiled, Level};
+use egret_ir::{Graph, Op, ScalarExpr, ScalarFn, Tensor, Tensors, interpret};
+use egret_program::KernelBody;
+use egret_program::driver::Driver;
+use support::models::{Weights, compiled, difference, inputs, model, recorded, run, weights};
+
+/// Tolerance of recorded outputs: the one that their recorders state.
+const RELATIVE: f64 = 1e-3;
+const ABSOLUTE: f64 = 1e-4;
+
+const LEVELS: [Level; 3] = [Level::None, Level::Greedy, Level::Full];
+
+/// Runs with 1 and 2 threads, which must give the same bits.
+fn run_on_threads(compiled: &Compiled, weights: Weights, given: &Tensors) -> Vec<(String, Tensor)> {
+    let outputs = run(&compiled.program, weights, given, 1);
+    assert!(outputs == run(&compiled.program, weights, given, 2), "bits differ between 1 and 2 threads");
+    outputs
+}
+
+fn assert_close(what: &str, outputs: &[(String, Tensor)], want: &[Tensor], relative: f64, absolute: f64) {
+    assert_eq!(outputs.len(), want.len(), "{what}");
+    for ((name, have), want) in outputs.iter().zip(want) {
+        let worst = difference(have, want, relative, absolute);
+        println!("{what} {name}: {worst:.3} of the tolerance");
+        assert!(worst <= 1.0, "{what} {name}: {worst} times the tolerance");
+    }
+}
+
+fn replays(name: &str, level: Level, compiled: &Compiled) {
+    let replayed = compiled.rewritten.replay().unwrap_or_else(|e| panic!("{name} {level:?}: {e}"));
+    assert!(replayed == compiled.rewritten.graph, "{name} {level:?}: the journal does not give the chosen graph");
+}
+
+fn check(name: &str) {
+    let Some(folder) = model(name) else { return };
+    let graph = egret_onnx::load(&folder.join("model.onnx")).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let (given, want) = (inputs(&graph, recorded(&folder, "input")), recorded(&folder, "output"));
+    for level in LEVELS {
+        let compiled = compiled(&graph, level);
+        replays(name, level, &compiled);
+        let outputs = run_on_threads(&compiled, &weights(&graph), &given);
+        assert_close(&format!("{name} {level:?}"), &outputs, &want, RELATIVE, ABSOLUTE);
+    }
+}
+
+macro_rules! models {
+    ($($test:ident $name:literal;)*) => { $(#[test] fn $test() { check($name); })* };
+}
+
+models! {
+    mnist_cntk "mnist_cntk";
+    super_resolution "super_resolution";
+    resnet50 "light/test_light_resnet50";
+    squeezenet "light/test_light_squeezenet";
+    vgg19 "light/test_light_vgg19";
+    all_minilm_l6_v2 "all_minilm_l6_v2";
+    dtln_1 "dtln_1";
+}
+
+/// Random weights in place of a model's own: by He's rule where there is a fan-in, around one elsewhere (biases, means,
+/// and variances, which must be positive). `gain` scales the former, so that values neither vanish nor grow over depth.
+fn random_weights(graph: &Graph, gain: f64) -> BTreeMap<String, Tensor> {
+    let mut seed = 0x9e37_79b9_7f4a_7c15u64;
+    let mut uniform = || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        (seed >> 40) as f64 / (1u64 << 23) as f64 - 1.0
+    };
+    let make = |(name, weight): (&String, &egret_ir::Weight)| {
+        if weight.ty().dtype != egret_ir::DType::F32 {
+            return (name.clone(), weight.materialise());
+        }
+        let shape = weight.shape();
+        let fan_in: usize = shape.iter().skip(1).product();
+        let scale = gain * (6.0 / fan_in as f64).sqrt();
+        let values: Vec<f32> = (0..shape.iter().product())
+            .map(|_| if shape.len() > 1 { uniform() * scale } else { 1.0 + uniform() * 0.5 })
+            .map(|x| x as f32)
+            .collect();
+        (name.clone(), Tensor::new(shape, &values).expect("as many values as the shape has"))
+    };
+    graph.weights.iter().map(make).collect()
+}
+
+/// A model with random weights gives what the interpreter gives.
+fn check_with_random_weights(name: &str, gain: f64) {
+    let Some(folder) = model(name) else { return };
+    let mut graph = egret_onnx::load(&folder.join("model.onnx")).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let random = random_weights(&graph, gain);
+    let given: Tensors = inputs(&graph, recorded(&folder, "input"))
+        .into_iter()
+        .map(|(name, like)| {
+            let values: Vec<f32> = (0..like.elements()).map(|i| (i as f32 * 0.37).sin()).collect();
+            (name, Tensor::new(like.shape(), &values).expect("as many values as the shape has"))
+        })
+        .collect();
+    let compiled = compiled(&graph, Level::Full);
+    let outputs = run_on_threads(&compiled, &|name| random.get(name).cloned(), &given);
+    graph.weights = std::sync::Arc::new(random.into_iter().map(|(name, tensor)| (name, tensor.into())).collect());
+    let expected = interpret(&graph, &given, &Tensors::new()).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let want: Vec<Tensor> = expected.outputs.into_iter().map(|(_, tensor)| tensor).collect();
+    for tensor in &want {
+        let (low, high) =
+            tensor.values().fold((f64::MAX, f64::MIN), |(low, high), v| (v.as_f64().min(low), v.as_f64().max(high)));
+        println!("{name}: from {low} to {high}");
+        assert!(high > 1.5 * low.abs() && high < 0.99, "the outputs of {name} do not differ: the test shows nothing");
+    }
+    assert_close(name, &outputs, &want, RELATIVE, 1e-6);
+}
+
+#[test]
+fn resnet50_with_random_weights() {
+    check_with_random_weights("light/test_light_resnet50", 0.7);
+}
+
+#[test]
+fn squeezenet_with_random_weights() {
+    check_with_random_weights("light/test_light_squeezenet", 1.0);
+}
+
+/// A convolution that adds a bias and another tensor and then clamps at zero.
+fn is_residual_relu(op: &Op) -> bool {
+    let Op::Fused(fused) = op else { return false };
+    let sum = |mut args: [usize; 3]| {
+        args.sort();
+        args == [0, 1, 2]
+    };
+    matches!(&*fused.anchor, Op::Conv(_)) && fused.taps.is_empty() && sum_under_relu(&fused.epilogue).is_some_and(sum)
+}
+
+/// The arguments of `relu(a + b + c)`.
+fn sum_under_relu(program: &ScalarExpr) -> Option<[usize; 3]> {
+    let args: Vec<usize> = program.args().into_iter().collect();
+    let functions = program.to_string();
+    let shape = functions.starts_with(ScalarFn::Relu.name()) && functions.matches("add(").count() == 2;
+    if shape && program.size() == 3 { args.try_into().ok() } else { None }
+}
+
+#[test]
+fn resnet50_is_at_most_56_kernels() {
+    let Some(folder) = model("light/test_light_resnet50") else { return };
+    let graph = egret_onnx::load(&folder.join("model.onnx")).unwrap_or_else(|e| panic!("{e}"));
+    let compiled = compiled(&graph, Level::Full);
+    let launches = compiled.program.launches();
+    assert!(launches.len() <= 56, "{} kernels", launches.len());
+    let residual = compiled.rewritten.graph.nodes().iter().filter(|node| is_residual_relu(&node.op)).count();
+    assert_eq!(residual, 16, "convolutions with bias, residual and ReLU, one in each of 16 blocks");
+    let heads = launches.iter().filter(|launch| match &compiled.program.kernel(launch.kernel).body {
+        KernelBody::Driver { driver: Driver::Gemm(problem, _), finisher, .. } => {
+            problem.finisher.is_some() && finisher.is_some()
+        }
+        _ => false,
+    });
+    assert_eq!(heads.count(), 1, "the product of the head with its softmax");
+    let families: Vec<&str> = launches.iter().map(|l| compiled.program.kernel(l.kernel).family.as_str()).collect();
+    assert!(!families.contains(&"row") && !families.contains(&"map"), "{families:?}");
+}
+
+/// One import with symbols, compiled once, runs for three batches and lengths.
+#[test]
+fn one_import_of_minilm_runs_three_sizes() {
+    let Some(folder) = model("all_minilm_l6_v2") else { return };
+    let graph = egret_onnx::load(&folder.join("model.onnx")).unwrap_or_else(|e| panic!("{e}"));
+    let names: Vec<String> = inputs(&graph, recorded(&folder, "input")).into_keys().collect();
+    let compiled = compiled(&graph, Level::Full);
+    for (batch, length) in [(1usize, 5usize), (2, 17), (3, 40)] {
+        // the last row ends early: its mask is 0 behind
+        let element = |name: &str, row: usize, column: usize| match name {
+            name if name.contains("mask") => i64::from(row + 1 < batch || column < length - 2),
+            name if name.contains("type") => 0,
+            _ => 1000 + (37 * row + 11 * column) as i64,
+        };
+        let tensor = |name: &str| {
+            let values: Vec<i64> = (0..batch * length).map(|i| element(name, i / length, i % length)).collect();
+            Tensor::new(&[batch, length], &values).expect("as many values as the shape has")
+        };
+        let given: Tensors = names.iter().map(|name| (name.clone(), tensor(name))).collect();
+        let outputs = run_on_threads(&compiled, &weights(&graph), &given);
+        let expected = interpret(&graph, &given, &Tensors::new()).unwrap_or_else(|e| panic!("{e}"));
+        let want: Vec<Tensor> = expected.outputs.into_iter().map(|(_, tensor)| tensor).collect();
+        assert_close(&format!("({batch}, {length})"), &outputs, &want, RELATIVE, ABSOLUTE);
+    }
+}
+
+/// What `explain` says of one attention kernel: where it comes from, what raised it, and which rules applied since.
+#[test]
+fn an_attention_of_minilm_is_explained() {
+    let Some(folder) = model("all_minilm_l6_v2") else { return };
+    let graph = egret_onnx::load(&folder.join("model.onnx")).unwrap_or_else(|e| panic!("{e}"));
+    let compiled = compiled(&graph, Level::Full);
+    let rewritten = &compiled.rewritten;
+    let attentions: Vec<_> =
+        rewritten.graph.iter().filter(|(_, node)| matches!(node.op, Op::Attention(_))).map(|(id, _)| id).collect();
+    assert_eq!(attentions.len(), 6, "one attention a layer");
+    let id = attentions[0];
+    let origins: Vec<String> = rewritten.graph.origins(id).iter().map(|origin| origin.to_string()).collect();
+    let explanation = rewritten.explain(id).expect("rewriting made the node");
+    let covered = |node| explanation.covers.contains(&node);
+    // the node itself or its projection is what raise gave
+    let original = rewritten.original();
+    let raised: Vec<&str> = compiled
+        .raise_log
+        .iter()
+        .filter(|applied| {
+            covered(applied.node) || original.node(applied.node).operands.first().is_some_and(|of| covered(*of))
+        })
+        .map(|applied| applied.rule)
+        .collect();
+    println!("origins {origins:?}\nraised by {raised:?}\nrewritten by {:?}", explanation.rules);
+    assert!(explanation.covers.iter().any(|node| matches!(original.node(*node).op, Op::Attention(_))));
+    for op in ["MatMul", "Softmax"] {
+        assert!(origins.iter().any(|origin| origin.starts_with(op)), "{op} is not among {origins:?}");
+    }
+    assert!(raised.contains(&"attention"), "{raised:?}");
+}
