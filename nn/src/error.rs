@@ -36,9 +36,9 @@ pub enum DataError {
 impl From<DataError> for Diagnostic {
     fn from(error: DataError) -> Diagnostic {
         let code = match &error {
-            DataError::Read { .. } => "E0901",
-            DataError::Format { .. } => "E0902",
-            DataError::Missing { .. } => "E0903",
+            DataError::Read { .. } => "E0602",
+            DataError::Format { .. } => "E0603",
+            DataError::Missing { .. } => "E0604",
         };
         Diagnostic::new(code, error.to_string())
     }

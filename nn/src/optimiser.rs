@@ -151,7 +151,7 @@ fn state_like<'t>(t: &Tracer<'t>, name: &str, like: Var<'t>) -> Var<'t> {
     match shape {
         Some(shape) => t.state(name, zero(like.dtype(), &shape)),
         None => {
-            t.fail(egret_ir::Diagnostic::new("E0910", format!("`{name}` needs constant extents, not {}", like.ty())))
+            t.fail(egret_ir::Diagnostic::new("E0610", format!("`{name}` needs constant extents, not {}", like.ty())))
         }
     }
 }

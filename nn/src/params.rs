@@ -91,7 +91,7 @@ impl<'a, 't> Params<'a, 't> {
             (Some(tensor), _) if tensor.shape() == shape => Weight::Tensor(tensor.clone()),
             (Some(tensor), _) => {
                 let message = format!("the value given for `{name}` has shape {:?}, not {shape:?}", tensor.shape());
-                return self.tracer.fail(Diagnostic::new("E0911", message));
+                return self.tracer.fail(Diagnostic::new("E0611", message));
             }
             (None, Init::Constant(value)) => {
                 Weight::Fill { value: Literal::float(value, DType::F32), shape: shape.to_vec() }
@@ -118,7 +118,7 @@ impl<'a, 't> Params<'a, 't> {
             None => {
                 let message =
                     format!("the layer `{}` needs a constant extent of axis {place} of {}", self.path, x.ty());
-                self.tracer.fail(Diagnostic::new("E0910", message));
+                self.tracer.fail(Diagnostic::new("E0610", message));
                 0
             }
         }
