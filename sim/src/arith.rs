@@ -162,10 +162,12 @@ pub(crate) fn ternary(op: Ternary, ty: Type, flags: Flags, a: u64, b: u64, c: u6
                 out | byte << (8 * at)
             })
         }
-        Ternary::Lop3(table) => (0..8u64).filter(|at| table >> at & 1 == 1).fold(0, |out, at| {
-            let side = |value: u64, bit: u64| if at >> bit & 1 == 1 { value } else { !value };
-            out | side(a, 2) & side(b, 1) & side(c, 0)
-        }) & ty.mask(),
+        Ternary::Lop3(table) => {
+            (0..8u64).filter(|at| table >> at & 1 == 1).fold(0, |out, at| {
+                let side = |value: u64, bit: u64| if at >> bit & 1 == 1 { value } else { !value };
+                out | side(a, 2) & side(b, 1) & side(c, 0)
+            }) & ty.mask()
+        }
         Ternary::Shf { left, wrap } => {
             let count = if wrap { c as u32 & 31 } else { (c as u32).min(32) };
             let both = (b << 32) | (a & 0xffff_ffff);
@@ -257,9 +259,27 @@ pub(crate) fn atomic(op: Atomic, ty: Type, old: u64, b: u64, c: u64) -> u64 {
     let (b, c) = (b & ty.mask(), c & ty.mask());
     match op {
         Atomic::Exch => b,
-        Atomic::Cas => if old == b { c } else { old },
-        Atomic::Inc => if old >= b { 0 } else { old + 1 },
-        Atomic::Dec => if old == 0 || old > b { b } else { old - 1 },
+        Atomic::Cas => {
+            if old == b {
+                c
+            } else {
+                old
+            }
+        }
+        Atomic::Inc => {
+            if old >= b {
+                0
+            } else {
+                old + 1
+            }
+        }
+        Atomic::Dec => {
+            if old == 0 || old > b {
+                b
+            } else {
+                old - 1
+            }
+        }
         Atomic::Apply(op) => binary(op, ty, Flags::default(), old, b),
     }
 }

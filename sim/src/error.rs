@@ -92,14 +92,14 @@ pub enum FaultKind {
         other_thread: String,
     },
     /// A barrier of the block reached by a part of a warp.
-    #[error("barrier {barrier} reached by lanes {active:#010x} of the live lanes {live:#010x}")]
+    #[error("barrier {barrier} reached by lanes {active:#010x} of {launched:#010x}")]
     DivergentBarrier {
         /// The barrier.
         barrier: u32,
         /// The lanes that reached it.
         active: u32,
-        /// The lanes that have not exited.
-        live: u32,
+        /// The lanes that the warp was launched with.
+        launched: u32,
     },
     /// A barrier's thread count that is not possible, or differs between warps.
     #[error("barrier {barrier}: {message}")]

@@ -169,8 +169,11 @@ impl Module {
             return Err(refuse(format!("grid {grid:?}")));
         }
         let dynamic = entry.shared_bytes.next_multiple_of(16);
-        let shared_bytes =
-            if options.dynamic_shared == 0 { entry.shared_bytes } else { dynamic.saturating_add(options.dynamic_shared) };
+        let shared_bytes = if options.dynamic_shared == 0 {
+            entry.shared_bytes
+        } else {
+            dynamic.saturating_add(options.dynamic_shared)
+        };
         if shared_bytes > MAX_SHARED {
             return Err(refuse(format!("{shared_bytes} bytes of shared memory, of at most {MAX_SHARED}")));
         }

@@ -369,8 +369,7 @@ impl<'a> Parser<'_, 'a> {
             };
             body.branches.push((body.entry.insts.len(), body.scope, label, line));
         }
-        let op = decode::instruction(opcode, &operands)
-            .map_err(|message| self.error(line, message))?;
+        let op = decode::instruction(opcode, &operands).map_err(|message| self.error(line, message))?;
         Ok(Inst { line, source, guard, op })
     }
 

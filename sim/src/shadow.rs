@@ -40,7 +40,14 @@ const PAGE: u64 = 256;
 impl Shadow {
     /// Records an access to some bytes and tells the first earlier one that nothing orders before it. `known` is what
     /// the accessing warp knows of the clocks of its block's warps.
-    pub fn access(&mut self, address: u64, bytes: usize, event: Event, write: bool, known: &[u32]) -> Option<Collision> {
+    pub fn access(
+        &mut self,
+        address: u64,
+        bytes: usize,
+        event: Event,
+        write: bool,
+        known: &[u32],
+    ) -> Option<Collision> {
         let ordered = |old: &Event| {
             let same_block = old.block == event.block;
             let past = || known.get((old.thread / 32) as usize).is_some_and(|&clock| clock > old.clock);

@@ -24,6 +24,9 @@ pub(crate) struct Warp {
     regs: Vec<u64>,
     masks: Vec<u64>,
     pc: [usize; 32],
+    /// The lanes that were launched, and those that have not exited. Barriers and masks are held to the first: what an
+    /// early exit does to them, CUDA leaves open.
+    launched: u32,
     live: u32,
     at: usize,
     local: Vec<u8>,
@@ -39,6 +42,7 @@ impl Warp {
             regs: vec![0; launch.entry.regs.len() * 32],
             masks: launch.entry.regs.iter().map(|ty| ty.mask()).collect(),
             pc: [0; 32],
+            launched: u32::MAX >> (32 - count),
             live: u32::MAX >> (32 - count),
             at: 0,
             local: vec![0; local],
@@ -138,13 +142,13 @@ impl Warp {
     fn missing(&self, launch: &Launch<'_>, common: &Common, op: &Op, active: u32) -> Option<Trouble> {
         let first = active.trailing_zeros();
         match *op {
-            Op::Bar { id, .. } if active != self.live => {
+            Op::Bar { id, .. } if active != self.launched => {
                 let barrier = self.get(launch, common, id, first) as u32;
-                Some((FaultKind::DivergentBarrier { barrier, active, live: self.live }, first))
+                Some((FaultKind::DivergentBarrier { barrier, active, launched: self.launched }, first))
             }
             Op::WarpSync { mask } | Op::Shfl { mask, .. } | Op::Vote { mask, .. } => lanes(active).find_map(|lane| {
                 let mask = self.get(launch, common, mask, lane) as u32;
-                let fits = mask & self.live & !active == 0 && mask >> lane & 1 == 1;
+                let fits = mask & self.launched & !active == 0 && mask >> lane & 1 == 1;
                 (!fits).then_some((FaultKind::WarpMask { mask, active }, lane))
             }),
             _ => None,

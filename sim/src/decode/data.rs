@@ -166,7 +166,10 @@ fn atomic(cx: &mut Cx<'_, '_>, returns: bool) -> Decoded {
     });
     let op = op.ok_or("an atomic operation that is not supported")?;
     let ty = cx.ty()?;
-    let integer_only = !matches!(op, Atomic::Exch | Atomic::Cas | Atomic::Apply(Binary::Add | Binary::Min { .. } | Binary::Max { .. }));
+    let integer_only = !matches!(
+        op,
+        Atomic::Exch | Atomic::Cas | Atomic::Apply(Binary::Add | Binary::Min { .. } | Binary::Max { .. })
+    );
     if ty == Type::Pred || (ty.is_float() && integer_only) {
         return Err("an atomic operation of a type that it does not have".into());
     }

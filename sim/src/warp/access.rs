@@ -122,7 +122,8 @@ impl Warp {
             let shadow = if space == Space::Shared { &mut common.shadow } else { &mut launch.shadow };
             if let Some(collision) = shadow.access(address, bytes, event, write, known) {
                 let with = collision.with;
-                let block = if with.block == common.index { String::new() } else { format!(" of block {}", with.block - 1) };
+                let block =
+                    if with.block == common.index { String::new() } else { format!(" of block {}", with.block - 1) };
                 return Err(FaultKind::Race {
                     space: name,
                     address,
@@ -135,15 +136,7 @@ impl Warp {
         Ok(Place { space, allocation, offset })
     }
 
-    fn perform(
-        &mut self,
-        launch: &mut Launch<'_>,
-        common: &mut Common,
-        op: &Op,
-        ty: Type,
-        place: &Place,
-        lane: u32,
-    ) {
+    fn perform(&mut self, launch: &mut Launch<'_>, common: &mut Common, op: &Op, ty: Type, place: &Place, lane: u32) {
         let size = ty.bytes();
         let at = |part: usize| place.offset + part * size..place.offset + (part + 1) * size;
         match op {
