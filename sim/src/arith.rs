@@ -15,8 +15,9 @@ fn finish(ty: Type, flags: Flags, bits: u64) -> u64 {
         return bits & ty.mask();
     }
     if flags.sat {
-        // `max` takes the number where the other is none, so NaN becomes zero, as PTX has it.
-        return ty.nearest(ty.real(bits).max(0.0).min(1.0));
+        // PTX turns NaN into zero here.
+        let value = ty.real(bits);
+        return ty.nearest(if value.is_nan() { 0.0 } else { value.clamp(0.0, 1.0) });
     }
     flush(ty, flags, bits)
 }

@@ -392,9 +392,7 @@ impl<'a> Parser<'_, 'a> {
                     _ => return Err(self.error(token.line, "an address that is not known")),
                 };
                 let mut offset = 0i64;
-                if self.eat(Tok::Sign('+')) {
-                    offset = self.literal()?.bits(Type::S64) as i64;
-                } else if self.peek().is_some_and(|token| token.tok == Tok::Sign('-')) {
+                if self.eat(Tok::Sign('+')) || self.peek().is_some_and(|token| token.tok == Tok::Sign('-')) {
                     offset = self.literal()?.bits(Type::S64) as i64;
                 }
                 self.expect(']')?;

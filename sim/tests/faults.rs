@@ -1,5 +1,7 @@
 //! Planted bugs are each caught, with the line at fault.
 
+#![allow(clippy::result_large_err, reason = "as in the crate")]
+
 use egret_sim::{Arg, Fault, FaultKind, LaunchOptions, Memory, Module, WarpOrder};
 
 /// Runs the only entry of a text on 1,024 bytes of zeros, in one block.

@@ -105,8 +105,9 @@ fn lanes_that_loop_apart_meet_again() {
     let out = memory.allocate("out", vec![0; 128]);
     let args = [Arg::Pointer(out)];
     module.launch("collatz", [1; 3], [32, 1, 1], &args, &mut memory, &LaunchOptions::default()).unwrap();
-    let steps =
-        |mut n: u32| std::iter::from_fn(|| (n != 1).then(|| n = if n % 2 == 0 { n / 2 } else { 3 * n + 1 })).count();
+    let steps = |mut n: u32| {
+        std::iter::from_fn(|| (n != 1).then(|| n = if n.is_multiple_of(2) { n / 2 } else { 3 * n + 1 })).count()
+    };
     let want: Vec<u8> = (1..=32).flat_map(|n| (steps(n) as u32).to_le_bytes()).collect();
     assert_eq!(memory.bytes("out").unwrap(), want);
 }

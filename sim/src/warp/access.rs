@@ -74,7 +74,7 @@ impl Warp {
         lane: u32,
     ) -> Result<Place, FaultKind> {
         let name = space.name();
-        if address % bytes as u64 != 0 {
+        if !address.is_multiple_of(bytes as u64) {
             return Err(FaultKind::Misaligned { space: name, address, bytes });
         }
         let write = kind != Kind::Read;
