@@ -231,6 +231,13 @@ impl Planner<'_> {
                 leaves_at_load[operand.index()] = true;
             }
         }
+        // a view that a run reads keeps what it is a view of
+        let mut kept = leaves_at_load.clone();
+        for (id, node) in graph.iter().rev() {
+            if kept[id.index()] && is_movement(&node.op) {
+                node.operands.iter().for_each(|operand| kept[operand.index()] = true);
+            }
+        }
         let live_at_load: Vec<bool> = (0..n).map(|i| live[i] && is_load(NodeId::new(i))).collect();
         let live_run: Vec<bool> = (0..n).map(|i| live[i] && !is_load(NodeId::new(i))).collect();
 
@@ -238,8 +245,7 @@ impl Planner<'_> {
         let at_load = partition::partition(&graph, &live_at_load, &leaves_at_load, &stored);
         let mut prepare = std::mem::take(&mut self.program.prepare);
         for group in &at_load.groups {
-            let keep = leaves_at_load[group.root.index()];
-            let place = if keep { Place::Prepared } else { Place::Arena };
+            let place = if kept[group.root.index()] { Place::Prepared } else { Place::Arena };
             self.group(frame, group, place, None, Phase::Prepare, &mut prepare)?;
         }
         self.program.prepare = prepare;
