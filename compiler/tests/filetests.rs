@@ -7,9 +7,10 @@
 //!   - `rewritten`: the graph after rewriting at level `full`;
 //!   - `kernels`: the launches in order, then each kernel: its kernel IR, or its driver with the hooks;
 //!   - `clif`: the Cranelift text of generated kernels and hooks;
+//!   - `cuda`: the CUDA C of every kernel for `sm_90a`;
 //! - `search beats greedy`: the extracted plan is cheaper than the greedy one, in the model and in launches.
 //!
-//! Everything is compiled for one description, so that the snapshots are the same on every host.
+//! Everything else is compiled for one description of a CPU, so that the snapshots are the same on every host.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -59,6 +60,15 @@ fn clif(compiled: &Compiled) -> String {
     named.collect::<Vec<_>>().join("\n")
 }
 
+/// The CUDA C of every kernel, in order of execution.
+fn cuda(full: &Compiled) -> String {
+    let device = DeviceDescription::named("sm_90a").unwrap();
+    let options = egret_compiler::rewrite::Options { level: Level::Full, exact: false };
+    let rewritten = egret_compiler::rewrite::rewrite(&full.raised, &device, &options).unwrap_or_else(|e| panic!("{e}"));
+    let kernels = egret_compiler::cuda::kernels(&rewritten.graph, &device).unwrap_or_else(|e| panic!("{e}"));
+    kernels.iter().map(|kernel| kernel.source.text.trim_end().to_string() + "\n").collect::<Vec<_>>().join("\n")
+}
+
 fn search_beats_greedy(graph: &Graph) {
     let (greedy, full) = (compiled(graph, Level::Greedy), compiled(graph, Level::Full));
     let report = full.rewritten.report();
@@ -90,6 +100,7 @@ fn check(name: &str) {
                 "rewritten" => text::print(&full.rewritten.graph),
                 "kernels" => kernels(&full.program),
                 "clif" => clif(&full),
+                "cuda" => cuda(&full),
                 other => panic!("{name}: there is no stage `{other}`"),
             };
             insta::assert_snapshot!(format!("{name}.{stage}"), text);

@@ -123,6 +123,21 @@ fn concatenated_branches() {
     check(&graph, &[("x", random(&[1, 16, 9, 9], 3))]);
 }
 
+/// The scale is read through a reshape by the run, and as it is by the preparation of the shift.
+#[test]
+fn a_view_of_a_prepared_value_is_kept() {
+    let graph = trace(|t| {
+        let x = t.input("x", f32([1, 3, 9, 9]));
+        let w = t.param("w", random(&[20, 3, 3, 3], 101));
+        let mean = t.param("mean", random(&[20], 103));
+        let scale = t.param("scale", random(&[20], 107)).exp();
+        let shift = (mean * scale).reshape([20, 1, 1]);
+        (x.conv2d(w, [1, 1], [1, 1]) * scale.reshape([20, 1, 1]) + shift).relu()
+    })
+    .expect("a graph");
+    check(&graph, &[("x", random(&[1, 3, 9, 9], 109))]);
+}
+
 fn attention<'t>(t: &Tracer<'t>, x: Var<'t>, heads: usize, width: usize, mask: Option<Var<'t>>, tag: &str) -> Var<'t> {
     let (batch, seq) = (x.shape()[0].clone(), x.shape()[1].clone());
     let depth = width / heads;

@@ -55,6 +55,8 @@ fn difference(have: &Tensor, want: &Tensor) -> (f64, f64) {
     have.values().zip(want.values()).fold((0.0, 0.0), |(worst, most): (f64, f64), (have, want)| {
         let (have, want) = (have.as_f64(), want.as_f64());
         let error = if have == want { 0.0 } else { (have - want).abs() };
+        // a maximum would pass over a NaN
+        let error = if error.is_nan() { f64::INFINITY } else { error };
         (worst.max(error / (ABSOLUTE + RELATIVE * want.abs())), most.max(error))
     })
 }

@@ -8,6 +8,7 @@ mod conv;
 mod emit;
 pub(crate) mod frame;
 mod gemm;
+mod operands;
 mod scan;
 
 use egret_ir::{Diagnostic, Dim, Graph, NodeId, Op, TensorType};
@@ -231,6 +232,13 @@ impl Planner<'_> {
                 leaves_at_load[operand.index()] = true;
             }
         }
+        // a view that a run reads keeps what it is a view of
+        let mut kept = leaves_at_load.clone();
+        for (id, node) in graph.iter().rev() {
+            if kept[id.index()] && is_movement(&node.op) {
+                node.operands.iter().for_each(|operand| kept[operand.index()] = true);
+            }
+        }
         let live_at_load: Vec<bool> = (0..n).map(|i| live[i] && is_load(NodeId::new(i))).collect();
         let live_run: Vec<bool> = (0..n).map(|i| live[i] && !is_load(NodeId::new(i))).collect();
 
@@ -238,8 +246,7 @@ impl Planner<'_> {
         let at_load = partition::partition(&graph, &live_at_load, &leaves_at_load, &stored);
         let mut prepare = std::mem::take(&mut self.program.prepare);
         for group in &at_load.groups {
-            let keep = leaves_at_load[group.root.index()];
-            let place = if keep { Place::Prepared } else { Place::Arena };
+            let place = if kept[group.root.index()] { Place::Prepared } else { Place::Arena };
             self.group(frame, group, place, None, Phase::Prepare, &mut prepare)?;
         }
         self.program.prepare = prepare;
@@ -532,68 +539,6 @@ impl Planner<'_> {
             spatial: shape[2..].to_vec(),
             halo: halo.iter().map(|h| Dim::from(*h)).collect(),
         }]
-    }
-
-    /// A value in row-major memory: where it is, or a copy made now.
-    fn row_major(&mut self, frame: &mut Frame, id: NodeId, steps: &mut Vec<Step>) -> Result<Operand, Diagnostic> {
-        let element = frame.graph.tensor_type(id).dtype.size();
-        let at = |buffer| Operand { buffer, offset: Dim::ZERO, element };
-        if let Some(buffer) = frame.row_major_buffer(id) {
-            return Ok(at(buffer));
-        }
-        let value = value_of(&frame.graph, id);
-        if frame.is_stored(id) {
-            return self.unblock(frame, value, steps).map(at);
-        }
-        self.materialise(frame, id, steps).map(at)
-    }
-
-    /// Stores a value that is computed where it is read.
-    fn materialise(&mut self, frame: &mut Frame, id: NodeId, steps: &mut Vec<Step>) -> Result<BufferId, Diagnostic> {
-        // movement of a blocked value goes faster from a row-major copy
-        let source = frame.source(id);
-        if is_movement(&frame.graph.node(id).op) && frame.is_stored(source) && !frame.is_row_major(source) {
-            self.unblock(frame, value_of(&frame.graph, source), steps)?;
-            if let Some(view) = frame.view(id)
-                && view.offset.is(0)
-                && view.strides == crate::schedule::view::row_major(&frame.graph.tensor_type(id).shape)
-                && let Some(buffer) = frame.row_major_buffer(view.source)
-            {
-                frame.store((id, 0), buffer, Layout::RowMajor);
-                return Ok(buffer);
-            }
-        }
-        if self.alias(frame, id) {
-            return Ok(frame.buffers[&(id, 0)]);
-        }
-        let group = Group { family: Family::Map, root: id, siblings: SmallVec::new() };
-        frame.layouts.insert((id, 0), Layout::RowMajor);
-        self.generated(frame, &group, Place::Arena, None, steps)?;
-        Ok(frame.buffers[&(id, 0)])
-    }
-
-    /// A driver's operand as a strided view; stored first when no strides describe it.
-    fn strided(
-        &mut self,
-        frame: &mut Frame,
-        id: NodeId,
-        steps: &mut Vec<Step>,
-    ) -> Result<(Operand, SmallVec<[Dim; 6]>, NodeId), Diagnostic> {
-        if frame.view(id).is_none() {
-            let source = frame.source(id);
-            if frame.is_stored(source) && !frame.is_row_major(source) {
-                self.unblock(frame, value_of(&frame.graph, source), steps)?;
-            }
-        }
-        if frame.view(id).is_none() {
-            self.materialise(frame, id, steps)?;
-        }
-        let view = frame.view(id).ok_or_else(|| Diagnostic::new("E0464", "a stored value has no strides"))?;
-        let buffer = frame
-            .row_major_buffer(view.source)
-            .ok_or_else(|| Diagnostic::new("E0464", "a strided view reads a value that is not stored"))?;
-        let element = frame.graph.tensor_type(id).dtype.size();
-        Ok((Operand { buffer, offset: view.offset, element }, view.strides, view.source))
     }
 }
 

@@ -59,6 +59,8 @@ pub fn cone(builder: &Builder, root: NodeId, limit: u32, stop: &dyn Fn(NodeId) -
         done.push((id, program));
     }
     let program = done.iter().find(|(id, _)| *id == root).map(|(_, e)| e.clone())?;
-    let nodes = done.into_iter().map(|(id, _)| id).filter(|id| !leaves.contains(id)).collect();
+    // a number is shared by all that use it: it tells nothing of the cone
+    let inner = |id: &NodeId| !leaves.contains(id) && builder.splat_of_node(*id).is_none();
+    let nodes = done.into_iter().map(|(id, _)| id).filter(inner).collect();
     Some(Cone { program, leaves, nodes })
 }

@@ -218,12 +218,13 @@ fn join(
             args.push(rename(sibling.program(), &slots));
             continue;
         }
-        let data = &egraph[operand].data;
-        if let Some(literal) = data.splat {
+        let ty = tensor_type(egraph, operand).ok_or("an operand is a tuple")?;
+        // a vector of equal numbers stays an operand: equal layers get equal kernels whatever their weights
+        let single = ty.shape.iter().all(|dim| dim.is(1));
+        if let Some(literal) = egraph[operand].data.splat.filter(|_| single) {
             args.push(ScalarExpr::constant(literal));
             continue;
         }
-        let ty = tensor_type(egraph, operand).ok_or("an operand is a tuple")?;
         if !broadcasts(ty, &out) {
             return Err("an operand does not broadcast to the anchor's result");
         }

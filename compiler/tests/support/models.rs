@@ -84,7 +84,7 @@ pub fn difference(have: &Tensor, want: &Tensor, relative: f64, absolute: f64) ->
     have.values().zip(want.values()).fold(0.0, |worst, (have, want)| {
         let (have, want) = (have.as_f64(), want.as_f64());
         let error = if have == want { 0.0 } else { (have - want).abs() };
-        // a NaN is no error that a maximum would keep
+        // a maximum would pass over a NaN
         let error = if error.is_nan() { f64::INFINITY } else { error };
         worst.max(error / (absolute + relative * want.abs()))
     })

@@ -1,0 +1,87 @@
+//! The first step of a recorded training run, compiled: gradients at every rewrite level.
+//!
+//! Data are found through `EGRET_TEST_DATA` (default: `shared` beside the checkout); without them the test says that it
+//! is skipped.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use egret_compiler::{CompileOptions, Level, compile};
+use egret_ir::{DType, Graph, Tensor, Tensors, Tracer, Var, f32, files, i64, trace};
+use egret_program::DeviceDescription;
+use egret_runtime::{Executable, LoadOptions};
+
+fn data() -> PathBuf {
+    std::env::var_os("EGRET_TEST_DATA")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from)
+}
+
+fn conv<'t>(x: Var<'t>, filters: Var<'t>, bias: Var<'t>) -> Var<'t> {
+    (x.conv2d(filters, [1, 1], [1, 1]) + bias.unsqueeze(&[1, 2])).relu().max_pool(&[2, 2], &[2, 2], &[0, 0])
+}
+
+/// Two convolutions with pooling, two dense layers: the gradient of every parameter, by its name.
+fn training_graph(init: &Tensors) -> Graph {
+    trace(|t: &Tracer<'_>| {
+        let named: Vec<(String, Var)> =
+            init.iter().map(|(name, value)| (name.clone(), t.param(name, value.clone()))).collect();
+        let param = |name: &str| named.iter().find(|(have, _)| have == name).expect("a recorded parameter").1;
+        let x = t.input("x", f32([32i64, 1, 28, 28]));
+        let x = conv(x, param("conv1.weight"), param("conv1.bias"));
+        let x = conv(x, param("conv2.weight"), param("conv2.bias")).flatten(1);
+        let x = (x.dot_general(param("fc1.weight"), "bi,oi->bo") + param("fc1.bias")).relu();
+        let logits = x.dot_general(param("fc2.weight"), "bi,oi->bo") + param("fc2.bias");
+        let loss = logits.cross_entropy(t.input("y", i64([32]))).mean();
+        let wrt: Vec<Var> = named.iter().map(|(_, v)| *v).collect();
+        let grads = t.grad(loss, &wrt);
+        named.iter().map(|(name, _)| name.clone()).zip(grads).collect::<Vec<_>>()
+    })
+    .expect("a graph")
+}
+
+/// Images and labels of the first training batch.
+fn first(batches: &Tensors, name: &str, shape: &[usize], dtype: DType) -> Tensor {
+    let mut out = Tensor::zeros(dtype, shape);
+    let n = out.elements();
+    batches[name].values().take(n).enumerate().for_each(|(i, v)| out.set(i, v));
+    out
+}
+
+#[test]
+fn first_gradients_of_the_recorded_cnn() {
+    /// Of the greatest gradient of a tensor: what the recorded f32 and f64 runs allow an f32 implementation.
+    const TOLERANCE: f64 = 5e-6;
+    let folder = data().join("training/cnn");
+    if !folder.exists() {
+        println!("skipped: {} is not there", folder.display());
+        return;
+    }
+    let read = |name: &str| files::read(&folder.join(name)).unwrap_or_else(|e| panic!("{e}"));
+    let (init, batches, want) = (read("init.npz"), read("batches.npz"), read("grads_step0_float64.npz"));
+    let graph = training_graph(&init);
+    let x = first(&batches, "x", &[32, 1, 28, 28], DType::F32);
+    let y = first(&batches, "target", &[32], DType::I64);
+    let isa = match egret_simd::Isa::detect() {
+        egret_simd::Isa::Avx512 => "x86-64-avx512",
+        egret_simd::Isa::Avx2 => "x86-64-avx2",
+        egret_simd::Isa::Portable => "x86-64-portable",
+    };
+    let device = DeviceDescription::named(isa).expect("a shipped description");
+    for level in [Level::None, Level::Greedy, Level::Full] {
+        let options = CompileOptions { level, exact: false };
+        let program = compile(&graph, &device, &options).unwrap_or_else(|e| panic!("{e}")).program;
+        let weights = |name: &str| graph.weights.get(name).map(|w| w.materialise());
+        let options = LoadOptions { threads: 2, isa: None };
+        let executable = Executable::load(Arc::new(program), &weights, options).unwrap_or_else(|e| panic!("{e}"));
+        let mut session = executable.session().unwrap_or_else(|e| panic!("{e}"));
+        let outputs = session.run(&[("x", &x), ("y", &y)]).unwrap_or_else(|e| panic!("{e}"));
+        for output in outputs.iter() {
+            let (have, want) = (output.to_tensor(), &want[output.name()]);
+            let most = want.values().fold(0.0, |m: f64, v| m.max(v.as_f64().abs()));
+            for (a, b) in have.values().zip(want.values()) {
+                let off = (a.as_f64() - b.as_f64()).abs();
+                assert!(off <= TOLERANCE * most, "{} at {level:?}: off by {off:e} of {most:e}", output.name());
+            }
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Planted bugs are each caught, with the line at fault.
+
+#![allow(clippy::result_large_err, reason = "as in the crate")]
+
+use egret_sim::{Arg, Fault, FaultKind, LaunchOptions, Memory, Module, WarpOrder};
+
+/// Runs the only entry of a text on 1,024 bytes of zeros, in one block.
+fn run(text: &str, threads: u32, warp_order: WarpOrder) -> Result<(), Fault> {
+    let module = Module::parse(text).unwrap();
+    let mut memory = Memory::new();
+    let entry = &module.entries()[0];
+    let args: Vec<Arg> =
+        entry.params().iter().map(|param| Arg::Pointer(memory.allocate(&param.name, vec![0; 1024]))).collect();
+    let options = LaunchOptions { warp_order, max_steps: 10_000, ..LaunchOptions::default() };
+    module.launch(entry.name(), [1; 3], [threads, 1, 1], &args, &mut memory, &options).map(drop)
+}
+
+fn kernel(body: &str) -> String {
+    format!(
+        ".visible .entry k(.param .u64 p) {{ .reg .pred %p<4>; .reg .b32 %r<8>; .reg .b64 %rd<4>; .reg .f32 %f<8>;
+        .shared .align 16 .b8 s[512];
+        ld.param.u64 %rd1, [p]; mov.u32 %r1, %tid.x; shl.b32 %r2, %r1, 2; cvt.u64.u32 %rd2, %r2; add.s64 %rd3, %rd1, %rd2;
+        {body}
+        ret; }}"
+    )
+}
+
+fn fault(body: &str, threads: u32) -> FaultKind {
+    run(&kernel(body), threads, WarpOrder::Forward).unwrap_err().kind
+}
+
+#[test]
+fn a_missing_barrier_is_a_race_or_an_uninitialised_read_in_every_order() {
+    let text = include_str!("ptx/reduce.ptx");
+    assert!(run(text, 128, WarpOrder::Forward).is_ok());
+    let text = text.replace("bar.sync 0;", "");
+    for order in [WarpOrder::Forward, WarpOrder::Reverse, WarpOrder::Seeded(3)] {
+        let fault = run(&text, 128, order).unwrap_err();
+        assert!(matches!(fault.kind, FaultKind::Race { .. } | FaultKind::Uninitialised { .. }), "{fault}");
+        assert!(fault.text.contains("shared"), "{fault}");
+    }
+}
+
+#[test]
+fn off_by_one_is_out_of_bounds() {
+    assert!(run(&kernel("st.global.u32 [%rd3], %r1;"), 256, WarpOrder::Forward).is_ok());
+    assert!(
+        matches!(fault("st.global.u32 [%rd3+4], %r1;", 256), FaultKind::OutOfBounds { address, .. } if address % 1024 == 0)
+    );
+    assert!(matches!(fault("st.shared.u32 [s+512], %r1;", 1), FaultKind::OutOfBounds { space: "shared", .. }));
+}
+
+#[test]
+fn a_vector_at_a_word_is_misaligned() {
+    let kind = fault("ld.global.v4.f32 {%f1, %f2, %f3, %f4}, [%rd3];", 32);
+    assert!(matches!(kind, FaultKind::Misaligned { bytes: 16, .. }));
+}
+
+#[test]
+fn barriers_that_not_all_reach() {
+    let half = "setp.lt.u32 %p1, %r1, 16; @%p1 bra $x; bar.sync 0; $x:";
+    assert!(matches!(fault(half, 32), FaultKind::DivergentBarrier { active: 0xffff_0000, .. }));
+    let named = "setp.lt.u32 %p1, %r1, 32; @%p1 bra $x; bar.sync 1, 64; $x:";
+    assert!(matches!(fault(named, 64), FaultKind::Deadlock(_)));
+    let mask = "setp.lt.u32 %p1, %r1, 16; @%p1 bra $x; bar.warp.sync -1; ret; $x:";
+    assert!(matches!(fault(mask, 32), FaultKind::WarpMask { .. }));
+}
+
+#[test]
+fn reads_of_nothing_races_and_loops_without_end() {
+    assert!(matches!(fault("ld.shared.u32 %r3, [s];", 1), FaultKind::Uninitialised { .. }));
+    assert!(matches!(fault("st.shared.u32 [s], %r1;", 64), FaultKind::Race { .. }));
+    assert!(matches!(fault("st.global.u32 [%rd1], %r1;", 2), FaultKind::Race { .. }));
+    assert!(matches!(fault("$x: bra $x;", 1), FaultKind::StepLimit(_)));
+    let atomic = "red.global.add.u32 [%rd1], 1; atom.global.max.s32 %r3, [%rd1], %r1;";
+    assert!(run(&kernel(atomic), 64, WarpOrder::Reverse).is_ok());
+}
+
+#[test]
+fn two_blocks_that_write_one_element() {
+    let module = Module::parse(&kernel("st.global.u32 [%rd3], %r1;")).unwrap();
+    let mut memory = Memory::new();
+    let args = [Arg::Pointer(memory.allocate("p", vec![0; 128]))];
+    let result = module.launch("k", [2, 1, 1], [32, 1, 1], &args, &mut memory, &LaunchOptions::default());
+    assert!(
+        matches!(result.unwrap_err().kind, FaultKind::Race { other_thread, .. } if other_thread.ends_with("block 0"))
+    );
+}
+
+#[test]
+fn text_that_is_not_understood_is_an_error_with_its_line() {
+    let error = Module::parse(&kernel("\nfrobnicate.b32 %r1, %r2;")).unwrap_err();
+    assert_eq!((error.line, error.text.as_str()), (5, "frobnicate.b32 %r1, %r2;"));
+    assert!(Module::parse(&kernel("add.rz.f32 %f1, %f2, %f3;")).is_err());
+    assert!(Module::parse(&kernel("bra $nowhere;")).is_err());
+}
+
+#[test]
+fn no_prefix_and_no_mutation_of_a_text_panics() {
+    let text = include_str!("ptx/reduce.ptx");
+    for end in 0..text.len() {
+        let _ = Module::parse(&text[..end]);
+    }
+    let words: Vec<&str> = text.split_inclusive([' ', ',', '.', '\n']).collect();
+    for at in 0..words.len() {
+        for other in ["", "%r1,", "{", "}", "-1 ", "0f", "[", ".v4", "999999999 ", "64 ", "%f1", "%p1 "] {
+            let text: String = words.iter().enumerate().map(|(i, word)| if i == at { other } else { word }).collect();
+            let Ok(module) = Module::parse(&text) else { continue };
+            let (Some(entry), mut memory) = (module.entries().first(), Memory::new()) else { continue };
+            let args: Vec<Arg> =
+                entry.params().iter().map(|param| Arg::Pointer(memory.allocate(&param.name, vec![0; 512]))).collect();
+            let options = LaunchOptions { max_steps: 500, ..LaunchOptions::default() };
+            let _ = module.launch(entry.name(), [1; 3], [128, 1, 1], &args, &mut memory, &options);
+        }
+    }
+}
