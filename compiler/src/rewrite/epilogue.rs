@@ -4,7 +4,7 @@
 //! epilogues of the same anchor (x·Φ(x), SiLU close this way). No operator pair has a rule of its own.
 
 use egg::Id;
-use egret_ir::ops::Fused;
+use egret_ir::ops::{ConvForm, Fused};
 use egret_ir::{InferCx, Op, ScalarExpr, ScalarFn, TensorType};
 use rustc_hash::FxHashSet;
 use smallvec::SmallVec;
@@ -61,9 +61,9 @@ fn carries(op: &Op) -> bool {
     use Op::*;
     match op {
         Fused(fused) => fused.taps.is_empty(),
-        DotGeneral(_) | Conv(_) | Reduce(_) | ReduceWindow(_) | Softmax(_) | SoftmaxGrad(_) | Norm(_) | NormGrad(_) => {
-            true
-        }
+        // the weight gradient's loops write sums over pixels: no tile is complete before the last of them
+        Conv(conv) => conv.form != ConvForm::WeightGrad,
+        DotGeneral(_) | Reduce(_) | ReduceWindow(_) | Softmax(_) | SoftmaxGrad(_) | Norm(_) | NormGrad(_) => true,
         _ => false,
     }
 }
