@@ -514,17 +514,16 @@ fn other_targets_are_emitted_on_this_host() {
             let code = emitter.emit(&kernel).unwrap_or_else(|e| panic!("{target:?} {e}\n{kernel}"));
             assert_eq!(code, emitter.emit(&kernel).unwrap());
         };
-        for dtype in [F32, F64, I32, I64, U8, Bool] {
+        for &dtype in DType::ALL {
             for &op in BinaryOp::ALL {
                 let legal = match op {
                     BinaryOp::And | BinaryOp::Or | BinaryOp::Xor => !dtype.is_float(),
                     BinaryOp::Max | BinaryOp::Min => true,
                     BinaryOp::Shl | BinaryOp::Shr => dtype.is_int(),
-                    BinaryOp::Pow => dtype.is_float(),
                     _ => dtype != Bool,
                 };
                 if legal {
-                    emit(map(&[dtype, dtype], dtype, |x, _| x[0].clone().binary(op, &x[1])));
+                    emit(map(&[dtype, dtype], dtype, |x, _| x[0].clone().binary(op, &x[1])).for_cpu());
                 }
             }
             emit(map(&[dtype], F32, |x, _| x[0].clone().cast(F32) * 2.0f32 + 1.0f32));
@@ -539,7 +538,128 @@ fn other_targets_are_emitted_on_this_host() {
     }
     assert!(matches!(CpuEmitter::new(&target("x86_64-unknown-linux-gnu", &[])), Err(EmitError::Target { .. })));
     assert!(matches!(CpuEmitter::new(&target("m68k", &[])), Err(EmitError::Target { .. })));
+    // halves are storage: `for_cpu` takes their arithmetic to f32
     let mut emitter = CpuEmitter::new(&target("aarch64-unknown-linux-gnu", &[])).unwrap();
-    let half = map(&[F16], F32, |x, _| x[0].clone().cast(F32));
+    let half = map(&[F16], F16, |x, _| x[0].clone() + &x[0]);
     assert!(matches!(emitter.emit(&half), Err(EmitError::UnsupportedType { dtype: F16, .. })));
+}
+
+/// `y[i] = x[i]` as another type, by vectors and by scalars.
+fn converts<A: Copy, B: Copy + Default>(from: DType, to: DType, x: &[A]) -> [Vec<B>; 2] {
+    let by_vectors = map(&[from], to, |x, _| x[0].clone().cast(to));
+    let mut k = KernelBuilder::new();
+    let (input, output) = (k.buffer(from, Access::Read), k.buffer(to, Access::Write));
+    let n = k.dim();
+    let block = k.grid(n.ceil_div(BLOCK));
+    let first = k.bind(block * BLOCK);
+    let last = k.bind((&first + BLOCK).min(n));
+    k.for_(first, last, LoopKind::Serial, |k, i| k.store(output, &i, input.load(&i).cast(to)));
+    let by_scalars = k.finish().unwrap();
+    [by_vectors, by_scalars].map(|kernel| run_map(&kernel, &[x], x.len(), 1000))
+}
+
+#[test]
+fn halves_convert_as_the_reference_does() {
+    use half::{bf16, f16};
+    let same = |a: f32, b: f32| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
+    let all: Vec<u16> = (0..=u16::MAX).collect();
+    for wide in converts::<u16, f32>(F16, F32, &all) {
+        assert!(wide.iter().zip(&all).all(|(y, x)| same(*y, f16::from_bits(*x).to_f32())));
+    }
+    for wide in converts::<u16, f32>(BF16, F32, &all) {
+        assert!(wide.iter().zip(&all).all(|(y, x)| same(*y, bf16::from_bits(*x).to_f32())));
+    }
+    // all exponents; and around every half and every middle of two, where rounding turns
+    let mut x: Vec<f32> = (0..u32::MAX).step_by(9973).map(f32::from_bits).collect();
+    for bits in 0..=u16::MAX {
+        let (a, b) = (f16::from_bits(bits).to_f32(), f16::from_bits(bits.wrapping_add(1)).to_f32());
+        for middle in [a, (a + b) / 2.0, f32::from_bits((u32::from(bits) << 16) + 0x8000)] {
+            let bits = middle.to_bits();
+            x.extend([bits.wrapping_sub(1), bits, bits.wrapping_add(1)].map(f32::from_bits));
+        }
+    }
+    for narrow in converts::<f32, u16>(F32, F16, &x) {
+        for (y, x) in narrow.iter().zip(&x) {
+            let (y, e) = (f16::from_bits(*y), f16::from_f32_const(*x));
+            assert!(y.to_bits() == e.to_bits() || y.is_nan() && e.is_nan(), "{x:e}: {y:e} {e:e}");
+        }
+    }
+    for narrow in converts::<f32, u16>(F32, BF16, &x) {
+        for (y, x) in narrow.iter().zip(&x) {
+            let (y, e) = (bf16::from_bits(*y), bf16::from_f32(*x));
+            assert!(y.to_bits() == e.to_bits() || y.is_nan() && e.is_nan(), "{x:e}: {y:e} {e:e}");
+        }
+    }
+}
+
+/// A loop of vectors that holds loops, a mutable variable and a condition, all the same in every lane.
+#[test]
+fn vector_loops_hold_uniform_control_flow() {
+    for dtype in [F32, F64, I32, I64, U8] {
+        let mut k = KernelBuilder::new();
+        let (x, y) = (k.buffer(dtype, Access::Read), k.buffer(dtype, Access::Write));
+        let (n, m) = (k.dim(), k.dim());
+        let constant = |v: f64| Expr::constant(dtype, v);
+        k.for_(0, &n, LoopKind::Vector, |k, i| {
+            let total = k.variable(constant(1.0));
+            let steps = k.variable(0i64);
+            k.for_(0, &m, LoopKind::Serial, |k, j| {
+                let row = k.bind(&j * &n);
+                let value = k.bind(x.load(&row + &i));
+                k.if_else(
+                    (&j % 2).equal(0),
+                    |k| k.assign(total, Expr::from(total) + &value),
+                    |k| {
+                        k.accumulate(total, ReduceOp::Sum, &value * constant(2.0));
+                        k.assign(steps, Expr::from(steps) + 1);
+                    },
+                );
+            });
+            k.for_(0, 2, LoopKind::Unroll, |k, j| k.assign(total, Expr::from(total) + j.cast(dtype)));
+            k.store(y, &i, Expr::from(total) + Expr::from(steps).cast(dtype));
+        });
+        let kernel = k.finish().unwrap();
+        for (n, m) in [(0, 3), (1, 1), (5, 0), (13, 4), (40, 5)] {
+            let value = |i: usize| (i * 7 % 11) as i64;
+            let expected: Vec<i64> = (0..n)
+                .map(|i| {
+                    let term = |j: usize| if j.is_multiple_of(2) { value(j * n + i) } else { 2 * value(j * n + i) + 1 };
+                    2 + (0..m).map(term).sum::<i64>()
+                })
+                .collect();
+            macro_rules! check {
+                ($rust:ty) => {{
+                    let mut x: Vec<$rust> = (0..n * m + 1).map(|i| value(i) as $rust).collect();
+                    let mut y = vec![0 as $rust; n + 1];
+                    run(&kernel, &[pointer(&mut x), pointer(&mut y)], &[n as i64, m as i64], 1, 1);
+                    assert_eq!(y[..n].iter().map(|v| *v as i64).collect::<Vec<_>>(), expected, "{dtype} {n} {m}");
+                }};
+            }
+            match dtype {
+                F32 => check!(f32),
+                F64 => check!(f64),
+                I32 => check!(i32),
+                I64 => check!(i64),
+                _ => check!(u8),
+            }
+        }
+    }
+}
+
+#[test]
+fn integer_powers_wrap() {
+    let bases = [0i8, 1, -1, 2, -3, 7, -128, 127, 5];
+    let exponents = [0i8, 1, 2, 3, 7, 31, -1, -2, 127];
+    let (a, b): (Vec<i8>, Vec<i8>) = bases.iter().flat_map(|a| exponents.iter().map(move |b| (*a, *b))).unzip();
+    let kernel = map(&[I8, I8], I8, |x, _| x[0].pow(&x[1]));
+    let y: Vec<i8> = run_map(&kernel, &[&a, &b], a.len(), 1);
+    let power = |a: i8, b: i8| match u32::try_from(b) {
+        Ok(b) => a.wrapping_pow(b),
+        Err(_) => i8::from(a == 1),
+    };
+    assert_eq!(y, a.iter().zip(&b).map(|(a, b)| power(*a, *b)).collect::<Vec<_>>());
+    let (a, b): (Vec<u64>, Vec<u64>) = (vec![3, u64::MAX, 10, 2], vec![41, 3, 30, u64::MAX]);
+    let kernel = map(&[U64, U64], U64, |x, _| x[0].pow(&x[1]));
+    let y: Vec<u64> = run_map(&kernel, &[&a, &b], a.len(), 1);
+    assert_eq!(y, [3u64.wrapping_pow(41), u64::MAX, 10u64.wrapping_pow(30), 0]);
 }

@@ -2,6 +2,7 @@
 
 pub mod autodiff;
 pub mod bind;
+pub mod bound;
 pub mod diagnostic;
 pub mod dim;
 pub mod dtype;

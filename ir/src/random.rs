@@ -7,7 +7,7 @@ use crate::diagnostic::Diagnostic;
 use crate::dtype::DType;
 use crate::eval::Tensors;
 use crate::graph::Graph;
-use crate::ops::ReduceKind;
+use crate::ops::{Conv, ReduceKind, Window, WindowKind};
 use crate::scalar::{ScalarFn, ScalarValue};
 use crate::tensor::Tensor;
 use crate::tracer::{Tracer, Var, trace};
@@ -127,8 +127,9 @@ impl<'t> Grower<'_, 't> {
 
     /// Elements of an input.
     fn leaf(&mut self) -> Tensor {
-        // odd, size-1 and distinct extents; small, so that sums of products stay exact in 8 bits
-        let shape: Vec<usize> = (0..1 + self.random.below(3)).map(|_| [1, 2, 3, 5][self.random.below(4)]).collect();
+        // odd, size-1 and distinct extents; most are small, so that sums of products stay exact in 8 bits
+        let extents = [1, 2, 3, 5, 3, 5, 11, 21];
+        let shape: Vec<usize> = (0..1 + self.random.below(3)).map(|_| extents[self.random.below(8)]).collect();
         let mut tensor = Tensor::zeros(self.dtype, &shape);
         for i in 0..tensor.elements() {
             let value = match (self.exact, self.dtype.is_unsigned()) {
@@ -165,7 +166,7 @@ impl<'t> Grower<'_, 't> {
         let axis = self.random.below(a.var.rank().max(1)) as isize;
         let both = a.most.max(b.most);
         let fine = a.quantum.min(b.quantum);
-        match self.random.below(if self.exact { 12 } else { 16 }) {
+        match self.random.below(if self.exact { 20 } else { 25 }) {
             0 | 1 => self.elementwise(a, b),
             2 if a.var.rank() > 1 => {
                 let mut order: Vec<usize> = (0..a.var.rank()).collect();
@@ -226,17 +227,111 @@ impl<'t> Grower<'_, 't> {
                 pads[axis as usize] = 1;
                 self.push(a.var.pad(&pads, &vec![0; pads.len()], 1.0), a.most.max(1.0), a.quantum);
             }
-            12 if a.var.rank() > 0 => self.push(a.var.softmax(axis), 1.0, 0.0),
-            13 if a.var.rank() > 0 => self.push(a.var.layer_norm(axis, 1e-3), 4.0, 0.0),
-            14 => {
+            12 if a.var.rank() > 0 => self.pool(a, WindowKind::Max),
+            13 if a.var.rank() > 0 => self.pool(a, WindowKind::Sum),
+            14 if a.var.rank() > 0 => self.convolution(a),
+            15 if a.var.rank() > 0 => {
+                // one place takes two updates, in either order
+                let n = self.extent(a.var, axis) as usize;
+                let last = self.random.below(n) as i64;
+                if let Some(index) = Tensor::new(&[3], &[0i64, last, 0]) {
+                    let index = self.t.constant(index);
+                    if self.fits(4.0 * a.most, a.quantum) {
+                        let sums = a.var.scatter_add(index, a.var.gather(index, axis), axis);
+                        self.push(sums, 4.0 * a.most, a.quantum);
+                    }
+                }
+            }
+            16 => self.round_trip(a),
+            17 => {
+                let one = self.quantum();
+                let tops = a.var.greater_equal(one);
+                let both = tops.logical_or(a.var.less(0.0)).logical_not();
+                self.push(both.cast(self.dtype), 1.0, 1.0);
+                self.push(tops.select(a.var, a.var.cast(DType::Bool).cast(self.dtype)), a.most.max(1.0), fine.min(1.0));
+            }
+            18 if a.var.rank() > 1 && self.exact => {
+                let n = self.extent(a.var, 0);
+                if self.fits(a.most * (n + 1.0), a.quantum) {
+                    let first = a.var.slice(0, 0, 1, 1).squeeze(&[0]);
+                    let (ends, sums) = self.t.scan(&[first], &[a.var], |_, carry, slice| {
+                        let next = carry[0] + slice[0];
+                        (vec![next], vec![next.maximum(slice[0])])
+                    });
+                    self.push(ends[0], a.most * (n + 1.0), a.quantum);
+                    self.push(sums[0], a.most * (n + 1.0), a.quantum);
+                }
+            }
+            19 if !self.dtype.is_float() => {
+                let two = self.t.scalar(crate::Literal::int(2, self.dtype));
+                self.push(a.var.map(ScalarFn::Div, &[two]), a.most, 1.0);
+                self.push(a.var.map(ScalarFn::Rem, &[two]), 1.0, 1.0);
+                if self.fits(a.most * a.most, 1.0) {
+                    self.push(a.var.map(ScalarFn::Pow, &[two]), a.most * a.most, 1.0);
+                }
+            }
+            19 => self.push(a.var.map(ScalarFn::Floor, &[]), a.most, 1.0),
+            20 if a.var.rank() > 0 => self.push(a.var.softmax(axis), 1.0, 0.0),
+            21 if a.var.rank() > 0 => self.push(a.var.layer_norm(axis, 1e-3), 4.0, 0.0),
+            22 => {
                 let smooth =
                     [ScalarFn::Tanh, ScalarFn::Sigmoid, ScalarFn::Gelu, ScalarFn::Silu, ScalarFn::Erf, ScalarFn::Sin];
                 if let Some(f) = self.random.pick(&smooth) {
                     self.push(a.var.map(*f, &[]), a.most.max(1.0), 0.0);
                 }
             }
-            15 => self.push(a.var.tanh().exp(), 3.0, 0.0),
+            23 => self.push(a.var.tanh().exp(), 3.0, 0.0),
+            24 if a.var.rank() > 0 => self.pool(a, WindowKind::MeanValid),
             _ => {}
+        }
+    }
+
+    /// A window over the last one or two axes.
+    fn pool(&mut self, a: Known<'t>, kind: WindowKind) {
+        let rank = a.var.rank();
+        let axes = if rank > 1 && self.random.below(2) == 0 { 2 } else { 1 };
+        let extents: Vec<i64> = (rank - axes..rank).map(|axis| self.extent(a.var, axis as isize) as i64).collect();
+        let size: Vec<i64> = extents.iter().map(|n| (*n).min(1 + self.random.below(3) as i64)).collect();
+        let stride: Vec<i64> = size.iter().map(|_| 1 + self.random.below(2) as i64).collect();
+        let pad: Vec<i64> = size.iter().map(|n| (self.random.below(2) as i64).min(n - 1)).collect();
+        let elements: i64 = size.iter().product();
+        let most = if kind == WindowKind::Sum { a.most * elements as f64 } else { a.most };
+        if self.fits(most, a.quantum) {
+            let window = Window::symmetric(&size, &stride, &pad);
+            self.push(a.var.reduce_window(kind, window), most, a.quantum);
+        }
+    }
+
+    /// A convolution of the elements in a row with two small filters.
+    fn convolution(&mut self, a: Known<'t>) {
+        let row = a.var.flatten(0);
+        let n = self.extent(row, 0) as i64;
+        let most = 2.0 * a.most;
+        if !(3..200).contains(&n) || !self.fits(most, a.quantum) {
+            return;
+        }
+        let mut filters = Tensor::zeros(self.dtype, &[2, 1, 3]);
+        let taps =
+            if self.dtype.is_unsigned() { [1.0, 0.0, 1.0, 1.0, 1.0, 0.0] } else { [1.0, 0.0, -1.0, -1.0, 1.0, 0.0] };
+        taps.iter().enumerate().for_each(|(i, tap)| filters.set(i, ScalarValue::Float(*tap)));
+        let (stride, pad) = (1 + self.random.below(2) as i64, self.random.below(3) as i64);
+        let conv = Conv::forward(&[stride], &[pad], &[0], &[1], 1);
+        let image = row.reshape([1, 1, n]);
+        self.push(image.conv(self.t.constant(filters), conv), most, a.quantum);
+    }
+
+    /// Through another element type that holds every value, and back.
+    fn round_trip(&mut self, a: Known<'t>) {
+        let Some(&through) = self.random.pick(DType::ALL) else { return };
+        let whole = a.quantum >= 1.0 && a.quantum.fract() == 0.0;
+        let signs = !through.is_unsigned() || self.dtype.is_unsigned();
+        let holds = match through {
+            DType::Bool => false,
+            float if float.is_float() => !self.exact || a.most / a.quantum < limit(through),
+            _ => self.exact && whole && signs && a.most < limit(through),
+        };
+        if holds {
+            self.push(a.var.cast(through).cast(self.dtype), a.most, a.quantum);
         }
     }
 

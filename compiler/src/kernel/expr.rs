@@ -135,7 +135,7 @@ table! {
         Max "max",
         /// Minimum; NaN propagates. Of `bool`: and.
         Min "min",
-        /// Power, of floats.
+        /// Power. Integers wrap; a negative exponent gives 0, but for the base 1; exponents above 2³² − 1 count as that.
         Pow "pow",
         /// Logical and bitwise and.
         And "&",

@@ -21,6 +21,12 @@ const MAX_STRIPS: usize = 24;
 const CHEAP_STEPS: usize = 2;
 
 impl Kernel {
+    /// The kernel as the CPU runs it: arithmetic of halves in `f32`, wide functions on strips.
+    #[must_use]
+    pub fn for_cpu(self) -> Kernel {
+        self.with_wide_halves().with_strips()
+    }
+
     /// The kernel with its vector loops cut into strips wherever they call a function that exists wide. For the CPU.
     #[must_use]
     pub fn with_strips(mut self) -> Kernel {

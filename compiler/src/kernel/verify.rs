@@ -447,7 +447,6 @@ impl Checker<'_> {
                     BinaryOp::And | BinaryOp::Or | BinaryOp::Xor => !ta.is_float(),
                     BinaryOp::Max | BinaryOp::Min => true,
                     BinaryOp::Shl | BinaryOp::Shr => ta.is_int(),
-                    BinaryOp::Pow => ta.is_float(),
                     _ => ta != DType::Bool,
                 };
                 self.require(takes, TYPE, || format!("{} of {ta}", op.name()));

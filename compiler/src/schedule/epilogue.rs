@@ -117,7 +117,7 @@ pub fn hook(program: &ScalarExpr, extras: &[Extra], out: DType, exact: bool) -> 
             k.store(h.outs[0].memory, h.outs[0].at(&row, &col), value);
         });
     });
-    Ok(k.finish()?.with_strips())
+    Ok(k.finish()?.for_cpu())
 }
 
 /// A hook over complete rows: `first` over the tile, the row operator, then `finish`, all with the same extras.
@@ -209,5 +209,5 @@ pub fn finisher(
             k.store(h.outs[0].memory, h.outs[0].at(&row, &col), value);
         });
     });
-    Ok(k.finish()?.with_strips())
+    Ok(k.finish()?.for_cpu())
 }

@@ -59,6 +59,6 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, exact: bool) 
         _ => contract::build(&mut scope, id),
     }
     let Scope { k, args, dims, faults, .. } = scope;
-    let kernel = k.finish()?.with_strips();
+    let kernel = k.finish()?.for_cpu();
     Ok(Generated { kernel, args, dims, faults })
 }

@@ -175,9 +175,10 @@ fn exp(x: Expr) -> Expr {
 
 fn build_softmax(rows: &mut Rows, x: NodeId, log: bool) {
     let highest = rows.accumulate(ReduceOp::Max, f64::NEG_INFINITY, &mut |s, i| s.element(x, i));
-    // the exponentials wait in the result's place
+    // the exponentials wait in the result's place, unless that would round them
     let (id, out, dtype) = (rows.id, rows.out, rows.dtype);
-    let keep = !rows.scope.is_gpu() && !log && rows.scope.graph.tensor_type(id).dtype == dtype;
+    let half = matches!(dtype, DType::F16 | DType::BF16);
+    let keep = !rows.scope.is_gpu() && !log && !half && rows.scope.graph.tensor_type(id).dtype == dtype;
     let top = highest.clone();
     let total = rows.sum(&mut |scope, index| {
         let e = exp(scope.element(x, index) - top.clone());

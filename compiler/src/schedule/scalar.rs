@@ -109,7 +109,7 @@ fn apply(scope: &mut dyn Sink, f: ScalarFn, v: &[Expr], dtype: DType) -> Expr {
     let unary = |op: UnaryOp| v[0].clone().unary(op);
     let binary = |op: BinaryOp| v[0].clone().binary(op, v[1].clone());
     let compare = |op: CompareOp| v[0].clone().compare(op, v[1].clone());
-    if f == F::Div && dtype.is_int() {
+    if matches!(f, F::Div | F::Rem) && dtype.is_int() {
         scope.zero_divisor(v[1].clone().compare(CompareOp::Eq, Expr::constant(dtype, 0.0)));
     }
     match f {

@@ -178,7 +178,8 @@ macro_rules! libm {
             extern "C" fn $name($($x: f64),*) -> f64 { $body }
             extern "C" fn $name_f($($x: f32),*) -> f32 { $body }
         )*
-        /// The scalar functions that code may call, by their C names (`exp` for `f64`, `expf` for `f32`).
+        /// The scalar functions that code may call, by their C names (`exp` for `f64`, `expf` for `f32`), and powers of
+        /// integers.
         pub fn scalar_function(name: &str) -> Option<*const u8> {
             $(
                 if name == stringify!($name) { return Some($name as *const u8); }
@@ -187,6 +188,8 @@ macro_rules! libm {
             match name {
                 "erf" => Some(erf as *const u8),
                 "erff" => Some(erff as *const u8),
+                "pow_i64" => Some(pow_i64 as *const u8),
+                "pow_u64" => Some(pow_u64 as *const u8),
                 _ => None,
             }
         }
@@ -207,6 +210,23 @@ libm! {
     atan atanf (x) x.atan();
     pow powf (x, y) x.powf(y);
     fmod fmodf (x, y) x % y;
+}
+
+/// Integer power as the reference computes it, modulo 2⁶⁴.
+extern "C" fn pow_i64(x: i64, y: i64) -> i64 {
+    match u64::try_from(y) {
+        Ok(y) => x.wrapping_pow(exponent(y)),
+        Err(_) => i64::from(x == 1),
+    }
+}
+
+/// As [`pow_i64`], of unsigned numbers.
+extern "C" fn pow_u64(x: u64, y: u64) -> u64 {
+    x.wrapping_pow(exponent(y))
+}
+
+fn exponent(y: u64) -> u32 {
+    u32::try_from(y).unwrap_or(u32::MAX)
 }
 
 unsafe extern "C" {

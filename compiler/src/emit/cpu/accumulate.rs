@@ -7,20 +7,12 @@ use super::function::Lower;
 use super::scalar::signed;
 use super::vector::{VectorLoop, vector_type};
 use crate::emit::EmitError;
-use crate::kernel::{Expr, Literal, ReduceOp, Stmt};
+use crate::kernel::{Expr, Literal, ReduceOp};
 
 impl Lower<'_, '_> {
     /// Vector accumulators start from the neutral element.
-    pub fn open_accumulators(
-        &mut self,
-        looped: &mut VectorLoop<'_>,
-        body: &[Stmt],
-        copies: u32,
-    ) -> Result<(), EmitError> {
-        for (position, s) in body.iter().enumerate() {
-            let Stmt::Accumulate { var, op, .. } = s else {
-                continue;
-            };
+    pub fn open_accumulators(&mut self, looped: &mut VectorLoop<'_>, copies: u32) -> Result<(), EmitError> {
+        for (var, op) in &looped.reduced {
             let dtype = self.dtype(&Expr::Var(*var))?;
             let Some(ty) = vector_type(dtype, looped.lanes).filter(|_| dtype != DType::Bool) else {
                 continue;
@@ -33,17 +25,15 @@ impl Lower<'_, '_> {
                 variable
             });
             let variables = variables.collect();
-            looped.accumulators.insert(position, variables);
+            looped.accumulators.insert(*var, variables);
         }
         Ok(())
     }
 
     /// After the main loop: the copies are combined in pairs into the first.
-    pub fn join_copies(&mut self, looped: &VectorLoop<'_>, body: &[Stmt]) -> Result<(), EmitError> {
-        for (position, variables) in &looped.accumulators {
-            let Some(Stmt::Accumulate { var, op, .. }) = body.get(*position) else {
-                continue;
-            };
+    pub fn join_copies(&mut self, looped: &VectorLoop<'_>) -> Result<(), EmitError> {
+        for (var, variables) in &looped.accumulators {
+            let Some(op) = looped.reduced.get(var) else { continue };
             let dtype = self.dtype(&Expr::Var(*var))?;
             let mut values: Vec<Value> = variables.iter().map(|&v| self.b.use_var(v)).collect();
             while values.len() > 1 {
@@ -64,10 +54,9 @@ impl Lower<'_, '_> {
     }
 
     /// After the vector loops: the lanes are combined in pairs, and with the variable.
-    pub fn close_accumulators(&mut self, looped: &VectorLoop<'_>, body: &[Stmt]) -> Result<(), EmitError> {
-        for (position, variables) in &looped.accumulators {
-            let (Some(Stmt::Accumulate { var, op, .. }), Some(&first)) = (body.get(*position), variables.first())
-            else {
+    pub fn close_accumulators(&mut self, looped: &VectorLoop<'_>) -> Result<(), EmitError> {
+        for (var, variables) in &looped.accumulators {
+            let (Some(op), Some(&first)) = (looped.reduced.get(var), variables.first()) else {
                 continue;
             };
             let dtype = self.dtype(&Expr::Var(*var))?;

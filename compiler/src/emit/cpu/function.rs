@@ -38,19 +38,16 @@ pub(super) struct Lower<'a, 'f> {
     functions: BTreeMap<Symbol, FuncRef>,
 }
 
-/// The type in registers of a scalar; a `bool` is an `i8` of 0 or 1.
-pub(super) fn clif_type(dtype: DType) -> Result<Type, EmitError> {
-    Ok(match dtype {
+/// The type in registers of a scalar; a `bool` is an `i8` of 0 or 1, a half its bits.
+pub(super) fn clif_type(dtype: DType) -> Type {
+    match dtype {
         DType::Bool | DType::U8 | DType::I8 => types::I8,
-        DType::U16 | DType::I16 => types::I16,
+        DType::U16 | DType::I16 | DType::F16 | DType::BF16 => types::I16,
         DType::U32 | DType::I32 => types::I32,
         DType::U64 | DType::I64 => types::I64,
         DType::F32 => types::F32,
         DType::F64 => types::F64,
-        DType::F16 | DType::BF16 => {
-            return Err(EmitError::UnsupportedType { backend: "CPU", dtype });
-        }
-    })
+    }
 }
 
 /// Memory accesses that cannot trap; `aligned` to the element.
@@ -171,7 +168,6 @@ impl Lower<'_, '_> {
     fn scratch_memory(&mut self, argument: Option<Value>) -> Result<(), EmitError> {
         let (offsets, _) = self.kernel.scratch_layout();
         for (scratch, offset) in self.kernel.scratch.iter().zip(offsets) {
-            clif_type(scratch.dtype)?;
             let pointer = match (offset, argument) {
                 (Some(offset), Some(argument)) => self.b.ins().iadd_imm_s(argument, offset as i64),
                 _ if scratch.space == Space::Shared => {
@@ -298,19 +294,24 @@ impl Lower<'_, '_> {
             Stmt::Barrier | Stmt::WarpReduce { .. } | Stmt::BlockReduce { .. } => {}
             Stmt::Status { condition, code } => {
                 let condition = self.scalar(condition)?;
-                let (raise, done): (Block, Block) = (self.b.create_block(), self.b.create_block());
-                self.b.set_cold_block(raise);
-                self.b.ins().brif(condition, raise, &[], done, &[]);
-                self.b.switch_to_block(raise);
-                if let Some(status) = self.status {
-                    let code = self.b.ins().iconst(types::I32, i64::from(*code));
-                    self.b.ins().atomic_rmw(types::I32, flags(), AtomicRmwOp::Umax, status, code);
-                }
-                self.b.ins().jump(done, &[]);
-                self.b.switch_to_block(done);
+                self.raise(condition, *code);
             }
         }
         Ok(())
+    }
+
+    /// Raises the status word where the condition holds.
+    pub fn raise(&mut self, condition: Value, code: u32) {
+        let (raise, done): (Block, Block) = (self.b.create_block(), self.b.create_block());
+        self.b.set_cold_block(raise);
+        self.b.ins().brif(condition, raise, &[], done, &[]);
+        self.b.switch_to_block(raise);
+        if let Some(status) = self.status {
+            let code = self.b.ins().iconst(types::I32, i64::from(code));
+            self.b.ins().atomic_rmw(types::I32, flags(), AtomicRmwOp::Umax, status, code);
+        }
+        self.b.ins().jump(done, &[]);
+        self.b.switch_to_block(done);
     }
 
     fn loop_(

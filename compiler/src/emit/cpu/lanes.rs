@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
-use cranelift_codegen::ir::{InstBuilder, MemFlagsData, Type, Value, types};
+use cranelift_codegen::ir::{InstBuilder, MemFlagsData, Type, Value};
 use egret_ir::DType;
 
-use super::function::{Lower, Slot, flags};
+use super::function::{Lower, Slot};
+use super::half::{arithmetic, is_half};
 use super::scalar::{float_condition, int_condition, never_nan, signed};
-use super::vector::{Group, VectorLoop, same_bytes, vector_type};
+use super::vector::{Group, Inner, VectorLoop, vector_type};
 use crate::emit::EmitError;
 use crate::kernel::{BinaryOp, Expr, UnaryOp, Var};
 
@@ -18,41 +19,39 @@ impl Lower<'_, '_> {
         if let Some(&splat) = looped.splats.get(e) {
             return Ok(splat);
         }
-        if let Expr::Var(v) = e
-            && let Some(&vector) = group.vectors.get(v)
-        {
-            return Ok(vector);
-        }
         let dtype = self.dtype(e)?;
         let Some(ty) = vector_type(dtype, looped.lanes) else {
             return Err(EmitError::Backend(format!("a vector of {dtype}")));
         };
+        if let Expr::Var(v) = e {
+            if let Some(&vector) = group.vectors.get(v) {
+                return Ok(vector);
+            }
+            if let Some([variable]) = group.mutables.get(v).map(Vec::as_slice) {
+                return Ok(self.b.use_var(*variable));
+            }
+        }
+        if !looped.varies(e) {
+            let value = self.scalar(e)?;
+            return Ok(self.splat(ty, dtype, value));
+        }
         let fits = |this: &Self, e: &Expr| this.dtype(e).ok().is_some_and(|t| vector_type(t, looped.lanes).is_some());
         match e {
             Expr::Load { memory, index, mask: None } => {
-                if let Some((address, offset)) = self.contiguous(looped, group, *memory, index)? {
-                    if dtype != DType::Bool {
-                        return Ok(self.b.ins().load(ty, flags(), address, offset));
-                    }
-                    if looped.lanes == 4 {
-                        let packed = self.b.ins().load(types::I32, flags(), address, offset);
-                        let bytes = self.b.ins().scalar_to_vector(types::I32X4, packed);
-                        let bytes = self.b.ins().bitcast(types::I8X16, same_bytes(), bytes);
-                        let words = self.b.ins().uwiden_low(bytes);
-                        let lanes = self.b.ins().uwiden_low(words);
-                        return Ok(self.b.ins().ineg(lanes));
-                    }
+                if let Some(vector) = self.vector_load(looped, group, *memory, index)? {
+                    return Ok(vector);
                 }
             }
             Expr::Unary(op, a) if fits(self, a) => {
                 let of = self.dtype(a)?;
+                arithmetic(of)?;
                 if of.is_float() {
                     let x = self.vector(looped, group, a)?;
                     let source = self.b.func.dfg.value_type(x);
                     if let Some(value) = self.float_unary(*op, source, x) {
                         return Ok(value);
                     }
-                    return self.each_lane(looped, ty, |this, lane| {
+                    return self.each_lane(looped, ty, dtype, |this, lane| {
                         let x = this.b.ins().extractlane(x, lane as u8);
                         this.unary(*op, of, x)
                     });
@@ -72,6 +71,7 @@ impl Lower<'_, '_> {
             }
             Expr::Compare(op, a, b) if fits(self, a) => {
                 let of = self.dtype(a)?;
+                arithmetic(of)?;
                 let (x, y) = (self.vector(looped, group, a)?, self.vector(looped, group, b)?);
                 return Ok(if of.is_float() {
                     self.b.ins().fcmp(float_condition(*op), x, y)
@@ -94,35 +94,30 @@ impl Lower<'_, '_> {
             }
             _ => {}
         }
-        let mask = dtype == DType::Bool;
         let lanes = (0..looped.lanes).map(|lane| self.lane(looped, group, e, lane));
         let lanes: Vec<Value> = lanes.collect::<Result<_, _>>()?;
-        self.gather(ty, mask, &lanes)
+        self.gather(ty, dtype, &lanes)
     }
 
     fn each_lane(
         &mut self,
         looped: &VectorLoop<'_>,
         ty: Type,
+        dtype: DType,
         mut f: impl FnMut(&mut Self, u32) -> Result<Value, EmitError>,
     ) -> Result<Value, EmitError> {
         let lanes: Vec<Value> = (0..looped.lanes).map(|lane| f(self, lane)).collect::<Result<_, _>>()?;
-        self.gather(ty, false, &lanes)
+        self.gather(ty, dtype, &lanes)
     }
 
     /// A vector of scalars.
-    fn gather(&mut self, ty: Type, mask: bool, lanes: &[Value]) -> Result<Value, EmitError> {
+    fn gather(&mut self, ty: Type, dtype: DType, lanes: &[Value]) -> Result<Value, EmitError> {
         let Some((&first, rest)) = lanes.split_first() else {
             return Err(EmitError::Backend("no lanes".into()));
         };
-        let mut vector = self.splat(ty, mask, first);
+        let mut vector = self.splat(ty, dtype, first);
         for (lane, &value) in (1u8..).zip(rest) {
-            let value = if mask {
-                let wide = self.b.ins().uextend(ty.lane_type(), value);
-                self.b.ins().ineg(wide)
-            } else {
-                value
-            };
+            let value = self.lane_bits(ty, dtype, value);
             vector = self.b.ins().insertlane(vector, value, lane);
         }
         Ok(vector)
@@ -137,6 +132,7 @@ impl Lower<'_, '_> {
         a: &Expr,
         b: &Expr,
     ) -> Result<Option<Value>, EmitError> {
+        arithmetic(dtype)?;
         if let Some([x, y, z]) = self.contraction(op, a, b) {
             let vx = self.vector(looped, group, x.expr)?;
             let vy = self.vector(looped, group, y.expr)?;
@@ -195,6 +191,9 @@ impl Lower<'_, '_> {
     fn vector_cast(&mut self, from: DType, to: DType, ty: Type, x: Value) -> Option<Value> {
         Some(match (from, to) {
             _ if from == to => x,
+            (_, DType::F32) if is_half(from) => self.half_to_float(from, x),
+            (DType::F32, _) if is_half(to) => self.float_to_half(to, x),
+            _ if is_half(from) || is_half(to) => return None,
             (DType::I32, DType::U32) | (DType::U32, DType::I32) => x,
             (DType::I64, DType::U64) | (DType::U64, DType::I64) => x,
             (DType::F32, DType::I32) => self.b.ins().fcvt_to_sint_sat(ty, x),
@@ -219,13 +218,6 @@ impl Lower<'_, '_> {
         })
     }
 
-    /// A lane of a mask as a `bool`.
-    pub fn mask_lane(&mut self, mask: Value, lane: u32) -> Value {
-        let bits = self.b.ins().extractlane(mask, lane as u8);
-        let bit = self.b.ins().band_imm_s(bits, 1);
-        self.b.ins().ireduce(types::I8, bit)
-    }
-
     /// The scalar of an expression in one lane.
     pub fn lane(
         &mut self,
@@ -237,7 +229,7 @@ impl Lower<'_, '_> {
         let mut mentioned = BTreeSet::new();
         e.any(&mut |e| {
             if let Expr::Var(v) = e
-                && looped.varying.contains_key(v)
+                && looped.inner.get(v).is_some_and(|kind| !matches!(kind, Inner::Uniform))
             {
                 mentioned.insert(*v);
             }
@@ -264,12 +256,25 @@ impl Lower<'_, '_> {
         if let Some(&value) = group.scalars.get(&(var, lane)) {
             return Ok(value);
         }
-        let value = match looped.varying.get(&var) {
-            Some(Some(definition)) => match group.vectors.get(&var) {
-                Some(&vector) if self.kernel.var(var) == Some(DType::Bool) => self.mask_lane(vector, lane),
-                Some(&vector) => self.b.ins().extractlane(vector, lane as u8),
-                None => self.lane(looped, group, definition, lane)?,
-            },
+        let dtype = self.dtype(&Expr::Var(var))?;
+        let value = match (looped.inner.get(&var), group.vectors.get(&var)) {
+            (Some(Inner::Mutable), _) => {
+                // its value changes: nothing is kept
+                let missing = || EmitError::Backend(format!("{var} has no lanes"));
+                let variables = group.mutables.get(&var).ok_or_else(missing)?;
+                return match variables.as_slice() {
+                    [vector] if vector_type(dtype, looped.lanes).is_some() => {
+                        let vector = self.b.use_var(*vector);
+                        Ok(self.lane_of(dtype, vector, lane))
+                    }
+                    scalars => {
+                        let scalar = *scalars.get(lane as usize).ok_or_else(missing)?;
+                        Ok(self.b.use_var(scalar))
+                    }
+                };
+            }
+            (Some(Inner::Let(_)), Some(&vector)) => self.lane_of(dtype, vector, lane),
+            (Some(Inner::Let(definition)), None) => self.lane(looped, group, definition, lane)?,
             _ => self.b.ins().iadd_imm_s(group.counter, i64::from(group.copy * looped.lanes + lane)),
         };
         group.scalars.insert((var, lane), value);

@@ -2,7 +2,9 @@
 
 mod accumulate;
 mod function;
+mod half;
 mod lanes;
+mod memory;
 mod scalar;
 mod vector;
 

@@ -6,6 +6,7 @@ use egret_ir::DType;
 
 use super::Symbol;
 use super::function::{Lower, clif_type, flags};
+use super::half::{arithmetic, is_half};
 use crate::emit::EmitError;
 use crate::kernel::{BinaryOp, CompareOp, Expr, Literal, UnaryOp};
 
@@ -55,7 +56,7 @@ impl Lower<'_, '_> {
             Expr::Literal(l) => self.literal(*l),
             Expr::Dim(d) => self.dim(*d),
             Expr::Load { memory, index, mask } => {
-                let ty = clif_type(self.element(*memory)?)?;
+                let ty = clif_type(self.element(*memory)?);
                 let mut index = self.scalar(index)?;
                 let Some(mask) = mask else {
                     let address = self.address(*memory, index)?;
@@ -78,6 +79,7 @@ impl Lower<'_, '_> {
             Expr::Binary(op, a, b) => self.scalar_binary(*op, a, b),
             Expr::Compare(op, a, b) => {
                 let dtype = self.dtype(a)?;
+                arithmetic(dtype)?;
                 let (a, b) = (self.scalar(a)?, self.scalar(b)?);
                 Ok(if dtype.is_float() {
                     self.b.ins().fcmp(float_condition(*op), a, b)
@@ -92,13 +94,16 @@ impl Lower<'_, '_> {
             Expr::Cast(to, a) => {
                 let from = self.dtype(a)?;
                 let value = self.scalar(a)?;
-                self.cast(from, *to, value)
+                Ok(self.cast(from, *to, value))
             }
         }
     }
 
     fn literal(&mut self, literal: Literal) -> Result<Value, EmitError> {
-        let ty = clif_type(literal.dtype())?;
+        let ty = clif_type(literal.dtype());
+        if matches!(literal, Literal::Float(..)) {
+            arithmetic(literal.dtype())?;
+        }
         Ok(match literal {
             Literal::Bool(v) => self.b.ins().iconst(ty, i64::from(v)),
             Literal::Int(_, v) => {
@@ -132,15 +137,30 @@ impl Lower<'_, '_> {
     /// A call of a C function on scalars, named with the suffix of its type.
     fn libm(&mut self, name: &str, ty: Type, arguments: &[Value]) -> Value {
         let suffix = if ty == types::F32 { "f" } else { "" };
+        self.function([name, suffix].concat(), ty, arguments)
+    }
+
+    /// A call of a function whose arguments and result are of one type.
+    fn function(&mut self, name: String, ty: Type, arguments: &[Value]) -> Value {
         let parameters = vec![ty; arguments.len()];
-        let callee = self.callee(Symbol::Scalar([name, suffix].concat()), &parameters, Some(ty));
+        let callee = self.callee(Symbol::Scalar(name), &parameters, Some(ty));
         let call = self.b.ins().call(callee, arguments);
         self.b.inst_results(call)[0]
     }
 
+    /// An integer power, computed in 64 bits: a product modulo 2⁶⁴ is one modulo every narrower width.
+    fn integer_power(&mut self, dtype: DType, x: Value, y: Value) -> Value {
+        let wide = if signed(dtype) { DType::I64 } else { DType::U64 };
+        let (x, y) = (self.cast(dtype, wide, x), self.cast(dtype, wide, y));
+        let name = if signed(dtype) { "pow_i64" } else { "pow_u64" };
+        let power = self.function(name.into(), types::I64, &[x, y]);
+        self.cast(wide, dtype, power)
+    }
+
     /// A function of one argument.
     pub fn unary(&mut self, op: UnaryOp, dtype: DType, x: Value) -> Result<Value, EmitError> {
-        let ty = clif_type(dtype)?;
+        arithmetic(dtype)?;
+        let ty = clif_type(dtype);
         if dtype == DType::Bool {
             return Ok(self.b.ins().bxor_imm_s(x, 1));
         }
@@ -240,6 +260,7 @@ impl Lower<'_, '_> {
 
     fn scalar_binary(&mut self, op: BinaryOp, a: &Expr, b: &Expr) -> Result<Value, EmitError> {
         let dtype = self.dtype(a)?;
+        arithmetic(dtype)?;
         if let Some([x, y, z]) = self.contraction(op, a, b) {
             let (vx, vy, vz) = (self.scalar(x.expr)?, self.scalar(y.expr)?, self.scalar(z.expr)?);
             return Ok(self.fused(x.negate, vx, vy, z.negate, vz));
@@ -255,8 +276,8 @@ impl Lower<'_, '_> {
                     }
                     self.float_extremum(op == BinaryOp::Max, x, y, known)
                 }
-                BinaryOp::Rem => self.libm("fmod", clif_type(dtype)?, &[x, y]),
-                BinaryOp::Pow => self.libm("pow", clif_type(dtype)?, &[x, y]),
+                BinaryOp::Rem => self.libm("fmod", clif_type(dtype), &[x, y]),
+                BinaryOp::Pow => self.libm("pow", clif_type(dtype), &[x, y]),
                 _ => self.float_arithmetic(op, x, y)?,
             });
         }
@@ -276,7 +297,7 @@ impl Lower<'_, '_> {
             BinaryOp::Shl => self.b.ins().ishl(x, y),
             BinaryOp::Shr if signed(dtype) => self.b.ins().sshr(x, y),
             BinaryOp::Shr => self.b.ins().ushr(x, y),
-            BinaryOp::Pow => return Err(EmitError::Malformed("a power of integers".into())),
+            BinaryOp::Pow => self.integer_power(dtype, x, y),
         })
     }
 
@@ -300,7 +321,7 @@ impl Lower<'_, '_> {
         y: Value,
         divisor: Option<i64>,
     ) -> Result<Value, EmitError> {
-        let ty = clif_type(dtype)?;
+        let ty = clif_type(dtype);
         let quotient = op == BinaryOp::Div;
         let zero = self.b.ins().iconst(ty, 0);
         if !signed(dtype) {
@@ -338,20 +359,30 @@ impl Lower<'_, '_> {
     }
 
     /// Conversion of scalars.
-    fn cast(&mut self, from: DType, to: DType, x: Value) -> Result<Value, EmitError> {
-        let (source, target) = (clif_type(from)?, clif_type(to)?);
+    fn cast(&mut self, from: DType, to: DType, x: Value) -> Value {
+        let (source, target) = (clif_type(from), clif_type(to));
         if from == to {
-            return Ok(x);
+            return x;
+        }
+        if is_half(from) {
+            let bits = self.b.ins().uextend(types::I32, x);
+            let value = self.half_to_float(from, bits);
+            return self.cast(DType::F32, to, value);
+        }
+        if is_half(to) {
+            let value = self.cast(from, DType::F32, x);
+            let bits = self.float_to_half(to, value);
+            return self.b.ins().ireduce(types::I16, bits);
         }
         if to == DType::Bool {
             let zero = self.zero(source);
-            return Ok(if from.is_float() {
+            return if from.is_float() {
                 self.b.ins().fcmp(FloatCC::NotEqual, x, zero)
             } else {
                 self.b.ins().icmp(IntCC::NotEqual, x, zero)
-            });
+            };
         }
-        Ok(match (from.is_float(), to.is_float()) {
+        match (from.is_float(), to.is_float()) {
             (true, true) if source.bits() < target.bits() => self.b.ins().fpromote(target, x),
             (true, true) => self.b.ins().fdemote(target, x),
             (false, true) => {
@@ -390,7 +421,7 @@ impl Lower<'_, '_> {
             (false, false) if source.bits() == target.bits() => x,
             (false, false) if signed(from) => self.b.ins().sextend(target, x),
             (false, false) => self.b.ins().uextend(target, x),
-        })
+        }
     }
 
     /// Whether `a op b` is a fused multiply-add `±x·y ± z`, contracted unless the kernel is exact.
