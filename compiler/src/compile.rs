@@ -29,7 +29,8 @@ impl Default for CompileOptions {
 pub struct Compiled {
     /// The program.
     pub program: Program,
-    /// The graph after canonicalisation, raise and differentiation: what rewriting began with.
+    /// The graph after canonicalisation, raise and differentiation, composites without a kernel spelled out: what
+    /// rewriting began with.
     pub raised: Graph,
     /// Where raise applied rules.
     pub raise_log: Vec<Applied>,
@@ -65,6 +66,7 @@ pub fn compile(graph: &Graph, device: &DeviceDescription, options: &CompileOptio
     let start = Instant::now();
     let raised = egret_ir::autodiff::expand(&raised)?;
     let raised = raise::canonicalise(&raised)?;
+    let raised = raise::spell_out(&raised, device)?;
     timed("autodiff", start);
 
     let start = Instant::now();

@@ -7,11 +7,12 @@
 
 mod support {
     pub mod models;
+    pub mod programs;
 }
 
 use std::collections::BTreeMap;
 
-use egret_compiler::{Compiled, Level};
+use egret_compiler::{CompileOptions, Compiled, Level, compile};
 use egret_ir::{Graph, NodeId, Op, Tensor, Tensors, interpret};
 use egret_program::KernelBody;
 use egret_program::driver::Driver;
@@ -68,6 +69,22 @@ models! {
     vgg19 "light/test_light_vgg19";
     all_minilm_l6_v2 "all_minilm_l6_v2";
     dtln_1 "dtln_1";
+}
+
+/// The small models at every instruction set of this machine: code, drivers and vector functions.
+#[test]
+fn small_models_at_every_instruction_set() {
+    for name in ["mnist_cntk", "dtln_1", "super_resolution"] {
+        let Some(folder) = model(name) else { continue };
+        let graph = egret_onnx::load(&folder.join("model.onnx")).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let (given, want) = (inputs(&graph, recorded(&folder, "input")), recorded(&folder, "output"));
+        for device in support::programs::descriptions() {
+            let options = CompileOptions { level: Level::Full, exact: false };
+            let compiled = compile(&graph, &device, &options).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let outputs = run_on_threads(&compiled, &weights(&graph), &given);
+            assert_close(&format!("{name} {}", device.name), &outputs, &want, RELATIVE, ABSOLUTE);
+        }
+    }
 }
 
 /// Random weights in place of a model's own: by He's rule where there is a fan-in, around one elsewhere (biases, means,

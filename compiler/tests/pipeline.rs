@@ -41,7 +41,12 @@ fn compiled(graph: &Graph, level: Level) -> Compiled {
 /// The tolerance is relative to the largest element: sums here are of fewer than 2¹² terms of f32, whose rounding errors
 /// stay below 2¹²·2⁻²⁴ of the sum of magnitudes, and chains of a few such sums.
 fn check(graph: &Graph, inputs: &[(&str, Tensor)]) {
-    const TOLERANCE: f64 = 2e-4;
+    check_within(graph, inputs, TOLERANCE);
+}
+
+const TOLERANCE: f64 = 2e-4;
+
+fn check_within(graph: &Graph, inputs: &[(&str, Tensor)], tolerance: f64) {
     let named: Tensors = inputs.iter().map(|(name, tensor)| (name.to_string(), tensor.clone())).collect();
     let expected = interpret(graph, &named, &Tensors::new()).unwrap_or_else(|e| panic!("{e}"));
     let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (*name, tensor)).collect();
@@ -68,7 +73,7 @@ fn check(graph: &Graph, inputs: &[(&str, Tensor)]) {
                     let (got, want) = (got.as_f64(), want.as_f64());
                     let off = (got - want).abs();
                     assert!(
-                        off <= TOLERANCE * scale || got == want || (got.is_nan() && want.is_nan()),
+                        off <= tolerance * scale || got == want || (got.is_nan() && want.is_nan()),
                         "{name}[{i}] is {got}, the interpreter has {want} (level {level:?}, {threads} threads)"
                     );
                 }
@@ -358,4 +363,104 @@ fn one_program_has_one_text() {
     assert_eq!(text(&a), text(&b));
     assert!(a.rewritten.graph == b.rewritten.graph);
     assert!(a.rewritten.graph.nodes().iter().all(|node| !matches!(node.op, Op::Grad(_))));
+}
+
+/// Gradients of pools with overlapping, padded and dilated windows, row-major and in blocks with lanes that are no
+/// channels. Ties are there: elements are of few values.
+#[test]
+fn gradients_of_pools() {
+    use egret_ir::ops::{Window, WindowKind};
+    let few = |shape: &[usize], seed| {
+        let x = random(shape, seed);
+        let values: Vec<f32> = x.values().map(|v| (v.as_f64() * 3.0).round() as f32).collect();
+        Tensor::new(shape, &values).expect("as many values as the shape has")
+    };
+    let windows = [
+        Window::symmetric(&[2, 2], &[2, 2], &[0, 0]),
+        Window::symmetric(&[3, 3], &[2, 1], &[1, 1]),
+        Window { dilation: [1, 2].into_iter().collect(), ..Window::symmetric(&[2, 3], &[1, 2], &[1, 2]) },
+    ];
+    for window in windows {
+        for kind in [WindowKind::Max, WindowKind::Sum, WindowKind::MeanValid, WindowKind::MeanAll] {
+            let graph = trace(|t| {
+                let x = t.input("x", f32([2, 3, 9, 22]));
+                let w = t.param("w", random(&[5, 3, 3, 3], 23));
+                let y = x.reduce_window(kind, window.clone());
+                let z = x.conv2d(w, [1, 1], [1, 1]).relu().reduce_window(kind, window.clone());
+                let loss = (y * y).sum() + (z * z.sin()).sum();
+                let grads = t.grad(loss, &[x, w]);
+                outputs(t, &[("y", y), ("dx", grads[0]), ("dw", grads[1])]);
+            })
+            .expect("a graph");
+            check(&graph, &[("x", few(&[2, 3, 9, 22], 29))]);
+        }
+    }
+}
+
+/// Forms of attention that no driver has are spelled out: grouped heads, many batch axes, halves, `f64`, a score program
+/// whose gradient is asked for.
+#[test]
+fn attention_of_every_form() {
+    use egret_ir::ops::{Attention, Labels};
+    use egret_ir::{DType, Literal, ScalarExpr, ScalarFn, ScalarValue, TensorType};
+    let forms = [
+        ("bhqc", "bhkc", "bhke", "bhqe", "bhqk"),
+        ("bhgqc", "bhkc", "bhke", "bhgqe", "bhgqk"),
+        ("qabhc", "kabhc", "abkhe", "abhqe", "abhqk"),
+        ("bqhc", "bkc", "bke", "bqhe", "bhqk"),
+    ];
+    let extent = |label: u8| match label {
+        b'a' | b'g' => 2usize,
+        b'b' => 3,
+        b'h' => 2,
+        b'q' => 7,
+        b'k' => 9,
+        b'c' => 8,
+        _ => 5,
+    };
+    for dtype in [DType::F32, DType::F64, DType::F16, DType::BF16] {
+        for (q, k, v, o, scores) in forms {
+            let shape = |labels: &str| labels.bytes().map(extent).collect::<Vec<usize>>();
+            let scale = ScalarExpr::constant(Literal::new(ScalarValue::Float(0.25), dtype));
+            let raw = ScalarExpr::apply(ScalarFn::Mul, [ScalarExpr::arg(0), scale], dtype);
+            let never = ScalarExpr::constant(Literal::new(ScalarValue::Float(-30.0), dtype));
+            let masked = ScalarExpr::apply(ScalarFn::Select, [ScalarExpr::arg(1), raw, never], dtype);
+            let graph = trace(|t| {
+                let leaf = |name: &str, labels: &str| {
+                    let shape = shape(labels).into_iter().map(|n| n.into()).collect();
+                    t.input(name, TensorType { dtype, shape })
+                };
+                let (x, y, z) = (leaf("q", q), leaf("k", k), leaf("v", v));
+                let mask = t.input("mask", TensorType { dtype: DType::Bool, shape: [7i64, 9].into() });
+                let attention = Attention {
+                    q: Labels::new(q),
+                    k: Labels::new(k),
+                    v: Labels::new(v),
+                    o: Labels::new(o),
+                    scores: Labels::new(scores),
+                    score: masked.clone(),
+                };
+                let (o, lse) = x.attention(y, z, attention.canonical(), &[mask]);
+                let grads = t.grad((o * o).sum(), &[x, y, z]);
+                outputs(t, &[("o", o), ("lse", lse), ("dq", grads[0]), ("dk", grads[1]), ("dv", grads[2])]);
+            })
+            .unwrap_or_else(|e| panic!("{e}"));
+            let tensor = |labels: &str, seed| {
+                let x = random(&shape(labels), seed);
+                let mut y = Tensor::zeros(dtype, x.shape());
+                x.values().enumerate().for_each(|(i, v)| y.set(i, v));
+                y
+            };
+            let mut mask = Tensor::zeros(DType::Bool, &[7, 9]);
+            (0..63).for_each(|i| mask.set(i, ScalarValue::Bool(i * 5 % 7 < 4 || i % 9 == 0)));
+            let inputs = [("q", tensor(q, 1)), ("k", tensor(k, 2)), ("v", tensor(v, 3)), ("mask", mask)];
+            // a half's unit in the last place, of the greatest element, times the few roundings on the way
+            let tolerance = match dtype {
+                DType::F16 => 8.0 * 2f64.powi(-11),
+                DType::BF16 => 8.0 * 2f64.powi(-8),
+                _ => TOLERANCE,
+            };
+            check_within(&graph, &inputs, tolerance);
+        }
+    }
 }

@@ -5,7 +5,7 @@ use egret_ir::{DType, Diagnostic, Dim, ExprKind, NodeId, Op, ScalarExpr, ScalarF
 use egret_program::driver::{
     AttentionGradProblem, AttentionOperand, AttentionProblem, AttentionSchedule, Driver, Mask, Score,
 };
-use egret_program::{Arg, BufferId, Place, Step};
+use egret_program::{Arg, BufferId, DeviceDescription, Place, Step};
 use smallvec::SmallVec;
 
 use super::frame::Frame;
@@ -42,6 +42,22 @@ fn roles(attention: &Attention) -> Option<Roles> {
         channels.next().is_none() && values.next().is_none() && attention.k.has(channel) && attention.o.has(value);
     let ranks = [&attention.q, &attention.k, &attention.v, &attention.o].iter().all(|l| l.0.len() == outer.len() + 2);
     (shared && single && ranks).then_some(Roles { batch, head, query, key, channel, value })
+}
+
+/// Whether the driver runs an attention of a type, or its gradient if the types of its extras are given: that driver
+/// knows the slope of `scale · score + mask` alone.
+pub fn has_driver(
+    attention: &Attention,
+    dtype: DType,
+    gradient_with: Option<&[DType]>,
+    device: &DeviceDescription,
+) -> bool {
+    let plain = |extras: &[DType]| match plain_score(&attention.score) {
+        Some((_, None)) => true,
+        Some((_, Some(mask))) => extras.get(mask - 1) == Some(&DType::F32),
+        None => false,
+    };
+    device.is_cpu() && dtype == DType::F32 && roles(attention).is_some() && gradient_with.is_none_or(plain)
 }
 
 /// `scale · p0 + p_mask`, if the program is that.

@@ -26,6 +26,7 @@ use crate::layout::{self, Layout};
 use crate::partition::{self, Family, Group, is_inline, is_movement};
 use crate::rewrite::term::BindingTime;
 use crate::schedule::{self, scope::Value, scope::value_of};
+pub(crate) use attention::has_driver as attention_has_driver;
 use frame::Frame;
 
 /// What planning may do.

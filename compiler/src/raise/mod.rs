@@ -8,8 +8,11 @@ mod activation;
 mod attention;
 mod cone;
 mod simplify;
+mod spell;
 
 use egret_ir::{Diagnostic, Graph};
+
+pub use spell::spell_out;
 
 use crate::rewrite::direct::{self, Applied, Builder};
 use crate::rewrite::rules::{self, Topic};

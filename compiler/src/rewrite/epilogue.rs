@@ -156,9 +156,7 @@ pub fn absorb(egraph: &mut Graph, dependencies: &Dependencies, journal: &mut Jou
                     continue;
                 }
                 match join(egraph, Some(dependencies), class, &node, at, &anchor, exact) {
-                    Ok((op, operands)) => {
-                        unions += usize::from(unite(egraph, journal, class, node.clone(), at, term, &op, &operands));
-                    }
+                    Ok(joined) => unions += usize::from(unite(egraph, journal, class, node.clone(), at, term, joined)),
                     Err(guard) => {
                         let nodes = dependencies.nodes_of(egraph, class);
                         journal.refuse(Refusal { node: nodes.iter().map(|n| *n as u32).collect(), guard });
@@ -180,10 +178,19 @@ pub fn rejoin(
     exact: bool,
 ) -> Option<(Op, SmallVec<[Id; 4]>)> {
     let anchor = Anchor::of(egraph, anchor)?;
-    join(egraph, None, class, node, at, &anchor, exact).ok()
+    let joined = join(egraph, None, class, node, at, &anchor, exact).ok()?;
+    Some((joined.op, joined.operands))
 }
 
-/// The anchor with `node` in its program: its operator and operands, or the guard that refuses.
+/// An anchor with one more function in its program.
+struct Joined {
+    op: Op,
+    operands: SmallVec<[Id; 4]>,
+    /// Epilogues of the same anchor that the program took in.
+    siblings: SmallVec<[Term; 2]>,
+}
+
+/// The anchor with `node` in its program, or the guard that refuses.
 fn join(
     egraph: &Graph,
     dependencies: Option<&Dependencies>,
@@ -192,7 +199,7 @@ fn join(
     at: usize,
     anchor: &Anchor,
     exact: bool,
-) -> Result<(Op, SmallVec<[Id; 4]>), &'static str> {
+) -> Result<Joined, &'static str> {
     let consumed = egraph.find(node.operands[at]);
     let out = tensor_type(egraph, class).ok_or("the result is a tuple")?.clone();
     let base = tensor_type(egraph, consumed).ok_or("the operand is a tuple")?;
@@ -201,6 +208,7 @@ fn join(
     }
     let mut extras: SmallVec<[Id; 4]> = anchor.extras.clone();
     let mut args: SmallVec<[ScalarExpr; 3]> = SmallVec::new();
+    let mut siblings = SmallVec::new();
     for (i, operand) in node.operands.iter().enumerate() {
         let operand = egraph.find(*operand);
         if i == at || operand == consumed {
@@ -210,10 +218,11 @@ fn join(
         let sibling = egraph[operand]
             .nodes
             .iter()
-            .filter_map(|t| Anchor::of(egraph, t))
-            .filter(|a| a.same(anchor))
-            .min_by_key(Anchor::rank);
-        if let Some(sibling) = sibling {
+            .filter_map(|t| Some((Anchor::of(egraph, t)?, t)))
+            .filter(|(a, _)| a.same(anchor))
+            .min_by_key(|(a, _)| a.rank());
+        if let Some((sibling, term)) = sibling {
+            siblings.push(term.clone());
             let slots: SmallVec<[usize; 4]> = sibling.extras.iter().map(|e| slot(&mut extras, *e)).collect();
             args.push(rename(sibling.program(), &slots));
             continue;
@@ -238,7 +247,8 @@ fn join(
         Op::Pointwise(pointwise) => ScalarExpr::apply(pointwise.f, args, out.dtype),
         _ => return Err("the function is not elementwise"),
     };
-    finish(egraph, anchor, program, extras, &out, exact)
+    let (op, operands) = finish(egraph, anchor, program, extras, &out, exact)?;
+    Ok(Joined { op, operands, siblings })
 }
 
 fn slot(extras: &mut SmallVec<[Id; 4]>, id: Id) -> usize {
@@ -315,17 +325,16 @@ fn unite(
     node: Term,
     at: usize,
     anchor: Term,
-    op: &Op,
-    operands: &[Id],
+    Joined { op, operands, siblings }: Joined,
 ) -> bool {
     let before = egraph.total_number_of_nodes();
-    let Some(new) = add(egraph, op, operands) else { return false };
+    let Some(new) = add(egraph, &op, &operands) else { return false };
     if egraph[new].data.ty != egraph[class].data.ty || egraph.find(new) == egraph.find(class) {
         return false;
     }
-    let term = Term { kind: Kind::of(op), op: egraph.analysis.op_id(op), operands: operands.into() };
+    let term = Term { kind: Kind::of(&op), op: egraph.analysis.op_id(&op), operands };
     let joined = egraph.total_number_of_nodes() == before;
-    let matched = [node.clone(), anchor.clone()];
+    let matched: Vec<Term> = [node.clone(), anchor.clone()].into_iter().chain(siblings).collect();
     let step = Step {
         rule: "epilogue",
         how: How::Epilogue { node, at, anchor },

@@ -43,7 +43,7 @@ fn store(scope: &mut Scope, outputs: &[NodeId], memories: &[Memory], index: &[Ex
         let value = match &live {
             None => compute(scope, *id, index),
             Some(live) => {
-                let value = scope.masked(live.clone(), |s| compute(s, *id, index));
+                let value = scope.live(live.clone(), |s| compute(s, *id, index));
                 let dtype = scope.graph.tensor_type(*id).dtype;
                 live.clone().select(value, Expr::constant(dtype, 0.0))
             }

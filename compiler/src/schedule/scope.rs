@@ -56,6 +56,7 @@ pub struct Scope<'g> {
     elements: Vec<FxHashMap<(NodeId, Vec<Expr>), Expr>>,
     splits: Vec<(Expr, Expr, Expr)>,
     mask: Option<Expr>,
+    live: Option<Expr>,
     users: FxHashMap<NodeId, usize>,
 }
 
@@ -87,6 +88,7 @@ impl<'g> Scope<'g> {
             elements: vec![FxHashMap::default()],
             splits: Vec::new(),
             mask: None,
+            live: None,
             users: FxHashMap::default(),
         }
     }
@@ -187,8 +189,16 @@ impl<'g> Scope<'g> {
     pub fn load(&mut self, value: Value, index: &[Expr]) -> Expr {
         let memory = self.read(value);
         let address = self.address(value, index);
-        match &self.mask {
-            Some(mask) => memory.load_if(mask.clone(), address),
+        // a block has memory for all its lanes
+        let blocked = matches!(self.stored.layout(value), Some(Layout::Blocked { .. }))
+            && self.splits.iter().any(|(whole, _, _)| *whole == index[1]);
+        let live = self.live.clone().filter(|_| !blocked);
+        let mask = match (self.mask.clone(), live) {
+            (Some(mask), Some(live)) => Some(mask.and(live)),
+            (mask, live) => mask.or(live),
+        };
+        match mask {
+            Some(mask) => memory.load_if(mask, address),
             None => memory.load(address),
         }
     }
@@ -200,10 +210,24 @@ impl<'g> Scope<'g> {
             Some(mask) => mask.and(condition),
             None => condition,
         });
+        let result = self.apart(f);
+        self.mask = outer;
+        result
+    }
+
+    /// Runs `f` for lanes of which only those are channels where `condition` holds. What it gives elsewhere is unknown.
+    pub fn live<T>(&mut self, condition: Expr, f: impl FnOnce(&mut Self) -> T) -> T {
+        let outer = self.live.replace(condition);
+        let result = self.apart(f);
+        self.live = outer;
+        result
+    }
+
+    /// Runs `f` with a memory of elements of its own.
+    fn apart<T>(&mut self, f: impl FnOnce(&mut Self) -> T) -> T {
         self.elements.push(FxHashMap::default());
         let result = f(self);
         self.elements.pop();
-        self.mask = outer;
         result
     }
 

@@ -11,7 +11,7 @@ use super::half::{arithmetic, is_half};
 use super::scalar::{float_condition, int_condition, never_nan, signed};
 use super::vector::{Group, Inner, VectorLoop, vector_type};
 use crate::emit::EmitError;
-use crate::kernel::{BinaryOp, Expr, UnaryOp, Var};
+use crate::kernel::{BinaryOp, Expr, Memory, UnaryOp, Var};
 
 impl Lower<'_, '_> {
     /// The vector of an expression whose type fits the lanes.
@@ -41,6 +41,11 @@ impl Lower<'_, '_> {
                 if let Some(vector) = self.vector_load(looped, group, *memory, index)? {
                     return Ok(vector);
                 }
+            }
+            Expr::Load { memory, index, mask: Some(mask) }
+                if (dtype != DType::Bool || looped.lanes == 4) && looped.is_contiguous(index) =>
+            {
+                return self.masked_load(looped, group, (*memory, index, mask), ty, e);
             }
             Expr::Unary(op, a) if fits(self, a) => {
                 let of = self.dtype(a)?;
@@ -97,6 +102,41 @@ impl Lower<'_, '_> {
         let lanes = (0..looped.lanes).map(|lane| self.lane(looped, group, e, lane));
         let lanes: Vec<Value> = lanes.collect::<Result<_, _>>()?;
         self.gather(ty, dtype, &lanes)
+    }
+
+    /// A load of consecutive elements: one of a vector where all lanes load, else lane by lane.
+    fn masked_load(
+        &mut self,
+        looped: &VectorLoop<'_>,
+        group: &mut Group,
+        (memory, index, mask): (Memory, &Expr, &Expr),
+        ty: Type,
+        e: &Expr,
+    ) -> Result<Value, EmitError> {
+        let mask = self.vector(looped, group, mask)?;
+        let all = self.b.ins().vall_true(mask);
+        let (whole, single, done) = (self.b.create_block(), self.b.create_block(), self.b.create_block());
+        let result = self.b.append_block_param(done, ty);
+        self.b.set_cold_block(single);
+        self.b.ins().brif(all, whole, &[], single, &[]);
+
+        self.b.switch_to_block(whole);
+        let Some(loaded) = self.vector_load(looped, group, memory, index)? else {
+            return Err(EmitError::Backend("a load that is not contiguous".into()));
+        };
+        self.b.ins().jump(done, &[loaded.into()]);
+
+        self.b.switch_to_block(single);
+        // what is computed here is known nowhere else
+        let known = group.scalars.clone();
+        let lanes: Vec<Value> =
+            (0..looped.lanes).map(|lane| self.lane(looped, group, e, lane)).collect::<Result<_, _>>()?;
+        group.scalars = known;
+        let dtype = self.dtype(e)?;
+        let gathered = self.gather(ty, dtype, &lanes)?;
+        self.b.ins().jump(done, &[gathered.into()]);
+        self.b.switch_to_block(done);
+        Ok(result)
     }
 
     fn each_lane(

@@ -240,6 +240,11 @@ impl VectorLoop<'_> {
         (!self.varies(&affine.base)).then_some(affine)
     }
 
+    /// Whether consecutive iterations touch consecutive elements.
+    pub fn is_contiguous(&self, index: &Expr) -> bool {
+        self.affine(index).is_some_and(|affine| affine.coefficient == 1)
+    }
+
     /// An index with the definitions of the body written out, so deep at most: shared definitions double at each level.
     fn write_out(&self, e: &Expr, depth: u32) -> Expr {
         e.substitute(&mut |v| match self.inner.get(&v) {

@@ -1,0 +1,224 @@
+//! Composites that have no kernel on a device, spelled out in operators that have one.
+//!
+//! Attention has a driver on CPUs, for `f32` and at most two axes beside queries and keys. Halves are attended in `f32`
+//! and rounded once, as the operator states; any other form becomes products around a softmax.
+
+use std::sync::Arc;
+
+use egret_ir::ops::{
+    Attention, AttentionGrad, Broadcast, Cast, DotGeneral, Labels, Pointwise, Proj, Reduce, ReduceKind, Reshape, Scan,
+    Softmax,
+};
+use egret_ir::{DType, Diagnostic, ExprKind, Graph, Literal, NodeId, Op, ScalarExpr, ScalarFn};
+use egret_program::DeviceDescription;
+use smallvec::SmallVec;
+
+use crate::plan::attention_has_driver;
+use crate::rewrite::direct::{self, Builder};
+
+/// The graph, and those in its loops, with every composite that the device has no kernel for spelled out.
+///
+/// # Errors
+/// When what is put in does not fit: a defect.
+pub fn spell_out(graph: &Graph, device: &DeviceDescription) -> Result<Graph, Diagnostic> {
+    let mut hook = |builder: &mut Builder, id: NodeId| {
+        let node = builder.graph().node(id).clone();
+        match &node.op {
+            Op::Proj(proj) => {
+                let of = builder.graph().node(node.operands[0]).clone();
+                let mut speller = Speller { builder, device };
+                let part = match &of.op {
+                    Op::Attention(attention) => speller.attention(attention, &of.operands, proj.index),
+                    Op::AttentionGrad(grad) => speller.gradient(&grad.of, &of.operands, proj.index),
+                    _ => None,
+                };
+                part.map(|id| (id, "spell-out"))
+            }
+            Op::Scan(scan) => {
+                let body = spell_out(&scan.body, device).ok().filter(|body| *body != *scan.body)?;
+                let scan = Scan { body: Arc::new(body), ..scan.clone() };
+                builder.add(&scan.into(), &node.operands).ok().map(|id| (id, "spell-out"))
+            }
+            _ => None,
+        }
+    };
+    Ok(direct::apply(graph, &[], &mut hook)?.0)
+}
+
+struct Speller<'b> {
+    builder: &'b mut Builder,
+    device: &'b DeviceDescription,
+}
+
+fn is_half(dtype: DType) -> bool {
+    matches!(dtype, DType::F16 | DType::BF16)
+}
+
+/// A program of halves as one of `f32`.
+fn widened(program: &ScalarExpr) -> ScalarExpr {
+    match program.kind() {
+        ExprKind::Const(literal) if is_half(literal.dtype) => ScalarExpr::float(literal.as_f64(), DType::F32),
+        ExprKind::Arg(_) | ExprKind::Const(_) => program.clone(),
+        ExprKind::Cast(dtype, inner) if is_half(*dtype) => widened(inner).cast(*dtype).cast(DType::F32),
+        ExprKind::Cast(dtype, inner) => widened(inner).cast(*dtype),
+        ExprKind::Apply(f, args) => ScalarExpr::apply(*f, args.iter().map(widened), DType::F32),
+    }
+}
+
+impl Speller<'_> {
+    fn add(&mut self, op: impl Into<Op>, operands: &[NodeId]) -> Option<NodeId> {
+        self.builder.add(&op.into(), operands).ok()
+    }
+
+    fn dtype(&self, id: NodeId) -> DType {
+        self.builder.graph().tensor_type(id).dtype
+    }
+
+    fn cast(&mut self, id: NodeId, dtype: DType) -> Option<NodeId> {
+        if self.dtype(id) == dtype { Some(id) } else { self.add(Cast { dtype }, &[id]) }
+    }
+
+    fn map(&mut self, f: ScalarFn, operands: &[NodeId]) -> Option<NodeId> {
+        self.add(Pointwise { f }, operands)
+    }
+
+    fn dot(&mut self, (a, la): (NodeId, &Labels), (b, lb): (NodeId, &Labels), out: &Labels) -> Option<NodeId> {
+        self.add(DotGeneral::new(la.clone(), lb.clone(), out.clone()), &[a, b])
+    }
+
+    /// The values of halves in `f32`; truth values and integers stay.
+    fn wide(&mut self, ids: &[NodeId]) -> Option<SmallVec<[NodeId; 8]>> {
+        ids.iter().map(|id| if is_half(self.dtype(*id)) { self.cast(*id, DType::F32) } else { Some(*id) }).collect()
+    }
+
+    fn attention(&mut self, attention: &Attention, operands: &[NodeId], part: usize) -> Option<NodeId> {
+        let dtype = self.dtype(operands[0]);
+        if is_half(dtype) {
+            let wide = self.wide(operands)?;
+            let attention = Attention { score: widened(&attention.score), ..attention.clone() };
+            let value = match self.attention(&attention, &wide, part) {
+                Some(spelled) => spelled,
+                None => {
+                    let whole = self.add(attention, &wide)?;
+                    self.add(Proj { index: part }, &[whole])?
+                }
+            };
+            // the log-sum-exps are f32 anyhow
+            return if part == 0 { self.cast(value, dtype) } else { Some(value) };
+        }
+        if attention_has_driver(attention, dtype, None, self.device) {
+            return None;
+        }
+        let logits = self.logits(attention, operands[0], operands[1], &operands[3..])?;
+        let keys = attention.scores.0.len() - 1;
+        if part == 0 {
+            let p = self.add(Softmax { axis: keys, log: false }, &[logits])?;
+            return self.dot((p, &attention.scores), (operands[2], &attention.v), &attention.o);
+        }
+        let top = self.reduce(ReduceKind::Max, logits, keys)?;
+        let below = self.map(ScalarFn::Sub, &[logits, top])?;
+        let exp = self.map(ScalarFn::Exp, &[below])?;
+        let sum = self.reduce(ReduceKind::Sum, exp, keys)?;
+        let log = self.map(ScalarFn::Log, &[sum])?;
+        let lse = self.map(ScalarFn::Add, &[top, log])?;
+        let lse = self.cast(lse, DType::F32)?;
+        let shape = self.builder.graph().tensor_type(lse).shape[..keys].iter().cloned().collect();
+        self.add(Reshape { shape }, &[lse])
+    }
+
+    /// With `p` the probabilities: `dv = pᵀ·do`, `dp = do·vᵀ`, `dlogit = p·(dp − Σ p·dp)`, then through the score program.
+    fn gradient(&mut self, attention: &Attention, operands: &[NodeId], part: usize) -> Option<NodeId> {
+        let dtype = self.dtype(operands[0]);
+        if is_half(dtype) {
+            let wide = self.wide(operands)?;
+            let of = Attention { score: widened(&attention.score), ..attention.clone() };
+            let value = match self.gradient(&of, &wide, part) {
+                Some(spelled) => spelled,
+                None => {
+                    let whole = self.add(AttentionGrad { of }, &wide)?;
+                    self.add(Proj { index: part }, &[whole])?
+                }
+            };
+            return self.cast(value, dtype);
+        }
+        let extras = &operands[6..];
+        let extra_types: Vec<DType> = extras.iter().map(|e| self.dtype(*e)).collect();
+        if attention_has_driver(attention, dtype, Some(&extra_types), self.device) {
+            return None;
+        }
+        let (q, k, v, d_o) = (operands[0], operands[1], operands[2], operands[5]);
+        let keys = attention.scores.0.len() - 1;
+        let raw = self.dot((q, &attention.q), (k, &attention.k), &attention.scores)?;
+        let logits = self.logits(attention, q, k, extras)?;
+        let p = self.add(Softmax { axis: keys, log: false }, &[logits])?;
+        if part == 2 {
+            return self.dot((p, &attention.scores), (d_o, &attention.o), &attention.v);
+        }
+        let dp = self.dot((d_o, &attention.o), (v, &attention.v), &attention.scores)?;
+        let product = self.map(ScalarFn::Mul, &[p, dp])?;
+        let total = self.reduce(ReduceKind::Sum, product, keys)?;
+        let rest = self.map(ScalarFn::Sub, &[dp, total])?;
+        let ds = self.map(ScalarFn::Mul, &[p, rest])?;
+        let args: SmallVec<[NodeId; 8]> = std::iter::once(raw).chain(extras.iter().copied()).collect();
+        let slope = match attention.score.derivative(0, dtype) {
+            Some(slope) => self.program(&slope, &args)?,
+            None => self.builder.scalar(Literal::float(0.0, dtype)).ok()?,
+        };
+        let ds = self.map(ScalarFn::Mul, &[ds, slope])?;
+        match part {
+            0 => self.dot((ds, &attention.scores), (k, &attention.k), &attention.q),
+            _ => self.dot((ds, &attention.scores), (q, &attention.q), &attention.k),
+        }
+    }
+
+    fn reduce(&mut self, kind: ReduceKind, x: NodeId, axis: usize) -> Option<NodeId> {
+        self.add(Reduce { kind, axes: smallvec::smallvec![axis], keep: true }, &[x])
+    }
+
+    fn logits(&mut self, attention: &Attention, q: NodeId, k: NodeId, extras: &[NodeId]) -> Option<NodeId> {
+        let raw = self.dot((q, &attention.q), (k, &attention.k), &attention.scores)?;
+        let args: SmallVec<[NodeId; 8]> = std::iter::once(raw).chain(extras.iter().copied()).collect();
+        let logits = self.program(&attention.score, &args)?;
+        let shape = self.builder.graph().tensor_type(raw).shape.clone();
+        if self.builder.graph().tensor_type(logits).shape == shape {
+            return Some(logits);
+        }
+        self.add(Broadcast { shape }, &[logits])
+    }
+
+    /// A scalar program as elementwise operators; the builder shares what occurs twice.
+    fn program(&mut self, program: &ScalarExpr, args: &[NodeId]) -> Option<NodeId> {
+        match program.kind() {
+            ExprKind::Arg(i) => args.get(usize::from(*i)).copied(),
+            ExprKind::Const(literal) => self.builder.scalar(*literal).ok(),
+            ExprKind::Cast(dtype, inner) => {
+                let inner = self.program(inner, args)?;
+                self.cast(inner, *dtype)
+            }
+            ExprKind::Apply(f, operands) => {
+                let operands: Option<SmallVec<[NodeId; 3]>> =
+                    operands.iter().map(|operand| self.program(operand, args)).collect();
+                self.map(*f, &operands?)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use egret_ir::ScalarValue;
+
+    use super::*;
+
+    #[test]
+    fn halves_of_a_program_become_f32() {
+        let half = |v| ScalarExpr::float(v, DType::F16);
+        let apply = |f, a, b| ScalarExpr::apply(f, [a, b], DType::F16);
+        let scaled = apply(ScalarFn::Mul, ScalarExpr::arg(0), half(0.5));
+        let program = apply(ScalarFn::Add, scaled, ScalarExpr::arg(1).cast(DType::F16));
+        let wide = widened(&program);
+        assert_eq!(wide.dtype(&[DType::F32, DType::F32]), DType::F32);
+        let value = wide.eval_unrounded(&[ScalarValue::Float(3.0), ScalarValue::Float(0.1)]).as_f64();
+        assert!((value - (1.5 + 0.1)).abs() < 1e-3 && value != 1.6, "the cast still rounds: {value}");
+    }
+}
