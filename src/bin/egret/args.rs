@@ -32,11 +32,9 @@ pub enum Command {
     Bench(BenchArgs),
 }
 
-/// How a model is compiled.
+/// How a model is compiled, and for what.
 #[derive(Args)]
-pub struct CompileArgs {
-    /// The model: `.onnx`, or a graph as `egret dump` writes it.
-    pub model: PathBuf,
+pub struct TargetArgs {
     /// Where it runs: cpu, interpreter.
     #[arg(long, default_value = "cpu")]
     pub device: Device,
@@ -51,16 +49,30 @@ pub struct CompileArgs {
     pub exact: bool,
 }
 
-impl CompileArgs {
+impl TargetArgs {
     /// The device with its threads.
     pub fn device(&self) -> Device {
-        self.device.clone().with_threads(self.threads.unwrap_or(0))
+        self.device_with(self.threads.unwrap_or(0))
+    }
+
+    /// The device with that many threads.
+    pub fn device_with(&self, threads: usize) -> Device {
+        self.device.clone().with_threads(threads)
     }
 
     /// Options of the compiler.
     pub fn options(&self) -> CompileOptions {
         CompileOptions { level: self.rewrite, exact: self.exact }
     }
+}
+
+/// A model, and how it is compiled.
+#[derive(Args)]
+pub struct CompileArgs {
+    /// The model: `.onnx`, or a graph as `egret dump` writes it.
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub target: TargetArgs,
 }
 
 /// Where inputs come from.
@@ -87,8 +99,18 @@ fn dim(text: &str) -> Result<(String, i64), String> {
 /// `egret run`.
 #[derive(Args)]
 pub struct RunArgs {
+    /// The model: `.onnx`, or a graph as `egret dump` writes it.
+    #[arg(required_unless_present = "batch")]
+    pub model: Option<PathBuf>,
+    /// Run many models: a file of lines `model<TAB>inputs<TAB>outputs`. Each outputs folder gets `output_0.pb`, … and
+    /// `status`: `ok`, `unsupported: why` or `error: why`.
+    #[arg(long, value_name = "LIST", conflicts_with_all = ["model", "inputs", "outputs", "expect"])]
+    pub batch: Option<PathBuf>,
+    /// Models of a batch that run at a time, each on one thread unless `--threads` is given.
+    #[arg(long, value_name = "N", requires = "batch")]
+    pub jobs: Option<usize>,
     #[command(flatten)]
-    pub compile: CompileArgs,
+    pub target: TargetArgs,
     #[command(flatten)]
     pub inputs: InputArgs,
     /// A folder for `output_0.pb`, …

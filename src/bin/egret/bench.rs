@@ -20,7 +20,7 @@ pub fn bench(args: &BenchArgs, as_json: bool) -> Result<(), Failure> {
     let graph = model::load(&args.compile.model)?;
     let inputs = model::given(&graph, &args.inputs)?;
     let given = model::borrowed(&inputs);
-    let exe = egret::compile_with(&graph, &args.compile.device(), &args.compile.options())?;
+    let exe = egret::compile_with(&graph, &args.compile.target.device(), &args.compile.target.options())?;
     let mut session = exe.session()?;
     for _ in 0..WARM_UP {
         session.run(&given)?;
@@ -46,7 +46,7 @@ pub fn bench(args: &BenchArgs, as_json: bool) -> Result<(), Failure> {
         |of: fn(&egret::StepTime) -> f64| -> f64 { session.timings().iter().map(|s| of(s) * s.calls as f64).sum() };
     let (flops, bytes) = (work(|s| s.flops), work(|s| s.bytes));
     let memory = session.memory();
-    let threads = match args.compile.threads {
+    let threads = match args.compile.target.threads {
         Some(n) if n > 0 => n,
         _ => std::thread::available_parallelism().map_or(1, usize::from),
     };

@@ -20,11 +20,11 @@ pub fn dump(args: &DumpArgs) -> Result<(), Failure> {
     if args.stage == Stage::Imported {
         return write_graph(args, &graph);
     }
-    let Some(description) = args.compile.device().description()? else {
+    let Some(description) = args.compile.target.device().description()? else {
         let message = "the interpreter compiles nothing: it has the stage `imported` alone";
         return Err(Failure::usage(message));
     };
-    let compiled = egret_compiler::compile(&graph, &description, &args.compile.options())?;
+    let compiled = egret_compiler::compile(&graph, &description, &args.compile.target.options())?;
     match args.stage {
         Stage::Raised => write_graph(args, &compiled.raised),
         Stage::Rewritten => write_graph(args, &compiled.rewritten.graph),

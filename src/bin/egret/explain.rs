@@ -31,10 +31,10 @@ struct NodeLine {
 /// Explains a model.
 pub fn explain(args: &ExplainArgs, as_json: bool) -> Result<(), Failure> {
     let graph = model::load(&args.compile.model)?;
-    let Some(description) = args.compile.device().description()? else {
+    let Some(description) = args.compile.target.device().description()? else {
         return Err(Failure::usage("the interpreter compiles nothing, so there is nothing to explain"));
     };
-    let compiled = egret_compiler::compile(&graph, &description, &args.compile.options())?;
+    let compiled = egret_compiler::compile(&graph, &description, &args.compile.target.options())?;
     let all = entries(&compiled);
     let total = all.len();
     let chosen: Vec<Entry> = match &args.node {
@@ -51,7 +51,7 @@ pub fn explain(args: &ExplainArgs, as_json: bool) -> Result<(), Failure> {
         println!("{:#}", json!({ "kernels": kernels, "report": report_value(&compiled, total) }));
     } else {
         chosen.iter().for_each(Entry::print);
-        print_report(&compiled, total, args.compile.rewrite);
+        print_report(&compiled, total, args.compile.target.rewrite);
     }
     Ok(())
 }

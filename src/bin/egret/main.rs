@@ -1,6 +1,7 @@
 //! The `egret` command: runs, shows, explains and measures models.
 
 mod args;
+mod batch;
 mod bench;
 mod dump;
 mod explain;

@@ -27,18 +27,22 @@ pub fn inputs(graph: &Graph) -> Vec<(String, TensorType)> {
 
 /// Inputs from the folder that was named, or drawn.
 pub fn given(graph: &Graph, args: &InputArgs) -> Result<Vec<(String, Tensor)>, Failure> {
-    let ports = inputs(graph);
     match &args.inputs {
-        Some(folder) => {
-            let names: Vec<&str> = ports.iter().map(|(name, _)| name.as_str()).collect();
-            tensors::read(folder, "input", &names)
-        }
-        None => drawn(&ports, args),
+        Some(folder) => read(graph, folder),
+        None => drawn(graph, args),
     }
 }
 
+/// Inputs from a folder.
+pub fn read(graph: &Graph, folder: &Path) -> Result<Vec<(String, Tensor)>, Failure> {
+    let ports = inputs(graph);
+    let names: Vec<&str> = ports.iter().map(|(name, _)| name.as_str()).collect();
+    tensors::read(folder, "input", &names)
+}
+
 /// Seeded inputs: floats in −1..1, integers and truth values 0 or 1, which are legal indices almost everywhere.
-fn drawn(ports: &[(String, TensorType)], args: &InputArgs) -> Result<Vec<(String, Tensor)>, Failure> {
+pub fn drawn(graph: &Graph, args: &InputArgs) -> Result<Vec<(String, Tensor)>, Failure> {
+    let ports = &inputs(graph);
     let bindings = sizes(ports, &args.dims)?;
     let mut random = Random::new(args.seed);
     let mut all = Vec::with_capacity(ports.len());

@@ -1,28 +1,46 @@
 //! `egret run`.
 
-use std::time::Instant;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
-use egret::Tensor;
+use egret::{Device, Tensor};
 use serde_json::{Value, json};
 
 use crate::args::RunArgs;
+use crate::batch::batch;
 use crate::failure::Failure;
 use crate::model;
 use crate::tensors::{self, Difference};
 
-/// Runs a model once, and compares or summarises its outputs.
-pub fn run(args: &RunArgs, as_json: bool) -> Result<(), Failure> {
-    let graph = model::load(&args.compile.model)?;
-    let inputs = model::given(&graph, &args.inputs)?;
-    let exe = egret::compile_with(&graph, &args.compile.device(), &args.compile.options())?;
+/// Inputs, outputs by name, and how long the run took.
+type Ran = (Vec<(String, Tensor)>, Vec<(String, Tensor)>, Duration);
+
+/// Compiles a model and runs it once; inputs come from `folder`, or are drawn.
+///
+/// # Errors
+/// What is wrong with the model, its inputs or the run.
+pub fn once(model: &Path, folder: Option<&Path>, device: &Device, args: &RunArgs) -> Result<Ran, Failure> {
+    let graph = model::load(model)?;
+    let inputs = match folder {
+        Some(folder) => model::read(&graph, folder)?,
+        None => model::drawn(&graph, &args.inputs)?,
+    };
+    let exe = egret::compile_with(&graph, device, &args.target.options())?;
     let mut session = exe.session()?;
     let start = Instant::now();
-    let outputs: Vec<(String, Tensor)> = session
-        .run(&model::borrowed(&inputs))?
-        .iter()
-        .map(|output| (output.name().to_string(), output.to_tensor()))
-        .collect();
+    let outputs = session.run(&model::borrowed(&inputs))?;
+    let outputs = outputs.iter().map(|output| (output.name().to_string(), output.to_tensor())).collect();
     let took = start.elapsed();
+    Ok((inputs, outputs, took))
+}
+
+/// Runs a model once, and compares or summarises its outputs; or a batch of models.
+pub fn run(args: &RunArgs, as_json: bool) -> Result<(), Failure> {
+    if let Some(list) = &args.batch {
+        return batch(list, args, as_json);
+    }
+    let Some(model) = &args.model else { return Err(Failure::usage("no model is named")) };
+    let (inputs, outputs, took) = once(model, args.inputs.inputs.as_deref(), &args.target.device(), args)?;
     if let Some(folder) = &args.outputs {
         tensors::write(folder, "output", &outputs)?;
     }
