@@ -5,8 +5,10 @@ use std::collections::HashMap;
 use egret_ir::ops::Broadcast;
 use egret_ir::{DType, Diagnostic, Dim, Literal, Origin, ScalarValue, Shape, Tensor, Tracer, Var, Weight};
 
-use crate::proto::{AttributeProto, NodeProto};
-use crate::tensor::{External, from_proto};
+use crate::graph;
+use crate::model::Model;
+use crate::proto::{AttributeProto, GraphProto, NodeProto};
+use crate::tensor::{from_proto, from_sparse};
 
 /// A value of the model.
 #[derive(Clone)]
@@ -48,6 +50,20 @@ pub(crate) struct Scope<'t> {
     pub values: HashMap<String, Source<'t>>,
 }
 
+/// A graph under construction, and the part of the model that is written into it.
+#[derive(Clone, Copy)]
+pub(crate) struct Region<'a, 't> {
+    /// The outermost graph, which has the params.
+    pub root: &'a Tracer<'t>,
+    /// This graph: the outermost, or a body.
+    pub t: &'a Tracer<'t>,
+    pub model: &'a Model<'a>,
+    /// Version of the standard operator set.
+    pub opset: i64,
+    /// How many functions and bodies are around.
+    pub depth: usize,
+}
+
 /// One node while it is imported.
 pub(crate) struct Cx<'a, 't> {
     pub t: &'a Tracer<'t>,
@@ -55,7 +71,29 @@ pub(crate) struct Cx<'a, 't> {
     /// Version of the standard operator set.
     pub opset: i64,
     pub scope: &'a mut Scope<'t>,
-    pub external: &'a mut External,
+    pub region: Region<'a, 't>,
+}
+
+impl<'a, 't> Cx<'a, 't> {
+    pub(crate) fn new(region: Region<'a, 't>, node: &'a NodeProto, scope: &'a mut Scope<'t>) -> Cx<'a, 't> {
+        Cx { t: region.t, node, opset: region.opset, scope, region }
+    }
+
+    /// The graph in an attribute.
+    pub(crate) fn graph(&self, name: &str) -> Result<&'a GraphProto, Diagnostic> {
+        let found = self.node.attribute.iter().find(|a| a.name == name);
+        found.and_then(|a| a.g.as_ref()).ok_or_else(|| self.error(format!("has no graph `{name}`")))
+    }
+
+    /// The results of a graph that the node holds, written into `t`.
+    pub(crate) fn body(
+        &self,
+        t: &Tracer<'t>,
+        graph: &GraphProto,
+        operands: &[Source<'t>],
+    ) -> Result<Vec<Source<'t>>, Diagnostic> {
+        graph::body(Region { t, ..self.region }, self.node, graph, operands, self.scope)
+    }
 }
 
 impl<'t> Cx<'_, 't> {
@@ -99,32 +137,37 @@ impl<'t> Cx<'_, 't> {
 
     /// A node for a value.
     pub(crate) fn node_of(&self, source: Source<'t>) -> Result<Var<'t>, Diagnostic> {
+        self.node_in(self.t, source)
+    }
+
+    /// A node for a value, in the graph or a body of it.
+    pub(crate) fn node_in(&self, t: &Tracer<'t>, source: Source<'t>) -> Result<Var<'t>, Diagnostic> {
         Ok(match source {
             Source::Var(var) => var,
-            Source::Const(tensor) => self.t.constant(tensor),
-            Source::Param(name, tensor) => self.t.param(&name, Weight::Tensor(tensor)),
-            Source::Dims(known) => self.dims_as_tensor(&known)?,
+            Source::Const(tensor) => t.constant(tensor),
+            Source::Param(name, tensor) => self.region.root.param(&name, Weight::Tensor(tensor)),
+            Source::Dims(known) => self.dims_as_tensor(t, &known)?,
         })
     }
 
     /// Sizes as a tensor: each is the sum of that many ones.
-    fn dims_as_tensor(&self, known: &Known) -> Result<Var<'t>, Diagnostic> {
+    fn dims_as_tensor(&self, t: &Tracer<'t>, known: &Known) -> Result<Var<'t>, Diagnostic> {
         if let Some(tensor) = known.constant() {
-            return Ok(self.t.constant(tensor));
+            return Ok(t.constant(tensor));
         }
-        let one = self.t.scalar(Literal::int(1, known.dtype));
+        let one = t.scalar(Literal::int(1, known.dtype));
         let mut parts = Vec::new();
         for dim in &known.dims {
             if dim.range().0 < 0 && dim.as_const().is_none() {
                 return Err(self.error(format!("the size `{dim}` may be negative and cannot be a tensor")));
             }
             let value = match dim.as_const() {
-                Some(value) => self.t.scalar(Literal::int(value, known.dtype)),
+                Some(value) => t.scalar(Literal::int(value, known.dtype)),
                 None => one.then(Broadcast { shape: Shape::from([dim.clone()]) }, &[]).reduce_sum(&[0], false),
             };
             parts.push(value.reshape(Shape::from([1i64])));
         }
-        let all = self.t.concat(&parts, 0);
+        let all = t.concat(&parts, 0);
         Ok(if known.scalar { all.reshape(Shape::scalar()) } else { all })
     }
 
@@ -138,7 +181,7 @@ impl<'t> Cx<'_, 't> {
         match self.source(i).ok()? {
             Source::Const(tensor) | Source::Param(_, tensor) => Some(tensor.clone()),
             Source::Dims(known) => known.constant(),
-            Source::Var(var) => self.t.graph(|graph| match &graph.node(var.id()?).op {
+            Source::Var(var) => var.tracer().graph(|graph| match &graph.node(var.id()?).op {
                 egret_ir::Op::Const(leaf) => Some(leaf.value.clone()),
                 egret_ir::Op::Param(leaf) => match graph.weights.get(&leaf.name)? {
                     Weight::Tensor(tensor) => Some(tensor.clone()),
@@ -237,7 +280,14 @@ impl<'t> Cx<'_, 't> {
 
     pub(crate) fn tensor_attribute(&mut self, name: &str) -> Result<Option<Tensor>, Diagnostic> {
         let Some(proto) = self.attribute(name).and_then(|a| a.t.clone()) else { return Ok(None) };
-        from_proto(&proto, self.external).map(Some).map_err(|e| e.at(self.origin()))
+        let tensor = self.region.model.with_files(|files| from_proto(&proto, files));
+        tensor.map(Some).map_err(|e| e.at(self.origin()))
+    }
+
+    pub(crate) fn sparse_attribute(&mut self, name: &str) -> Result<Option<Tensor>, Diagnostic> {
+        let Some(proto) = self.attribute(name).and_then(|a| a.sparse_tensor.clone()) else { return Ok(None) };
+        let tensor = self.region.model.with_files(|files| from_sparse(&proto, files));
+        tensor.map(Some).map_err(|e| e.at(self.origin()))
     }
 
     /// An axis counted from the last when negative.
@@ -263,17 +313,75 @@ impl<'t> Cx<'_, 't> {
         origin(self.node)
     }
 
-    /// The node is not legal, or not in a way that is supported.
+    /// The node is not legal.
     pub(crate) fn error(&self, message: impl AsRef<str>) -> Diagnostic {
-        Diagnostic::new("E0305", format!("{}: {}", self.node.op_type, message.as_ref())).at(self.origin())
+        self.refuse("E0305", message.as_ref())
     }
 
-    fn data_dependent(&self, i: usize) -> Diagnostic {
+    /// The node is legal, but this form of the operator is not supported.
+    pub(crate) fn unsupported(&self, message: impl AsRef<str>) -> Diagnostic {
+        self.refuse("E0310", message.as_ref())
+    }
+
+    /// The operator needs an extent that the model leaves open.
+    pub(crate) fn open_extent(&self, message: impl AsRef<str>) -> Diagnostic {
+        self.region.model.need(|needs| needs.extents = true);
+        self.refuse("E0304", message.as_ref()).help("give the inputs, or a model whose extents are numbers")
+    }
+
+    fn refuse(&self, code: &'static str, message: &str) -> Diagnostic {
+        Diagnostic::new(code, format!("{}: {message}", self.node.op_type)).at(self.origin())
+    }
+
+    /// The element type whose number is in an attribute.
+    pub(crate) fn dtype(&self, name: &str) -> Result<Option<DType>, Diagnostic> {
+        if !self.has_attribute(name) {
+            return Ok(None);
+        }
+        crate::dtype(self.int(name, 0) as i32).map(Some).map_err(|e| e.at(self.origin()))
+    }
+
+    /// The extents of a shape that must all be numbers.
+    pub(crate) fn extents(&self, shape: &[Dim]) -> Result<Vec<i64>, Diagnostic> {
+        let all: Option<Vec<i64>> = shape.iter().map(Dim::as_const).collect();
+        all.ok_or_else(|| self.open_extent(format!("the extents {} must be numbers", Shape::from(shape))))
+    }
+
+    pub(crate) fn data_dependent(&self, i: usize) -> Diagnostic {
+        if let Ok(source) = self.source(i) {
+            self.trace_inputs(source);
+        }
         let name = self.node.input.get(i).map_or("", String::as_str);
-        let message = format!("{}: operand {i}, `{name}`, must not depend on data", self.node.op_type);
-        Diagnostic::new("E0304", message)
-            .at(self.origin())
-            .help("shapes may depend on the shapes of inputs, not on their values")
+        self.refuse("E0304", &format!("operand {i}, `{name}`, must not depend on data"))
+            .help("shapes may depend on the shapes of inputs; give the inputs to compile for their values")
+    }
+
+    /// Records on which inputs, and whether on their extents, a value depends.
+    fn trace_inputs(&self, source: &Source<'t>) {
+        let var = match source {
+            Source::Var(var) => var,
+            Source::Dims(_) => return self.region.model.need(|needs| needs.extents = true),
+            _ => return,
+        };
+        let Some(root) = var.id() else { return };
+        let names = var.tracer().graph(|graph| {
+            let (mut seen, mut open, mut names) = (vec![false; graph.nodes().len()], vec![root], Vec::new());
+            while let Some(id) = open.pop() {
+                if std::mem::replace(&mut seen[id.index()], true) {
+                    continue;
+                }
+                let node = graph.node(id);
+                if let egret_ir::Op::Input(leaf) = &node.op {
+                    names.push(leaf.name.clone());
+                }
+                open.extend(node.operands.iter().copied());
+            }
+            names
+        });
+        self.region.model.need(|needs| {
+            needs.values.extend(names);
+            needs.extents = true;
+        });
     }
 }
 

@@ -1,14 +1,18 @@
 //! ONNX models and tensors.
 //!
 //! [`load`] makes a graph of a model: one operator becomes one operator or a plain expression of them, nothing is
-//! recognised or fused. Named extents become symbols, and arithmetic on shapes is done while importing.
+//! recognised or fused. Named extents become symbols, and arithmetic on shapes is done while importing. Functions, and
+//! branches whose condition is known, are written out in place.
 
 mod cx;
 mod dims;
-mod import;
+mod graph;
+mod load;
+mod model;
 mod ops;
 mod proto;
 mod tensor;
 
-pub use import::{from_bytes, load};
+pub use load::{Specialised, from_bytes, from_bytes_for, inputs, load, load_for};
+pub use ops::supported;
 pub use tensor::{dtype, read_tensor, tensor_from_bytes, tensor_to_bytes, write_tensor};

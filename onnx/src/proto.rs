@@ -38,6 +38,8 @@ messages! {
         [string, tag = "2"] name: String,
         /// Constant tensors.
         [message, repeated, tag = "5"] initializer: Vec<TensorProto>,
+        /// Constant tensors given by their elements that are not zero.
+        [message, repeated, tag = "15"] sparse_initializer: Vec<SparseTensorProto>,
         /// Inputs; in old files also initializers.
         [message, repeated, tag = "11"] input: Vec<ValueInfoProto>,
         /// Outputs.
@@ -87,12 +89,16 @@ messages! {
         [bytes = "vec", tag = "4"] s: Vec<u8>,
         /// A tensor.
         [message, optional, tag = "5"] t: Option<TensorProto>,
+        /// A graph.
+        [message, optional, tag = "6"] g: Option<GraphProto>,
         /// Floats.
         [float, repeated, tag = "7"] floats: Vec<f32>,
         /// Integers.
         [int64, repeated, tag = "8"] ints: Vec<i64>,
         /// Texts.
         [bytes = "vec", repeated, tag = "9"] strings: Vec<Vec<u8>>,
+        /// A tensor given by its elements that are not zero.
+        [message, optional, tag = "22"] sparse_tensor: Option<SparseTensorProto>,
         /// In a function: the name of the caller's attribute that stands here.
         [string, tag = "21"] ref_attr_name: String,
     }
@@ -120,6 +126,15 @@ messages! {
         [message, repeated, tag = "13"] external_data: Vec<StringStringEntryProto>,
         /// 1 when the elements are in another file.
         [int32, tag = "14"] data_location: i32,
+    }
+    /// A tensor given by its elements that are not zero.
+    SparseTensorProto {
+        /// Those elements; the name is that of the whole tensor.
+        [message, optional, tag = "1"] values: Option<TensorProto>,
+        /// Their places: row-major, or one index an axis.
+        [message, optional, tag = "2"] indices: Option<TensorProto>,
+        /// Extents.
+        [int64, repeated, tag = "3"] dims: Vec<i64>,
     }
     /// A key and its value.
     StringStringEntryProto {

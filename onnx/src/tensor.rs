@@ -8,7 +8,7 @@ use egret_ir::{DType, Diagnostic, ScalarValue, Tensor};
 use memmap2::Mmap;
 use prost::Message;
 
-use crate::proto::{TensorProto, ValueInfoProto};
+use crate::proto::{SparseTensorProto, TensorProto, ValueInfoProto};
 
 /// Element types with their numbers in ONNX.
 const DTYPES: [(i32, DType); 13] = [
@@ -30,19 +30,20 @@ const DTYPES: [(i32, DType); 13] = [
 /// The element type of that number.
 ///
 /// # Errors
-/// `E0306` when there is none here.
+/// `E0311` when there is none here.
 pub fn dtype(number: i32) -> Result<DType, Diagnostic> {
     let found = DTYPES.iter().find(|(n, _)| *n == number);
     found.map(|(_, dtype)| *dtype).ok_or_else(|| {
         let name = match number {
             8 => "string",
             14 | 15 => "complex",
-            17..=20 => "float8",
+            17..=20 | 24 => "float8",
             21 | 22 => "4-bit integer",
             23 => "float4",
+            25 | 26 => "2-bit integer",
             _ => "unknown",
         };
-        Diagnostic::new("E0306", format!("element type {number} ({name}) is not supported"))
+        Diagnostic::new("E0311", format!("element type {number} ({name}) is not supported"))
     })
 }
 
@@ -139,6 +140,43 @@ fn filled(dtype: DType, shape: &[usize], values: impl Iterator<Item = i128>) -> 
     tensor
 }
 
+/// No sparse tensor is larger when its zeros are written out.
+const DENSE: usize = 1 << 30;
+
+/// The tensor of a sparse message, with its zeros.
+pub(crate) fn from_sparse(proto: &SparseTensorProto, external: &mut External) -> Result<Tensor, Diagnostic> {
+    let (Some(values), Some(indices)) = (&proto.values, &proto.indices) else {
+        return Err(Diagnostic::new("E0306", "a sparse tensor without values or indices"));
+    };
+    let wrong = |why: String| Diagnostic::new("E0306", format!("sparse tensor `{}`: {why}", values.name));
+    let (given, indices) = (from_proto(values, external)?, from_proto(indices, external)?);
+    let shape: Option<Vec<usize>> = proto.dims.iter().map(|d| usize::try_from(*d).ok()).collect();
+    let shape = shape.ok_or_else(|| wrong(format!("negative extents {:?}", proto.dims)))?;
+    let bytes = shape.iter().try_fold(given.dtype().size(), |n, d| n.checked_mul(*d));
+    if bytes.is_none_or(|bytes| bytes > DENSE) {
+        return Err(wrong(format!("the shape {shape:?} is too large")));
+    }
+    let count = given.elements();
+    let width = match indices.shape() {
+        [n] if *n == count => None,
+        [n, rank] if *n == count && *rank == shape.len() => Some(*rank),
+        other => return Err(wrong(format!("indices of shape {other:?} for {count} values of shape {shape:?}"))),
+    };
+    let mut tensor = Tensor::zeros(given.dtype(), &shape);
+    for i in 0..count {
+        let flat = match width {
+            None => usize::try_from(indices.get(i).as_int()).ok().filter(|flat| *flat < tensor.elements()),
+            Some(rank) => (0..rank).try_fold(0usize, |flat, axis| {
+                let at = usize::try_from(indices.get(i * rank + axis).as_int()).ok()?;
+                (at < shape[axis]).then(|| flat * shape[axis] + at)
+            }),
+        };
+        let flat = flat.ok_or_else(|| wrong(format!("the index of value {i} is outside {shape:?}")))?;
+        tensor.set(flat, given.get(i));
+    }
+    Ok(tensor)
+}
+
 /// The message of a tensor.
 pub(crate) fn to_proto(name: &str, tensor: &Tensor) -> TensorProto {
     TensorProto {
@@ -186,7 +224,7 @@ pub(crate) fn io(path: &Path, error: &std::io::Error) -> Diagnostic {
     Diagnostic::new("E0308", format!("{}: {error}", path.display()))
 }
 
-/// Element type and extents as declared: a number, a name, or unknown.
+/// Element type and extents as declared: a number, a name, or unknown. `None` when it is no tensor.
 pub(crate) fn declared(info: &ValueInfoProto) -> Option<(i32, Option<Vec<Extent>>)> {
     let tensor = info.r#type.as_ref()?.tensor_type.as_ref()?;
     let dims = tensor.shape.as_ref().map(|shape| {
@@ -233,7 +271,7 @@ mod tests {
         assert_eq!(lie(&|p| p.dims = vec![3]), "E0306");
         assert_eq!(lie(&|p| p.dims = vec![i64::MAX, 8]), "E0306");
         assert_eq!(lie(&|p| p.dims = vec![-1]), "E0306");
-        assert_eq!(lie(&|p| p.data_type = 8), "E0306");
+        assert_eq!(lie(&|p| p.data_type = 8), "E0311");
         assert_eq!(lie(&|p| p.data_location = 1), "E0302");
         assert_eq!(tensor_from_bytes(&[0xff; 7]).unwrap_err().code, "E0301");
     }

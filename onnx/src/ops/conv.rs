@@ -1,11 +1,11 @@
 //! Convolutions.
 
 use egret_ir::ops::{Conv, ConvForm};
-use egret_ir::{Diagnostic, Dim, Shape, Var};
+use egret_ir::{Diagnostic, Dim, Shape, TensorType, Var};
 
 use super::Results;
 use crate::cx::Cx;
-use crate::import::single;
+use crate::graph::single;
 
 /// Numbers up to this one cannot overflow when a few are added and multiplied.
 pub(super) const LARGEST: i64 = 1 << 30;
@@ -42,7 +42,9 @@ pub(super) fn pads(cx: &Cx, input: &[Dim], reach: &[i64], stride: &[i64]) -> Res
             (_, 1) => reach[i] - 1,
             (Some(extent), step) => ((extent + step - 1) / step - 1) * step + reach[i] - extent,
             (None, _) => {
-                return Err(cx.error(format!("{auto} with a stride needs a fixed extent, not {}", input[i])));
+                return Err(
+                    cx.open_extent(format!("{auto} with a stride needs an extent that is a number, not {}", input[i]))
+                );
             }
         }
         .max(0);
@@ -59,8 +61,7 @@ fn kernel(cx: &Cx, w: Var, n: usize) -> Result<Vec<i64>, Diagnostic> {
     if shape.rank() != n + 2 {
         return Err(cx.error(format!("the kernel {shape} must have rank {}", n + 2)));
     }
-    let dims: Option<Vec<i64>> = shape[2..].iter().map(Dim::as_const).collect();
-    dims.ok_or_else(|| cx.error(format!("the kernel {shape} must have fixed extents")))
+    cx.extents(&shape[2..])
 }
 
 fn biased<'t>(y: Var<'t>, bias: Option<Var<'t>>, n: usize) -> Var<'t> {
@@ -69,25 +70,31 @@ fn biased<'t>(y: Var<'t>, bias: Option<Var<'t>>, n: usize) -> Var<'t> {
     y + bias.reshape(shape.iter().cloned().chain(vec![Dim::ONE; n]).collect::<Shape>())
 }
 
-fn spatial_rank(cx: &Cx, x: Var) -> Result<usize, Diagnostic> {
-    x.rank().checked_sub(2).ok_or_else(|| cx.error(format!("the operand {} must have at least two axes", x.ty())))
+/// Number of spatial axes of `[n, c, …]`.
+pub(super) fn spatial_rank(cx: &Cx, x: TensorType) -> Result<usize, Diagnostic> {
+    x.shape.rank().checked_sub(2).ok_or_else(|| cx.error(format!("the operand {x} must have at least two axes")))
+}
+
+/// The convolution by the node's attributes, without a bias.
+pub(super) fn convolution<'t>(cx: &Cx<'_, 't>, x: Var<'t>, w: Var<'t>) -> Result<Var<'t>, Diagnostic> {
+    let n = spatial_rank(cx, x.ty())?;
+    let (stride, dilation) = (spatial(cx, "strides", n)?, spatial(cx, "dilations", n)?);
+    let reach: Vec<i64> = kernel(cx, w, n)?.iter().zip(&dilation).map(|(k, d)| (k - 1) * d + 1).collect();
+    let (low, high) = pads(cx, &x.shape()[2..], &reach, &stride)?;
+    Ok(x.conv(w, Conv::forward(&stride, &low, &high, &dilation, cx.int("group", 1))))
 }
 
 pub(super) fn conv<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
     let (x, w) = (cx.var(0)?, cx.var(1)?);
-    let n = spatial_rank(cx, x)?;
-    let (stride, dilation) = (spatial(cx, "strides", n)?, spatial(cx, "dilations", n)?);
-    let reach: Vec<i64> = kernel(cx, w, n)?.iter().zip(&dilation).map(|(k, d)| (k - 1) * d + 1).collect();
-    let (low, high) = pads(cx, &x.shape()[2..], &reach, &stride)?;
-    let y = x.conv(w, Conv::forward(&stride, &low, &high, &dilation, cx.int("group", 1)));
+    let y = convolution(cx, x, w)?;
     let bias = cx.optional(2)?;
-    single(biased(y, bias, n))
+    single(biased(y, bias, x.rank().saturating_sub(2)))
 }
 
 /// The input gradient of a convolution; weights are `[C, O/groups, k…]`, which is that convolution's own layout.
 pub(super) fn conv_transpose<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
     let (x, w) = (cx.var(0)?, cx.var(1)?);
-    let n = spatial_rank(cx, x)?;
+    let n = spatial_rank(cx, x.ty())?;
     let (stride, dilation) = (spatial(cx, "strides", n)?, spatial(cx, "dilations", n)?);
     let reach: Vec<i64> = kernel(cx, w, n)?.iter().zip(&dilation).map(|(k, d)| (k - 1) * d + 1).collect();
     let extra = cx
@@ -110,7 +117,8 @@ pub(super) fn conv_transpose<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
         Some(wanted) => {
             for (i, want) in wanted.iter().enumerate() {
                 let total = (full(i) - want.clone()).as_const();
-                let total = total.ok_or_else(|| cx.error(format!("the output extent {want} needs varying padding")))?;
+                let total =
+                    total.ok_or_else(|| cx.open_extent(format!("the output extent {want} needs varying padding")))?;
                 let total = total.max(0);
                 let (less, more) = (total / 2, total - total / 2);
                 (low[i], high[i]) = if auto == "SAME_UPPER" { (less, more) } else { (more, less) };

@@ -2,9 +2,9 @@
 
 use egret_ir::{DType, Dim, ScalarFn, Shape, Var};
 
-use super::Results;
+use super::{Results, Sources};
 use crate::cx::Cx;
-use crate::import::single;
+use crate::graph::single;
 
 /// A scalar function of the table.
 pub(super) fn scalar<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
@@ -57,14 +57,15 @@ pub(super) fn mean<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
     single(fold(cx, ScalarFn::Add)? / count)
 }
 
-pub(super) fn identity<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
-    cx.var(0).and_then(single)
+pub(super) fn identity<'t>(cx: &mut Cx<'_, 't>) -> Sources<'t> {
+    Ok(vec![cx.source(0)?.clone()])
 }
 
 /// In inference the operand; the mask, if read, is true everywhere.
 pub(super) fn dropout<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
-    if cx.has(2) && cx.number(2)? != Some(0.0) {
-        return Err(cx.error("training mode is not supported; dropout is the identity in inference"));
+    let training = cx.has(2) && cx.number(2)? != Some(0.0);
+    if training && !(cx.has(1) && cx.number(1)? == Some(0.0)) {
+        return Err(cx.unsupported("training mode; in inference it is the identity"));
     }
     let x = cx.var(0)?;
     let mask = if cx.wants(1) { vec![x.equal(x).logical_or(x.not_equal(x))] } else { Vec::new() };
@@ -72,7 +73,7 @@ pub(super) fn dropout<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
 }
 
 pub(super) fn cast<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
-    let dtype = crate::dtype(cx.int("to", 1) as i32).map_err(|e| e.at(cx.origin()))?;
+    let dtype = cx.dtype("to")?.ok_or_else(|| cx.error("has no element type"))?;
     single(cx.var(0)?.cast(dtype))
 }
 
@@ -121,6 +122,23 @@ pub(super) fn clip<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
         x = x.minimum(high);
     }
     single(x)
+}
+
+/// x·sigmoid(αx).
+fn swished<'t>(cx: &Cx<'_, 't>, x: Var<'t>) -> Var<'t> {
+    let alpha = cx.float("alpha", 1.0);
+    if alpha == 1.0 { x.silu() } else { x * (x * alpha).sigmoid() }
+}
+
+pub(super) fn swish<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
+    let x = cx.var(0)?;
+    single(swished(cx, x))
+}
+
+/// The first operand's Swish times the second.
+pub(super) fn swiglu<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
+    let (gate, value) = (cx.var(0)?, cx.var(1)?);
+    single(swished(cx, gate) * value)
 }
 
 pub(super) fn gelu<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {

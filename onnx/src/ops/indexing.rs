@@ -4,7 +4,7 @@ use egret_ir::{DType, Diagnostic, Dim, Literal, ScalarValue, Shape, Tensor, Tens
 
 use super::Results;
 use crate::cx::Cx;
-use crate::import::single;
+use crate::graph::single;
 
 /// Operand `i` as indices of an axis, negative ones counted from its end.
 fn indices<'t>(cx: &mut Cx<'_, 't>, i: usize, extent: &Dim) -> Result<Var<'t>, Diagnostic> {
@@ -62,7 +62,7 @@ fn never_negative(cx: &Cx, index: Var) -> bool {
 }
 
 /// A size as a scalar.
-fn size<'t>(cx: &Cx<'_, 't>, dim: &Dim, dtype: DType) -> Result<Var<'t>, Diagnostic> {
+pub(super) fn size<'t>(cx: &Cx<'_, 't>, dim: &Dim, dtype: DType) -> Result<Var<'t>, Diagnostic> {
     let known = crate::cx::Known { dims: vec![dim.clone()], scalar: true, dtype };
     cx.node_of(crate::cx::Source::Dims(known))
 }
@@ -105,7 +105,7 @@ pub(super) fn gather_nd<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
     let batch = usize::try_from(cx.int("batch_dims", 0)).unwrap_or(usize::MAX);
     let Some((width, lead)) = shape.split_last() else { return Err(cx.error("the indices are a scalar")) };
     let Some(width) = width.as_const().and_then(|w| usize::try_from(w).ok()) else {
-        return Err(cx.error(format!("the indices {shape} must have a fixed last extent")));
+        return Err(cx.open_extent(format!("the last extent of the indices {shape} must be a number")));
     };
     if width == 0 || batch.saturating_add(width) > own.rank() || batch > lead.len() {
         return Err(cx.error(format!("indices {} do not fit {}", index.ty(), x.ty())));
@@ -166,4 +166,23 @@ pub(super) fn trilu<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
         _ => index(1).greater_equal(diagonal),
     };
     single(keeps.select(x, cx.like(x, 0.0)))
+}
+
+/// The first elements of each sequence in reverse order, the others as they are.
+pub(super) fn reverse_sequence<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
+    let (x, lengths) = (cx.var(0)?, cx.var(1)?.cast(DType::I64));
+    let shape = x.shape();
+    let (time, batch) = (cx.int("time_axis", 0), cx.int("batch_axis", 1));
+    if shape.rank() < 2 || !matches!((time, batch), (0, 1) | (1, 0)) || lengths.rank() != 1 {
+        return Err(cx.error(format!("axes {time} and {batch} with lengths {} do not fit {}", lengths.ty(), x.ty())));
+    }
+    let lead = Shape::from(&shape[..2]);
+    let index = |axis: i64| cx.t.iota(TensorType { dtype: DType::I64, shape: lead.clone() }, axis as usize);
+    let (at, row) = (index(time), index(batch));
+    let lengths = lengths.unsqueeze(&[time as isize]);
+    let at = at.less(lengths).select(lengths - at - 1, at);
+    let stride = size(cx, &shape[1], DType::I64)?;
+    let flat = if time == 0 { at * stride + row } else { row * stride + at };
+    let rows: Shape = std::iter::once(lead.elements()).chain(shape[2..].iter().cloned()).collect();
+    single(x.reshape(rows).gather(flat, 0))
 }

@@ -1,10 +1,10 @@
 //! Products.
 
-use egret_ir::{Diagnostic, Dim, Shape, Var};
+use egret_ir::{DType, Diagnostic, Dim, Literal, Shape, TensorType, Var};
 
 use super::Results;
 use crate::cx::Cx;
-use crate::import::single;
+use crate::graph::single;
 
 pub(super) fn matmul<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
     let (a, b) = (cx.var(0)?, cx.var(1)?);
@@ -126,4 +126,55 @@ fn contract<'t>(cx: &Cx<'_, 't>, a: Labelled<'t>, b: Labelled<'t>, out: &[char])
     };
     let text = format!("{},{}->{}", spell(&left.1), spell(&right.1), spell(out));
     Ok(left.0.dot_general(right.0, &text))
+}
+
+/// No larger matrix is eliminated, since each step is written out.
+const LARGEST_MATRIX: i64 = 256;
+
+/// The determinant of the last two axes: elimination with row pivots, one column after the other. The pivot's row is
+/// taken out, which turns the sign when its place is odd.
+pub(super) fn det<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
+    let x = cx.var(0)?;
+    let rank = x.rank();
+    if rank < 2 {
+        return Err(cx.error(format!("{} is no matrix", x.ty())));
+    }
+    let extents = cx.extents(&x.shape()[rank - 2..])?;
+    let (n, columns) = (extents[0], extents[1]);
+    if n != columns {
+        return Err(cx.error(format!("{} is not square", x.ty())));
+    }
+    if n > LARGEST_MATRIX {
+        return Err(cx.unsupported(format!("a matrix of more than {LARGEST_MATRIX} rows")));
+    }
+    let lead = Shape::from(&x.shape()[..rank - 2]);
+    let (one, i64s) = (cx.like(x, 1.0), DType::I64);
+    let mut product = one.broadcast(lead);
+    let mut rest = x;
+    for rows in (1..=n).rev() {
+        let column = rest.narrow(-1, 0, 1);
+        let size = column.abs();
+        let index = cx.t.iota(TensorType { dtype: i64s, shape: column.shape() }, rank - 2);
+        let none = cx.t.scalar(Literal::int(i64::MAX, i64s));
+        let pivot = size.equal(size.reduce_max(&[-2], true)).select(index, none).reduce_min(&[-2], true);
+        // of NaN there is no maximum
+        let pivot = pivot.minimum(rows - 1);
+        let here = index.equal(pivot);
+        let row = here.select(rest, cx.like(rest, 0.0)).reduce_sum(&[-2], true);
+        let value = row.narrow(-1, 0, 1);
+        let odd = (pivot % 2).equal(1);
+        let signed = odd.select(-value, value).squeeze(&[-1, -2]);
+        product = product * signed;
+        if rows == 1 {
+            break;
+        }
+        let divisor = value.equal(0.0).select(one, value);
+        let below = rest - column * (row / divisor);
+        // the rows but the pivot's
+        let place = cx.t.iota(TensorType { dtype: i64s, shape: Shape::from([rows - 1, 1i64]) }, 0);
+        let kept = place.less(pivot);
+        let (first, last) = (below.narrow(-2, 0, rows - 1), below.narrow(-2, 1, rows - 1));
+        rest = kept.select(first, last).narrow(-1, 1, rows - 1);
+    }
+    single(product)
 }

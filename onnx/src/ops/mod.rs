@@ -1,5 +1,7 @@
 //! One importer per operator, a file per family.
 
+mod attention;
+mod control;
 mod conv;
 mod elementwise;
 mod indexing;
@@ -8,6 +10,7 @@ mod loss;
 mod movement;
 mod norm;
 mod pool;
+mod quantize;
 mod recurrent;
 mod reduce;
 mod resize;
@@ -15,32 +18,60 @@ mod sources;
 
 use egret_ir::{Diagnostic, ScalarFn, Var};
 
-use crate::cx::Cx;
-
-pub(crate) use sources::constant;
+use crate::cx::{Cx, Source};
 
 /// Makes nodes for one operator and gives its results.
-pub(crate) type Import = for<'a, 't> fn(&mut Cx<'a, 't>) -> Result<Vec<Var<'t>>, Diagnostic>;
+pub(crate) type Nodes = for<'a, 't> fn(&mut Cx<'a, 't>) -> Result<Vec<Var<'t>>, Diagnostic>;
+
+/// Gives the results of one operator, which need not be nodes.
+pub(crate) type Values = for<'a, 't> fn(&mut Cx<'a, 't>) -> Result<Vec<Source<'t>>, Diagnostic>;
+
+/// The importer of an operator.
+#[derive(Clone, Copy)]
+pub(crate) enum Import {
+    /// Of one that always makes nodes.
+    Nodes(Nodes),
+    /// Of one whose results may be known now.
+    Values(Values),
+}
 
 type Results<'t> = Result<Vec<Var<'t>>, Diagnostic>;
+type Sources<'t> = Result<Vec<Source<'t>>, Diagnostic>;
+
+/// Importers of operators whose results need not be nodes.
+const VALUES: &[(&str, Values)] = &[
+    ("Constant", sources::constant),
+    ("Identity", elementwise::identity),
+    ("If", control::conditional),
+    ("Loop", control::counted),
+    ("Scan", control::scan),
+];
 
 /// Importers by operator; the scalar functions of the table in `egret-ir` are not repeated here.
-const TABLE: &[(&str, Import)] = &[
+const NODES: &[(&str, Nodes)] = &[
     ("ArgMax", reduce::arg_max),
     ("ArgMin", reduce::arg_min),
+    ("Attention", attention::attention),
     ("AveragePool", pool::average_pool),
     ("BatchNormalization", norm::batch_normalization),
+    ("BlackmanWindow", sources::blackman_window),
     ("Cast", elementwise::cast),
     ("CastLike", elementwise::cast_like),
+    ("CausalConvWithState", attention::causal_conv_with_state),
     ("Celu", elementwise::celu),
+    ("CenterCropPad", movement::center_crop_pad),
     ("Clip", elementwise::clip),
+    ("Col2Im", pool::col2im),
     ("Concat", movement::concat),
-    ("Constant", sources::constant_node),
     ("ConstantOfShape", sources::constant_of_shape),
     ("Conv", conv::conv),
+    ("ConvInteger", quantize::conv_integer),
     ("ConvTranspose", conv::conv_transpose),
     ("DepthToSpace", movement::depth_to_space),
+    ("DequantizeLinear", quantize::dequantize_linear),
+    ("Det", linear::det),
     ("Dropout", elementwise::dropout),
+    ("DynamicQuantizeLinear", quantize::dynamic_quantize_linear),
     ("Einsum", linear::einsum),
     ("Elu", elementwise::elu),
     ("Expand", movement::expand),
@@ -53,19 +84,25 @@ const TABLE: &[(&str, Import)] = &[
     ("Gelu", elementwise::gelu),
     ("Gemm", linear::gemm),
     ("GlobalAveragePool", pool::global_average_pool),
+    ("GlobalLpPool", pool::global_lp_pool),
     ("GlobalMaxPool", pool::global_max_pool),
     ("GroupNormalization", norm::group_normalization),
+    ("HammingWindow", sources::hamming_window),
+    ("HannWindow", sources::hann_window),
     ("HardSigmoid", elementwise::hard_sigmoid),
-    ("Identity", elementwise::identity),
+    ("Hardmax", norm::hardmax),
     ("InstanceNormalization", norm::instance_normalization),
     ("IsInf", elementwise::is_inf),
     ("LRN", norm::lrn),
     ("LSTM", recurrent::lstm),
     ("LayerNormalization", norm::layer_normalization),
     ("LeakyRelu", elementwise::leaky_relu),
+    ("LinearAttention", attention::linear_attention),
     ("LogSoftmax", norm::log_softmax),
     ("LpNormalization", norm::lp_normalization),
+    ("LpPool", pool::lp_pool),
     ("MatMul", linear::matmul),
+    ("MatMulInteger", quantize::matmul_integer),
     ("Max", elementwise::max),
     ("MaxPool", pool::max_pool),
     ("Mean", elementwise::mean),
@@ -77,6 +114,9 @@ const TABLE: &[(&str, Import)] = &[
     ("PRelu", elementwise::prelu),
     ("Pad", movement::pad),
     ("Pow", elementwise::pow),
+    ("QLinearConv", quantize::qlinear_conv),
+    ("QLinearMatMul", quantize::qlinear_matmul),
+    ("QuantizeLinear", quantize::quantize_linear),
     ("RMSNormalization", norm::rms_normalization),
     ("RNN", recurrent::rnn),
     ("Range", sources::range),
@@ -92,6 +132,8 @@ const TABLE: &[(&str, Import)] = &[
     ("ReduceSumSquare", reduce::sum_square),
     ("Reshape", movement::reshape),
     ("Resize", resize::resize),
+    ("ReverseSequence", indexing::reverse_sequence),
+    ("RotaryEmbedding", attention::rotary_embedding),
     ("Selu", elementwise::selu),
     ("Shape", sources::shape),
     ("Shrink", elementwise::shrink),
@@ -104,6 +146,8 @@ const TABLE: &[(&str, Import)] = &[
     ("Split", movement::split),
     ("Squeeze", movement::squeeze),
     ("Sum", elementwise::sum),
+    ("SwiGLU", elementwise::swiglu),
+    ("Swish", elementwise::swish),
     ("Tan", elementwise::tan),
     ("ThresholdedRelu", elementwise::thresholded_relu),
     ("Tile", movement::tile),
@@ -115,14 +159,27 @@ const TABLE: &[(&str, Import)] = &[
 
 /// The importer of an operator of the standard set.
 pub(crate) fn find(op_type: &str) -> Option<Import> {
-    let listed = TABLE.binary_search_by_key(&op_type, |(name, _)| name).ok().map(|at| TABLE[at].1);
-    listed.or_else(|| ScalarFn::from_onnx(op_type).map(|_| elementwise::scalar as Import))
+    let values = VALUES.binary_search_by_key(&op_type, |(name, _)| name).ok().map(|at| Import::Values(VALUES[at].1));
+    let nodes = || NODES.binary_search_by_key(&op_type, |(name, _)| name).ok().map(|at| Import::Nodes(NODES[at].1));
+    let scalar = || ScalarFn::from_onnx(op_type).map(|_| Import::Nodes(elementwise::scalar));
+    values.or_else(nodes).or_else(scalar)
+}
+
+/// The names of all operators that have an importer, sorted.
+pub fn supported() -> Vec<&'static str> {
+    let scalars = ScalarFn::ALL.iter().map(|f| f.onnx()).filter(|name| !name.is_empty());
+    let listed = NODES.iter().map(|(name, _)| *name).chain(VALUES.iter().map(|(name, _)| *name));
+    let mut names: Vec<&str> = listed.chain(scalars).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
 }
 
 #[cfg(test)]
 mod tests {
     #[test]
-    fn the_table_is_sorted() {
-        assert!(super::TABLE.is_sorted_by_key(|(name, _)| *name));
+    fn the_tables_are_sorted() {
+        assert!(super::NODES.is_sorted_by_key(|(name, _)| *name));
+        assert!(super::VALUES.is_sorted_by_key(|(name, _)| *name));
     }
 }

@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use super::Results;
 use super::conv::LARGEST;
 use crate::cx::Cx;
-use crate::import::single;
+use crate::graph::single;
 
 pub(super) fn reshape<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
     let x = cx.var(0)?;
@@ -175,7 +175,7 @@ pub(super) fn slice<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
         }
         // backwards: the same elements of the reversed axis; index j there is extent − 1 − j here
         let (Some(start), Some(end)) = (starts[i].as_const(), ends[i].as_const()) else {
-            return Err(cx.error("a slice backwards needs fixed bounds"));
+            return Err(cx.open_extent("a slice backwards needs bounds that are numbers"));
         };
         let last = extent.clone() - Dim::ONE;
         let turned = |at: i64| match at {
@@ -245,7 +245,7 @@ fn by_index<'t>(cx: &Cx<'_, 't>, x: Var<'t>, mode: &str, low: &[Dim], high: &[Di
         let (Some(low), Some(high), Some(extent)) =
             (low[axis].as_const(), high[axis].as_const(), x.shape()[axis].as_const())
         else {
-            return Err(cx.error(format!("mode {mode} needs fixed extents, not {}", x.shape())));
+            return Err(cx.open_extent(format!("mode {mode} needs extents that are numbers, not {}", x.shape())));
         };
         if low == 0 && high == 0 {
             continue;
@@ -300,5 +300,35 @@ pub(super) fn space_to_depth<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
     let (rows, columns) = (h.floor_div(&b), w.floor_div(&b));
     let apart: Shape = [&n, &c, &rows, &b, &columns, &b].into_iter().cloned().collect();
     let depth = c * b.clone() * b.clone();
-    single(x.reshape(apart).transpose(&[0, 3, 5, 1, 2, 4]).reshape(Shape::from([n, depth, rows, columns])))
+    let order = if cx.text("mode", "DCR") == "CRD" { [0, 1, 3, 5, 2, 4] } else { [0, 3, 5, 1, 2, 4] };
+    single(x.reshape(apart).transpose(&order).reshape(Shape::from([n, depth, rows, columns])))
+}
+
+/// The middle of each axis, or zeros around it; what is odd goes after it.
+pub(super) fn center_crop_pad<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
+    let mut x = cx.var(0)?;
+    let axes = match cx.int_list("axes") {
+        Some(list) => cx.axes(&list, x.rank())?,
+        None => (0..x.rank()).collect(),
+    };
+    let wanted = cx.dims(1)?;
+    if wanted.len() != axes.len() {
+        return Err(cx.error(format!("{} extents for {} axes", wanted.len(), axes.len())));
+    }
+    for (axis, want) in axes.into_iter().zip(wanted) {
+        let extents = cx.extents(&[x.shape()[axis].clone(), want])?;
+        let (have, want) = (extents[0], extents[1]);
+        if !(0..=LARGEST).contains(&want) {
+            return Err(cx.error(format!("an extent of {want}")));
+        }
+        if want < have {
+            x = x.narrow(axis as isize, (have - want) / 2, want);
+        } else if want > have {
+            let (mut low, mut high) = (vec![0; x.rank()], vec![0; x.rank()]);
+            low[axis] = (want - have) / 2;
+            high[axis] = want - have - low[axis];
+            x = x.pad(&low, &high, 0.0);
+        }
+    }
+    single(x)
 }

@@ -1,11 +1,11 @@
 //! Softmax and normalisations.
 
 use egret_ir::ops::{ReduceKind, Window, WindowKind};
-use egret_ir::{Dim, Shape, Var};
+use egret_ir::{DType, Dim, Literal, Shape, TensorType, Var};
 
 use super::Results;
 use crate::cx::Cx;
-use crate::import::single;
+use crate::graph::single;
 
 /// Along one axis; before opset 13 over all axes from one on.
 fn soft<'t>(cx: &mut Cx<'_, 't>, apply: impl Fn(Var<'t>, isize) -> Var<'t>) -> Results<'t> {
@@ -32,19 +32,37 @@ fn by_channel<'t>(v: Var<'t>, rank: usize) -> Var<'t> {
     v.reshape(shape.iter().cloned().chain(vec![Dim::ONE; rank.saturating_sub(2)]).collect::<Shape>())
 }
 
-/// In inference `x·a + b`, where `a` and `b` are expressions of params.
+/// In inference `x·a + b`, where `a` and `b` are expressions of params; in training the statistics are those of the
+/// batch, and the running ones follow them.
 pub(super) fn batch_normalization<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
-    if cx.int("training_mode", 0) != 0 || (1..5).any(|i| cx.wants(i)) {
-        return Err(cx.error("training mode is not supported"));
+    let training = cx.int("training_mode", 0) != 0;
+    if !training && (1..5).any(|i| cx.wants(i)) {
+        return Err(cx.unsupported("statistics as results before opset 14"));
     }
     if cx.int("spatial", 1) == 0 {
-        return Err(cx.error("spatial = 0 is not supported"));
+        return Err(cx.unsupported("statistics by element (`spatial` is 0)"));
     }
     let (x, scale, bias) = (cx.var(0)?, cx.var(1)?, cx.var(2)?);
     let (mean, variance) = (cx.var(3)?, cx.var(4)?);
-    let a = scale / (variance + cx.float("epsilon", 1e-5)).sqrt();
-    let b = bias - mean * a;
-    single(x * by_channel(a, x.rank()) + by_channel(b, x.rank()))
+    let (own_mean, own_variance) = match training {
+        true => {
+            let axes: Vec<isize> = (0..x.rank() as isize).filter(|axis| *axis != 1).collect();
+            let centre = x.reduce_mean(&axes, true);
+            let centred = x - centre;
+            let spread = (centred * centred).reduce_mean(&axes, false);
+            (centre.reshape(mean.shape()).cast(mean.dtype()), spread.cast(variance.dtype()))
+        }
+        false => (mean, variance),
+    };
+    let a = scale.cast(own_variance.dtype()) / (own_variance + cx.float("epsilon", 1e-5)).sqrt();
+    let b = bias.cast(own_mean.dtype()) - own_mean * a;
+    let y = x * by_channel(a.cast(x.dtype()), x.rank()) + by_channel(b.cast(x.dtype()), x.rank());
+    if !training {
+        return single(y);
+    }
+    let momentum = cx.float("momentum", f64::from(0.9f32));
+    let running = |old: Var<'t>, new: Var<'t>| old * momentum + new * (1.0 - momentum);
+    Ok(vec![y, running(mean, own_mean), running(variance, own_variance)])
 }
 
 pub(super) fn instance_normalization<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
@@ -134,4 +152,15 @@ pub(super) fn lrn<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
     };
     let sum = (x * x).reduce_window(WindowKind::Sum, window);
     single(x / (sum * (alpha / size as f64) + bias).pow(beta))
+}
+
+/// 1 at the first maximum along an axis, 0 elsewhere; before opset 13 over all axes from one on.
+pub(super) fn hardmax<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
+    soft(cx, |x, axis| {
+        let ty = TensorType { dtype: DType::I64, shape: x.shape() };
+        let index = x.tracer().iota(ty, axis.max(0) as usize);
+        let wins = x.equal(x.reduce_max(&[axis], true));
+        let none = x.tracer().scalar(Literal::int(i64::MAX, DType::I64));
+        index.equal(wins.select(index, none).reduce_min(&[axis], true)).cast(x.dtype())
+    })
 }

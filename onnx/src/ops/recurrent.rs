@@ -131,7 +131,7 @@ fn run<'t>(
     step: Step<'_, 't>,
 ) -> Results<'t> {
     if let Some((name, ..)) = layer.activations.iter().find(|a| activate(layer.x, a).is_none()) {
-        return Err(cx.error(format!("activation {name} is not supported")));
+        return Err(cx.unsupported(format!("the activation {name}")));
     }
     let shape = layer.x.shape();
     let (time, batch) = (shape[0].clone(), shape[1].clone());

@@ -5,7 +5,7 @@ use egret_ir::{Diagnostic, Literal, TensorType, Var};
 
 use super::Results;
 use crate::cx::Cx;
-use crate::import::single;
+use crate::graph::single;
 
 /// The axes, from an attribute or an operand; `None` when the operator then does nothing.
 fn axes(cx: &Cx, rank: usize) -> Result<Option<Vec<isize>>, Diagnostic> {

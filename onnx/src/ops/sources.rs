@@ -1,17 +1,22 @@
 //! Operators that make tensors out of attributes and sizes.
 
-use egret_ir::{DType, Diagnostic, Dim, Literal, ScalarValue, Shape, Tensor, TensorType, Var, Weight};
+use egret_ir::{DType, Dim, Literal, ScalarValue, Shape, Tensor, TensorType, Var, Weight};
 
-use super::Results;
-use crate::cx::{Cx, Source};
-use crate::import::{SMALL, single, tensor_source};
+use super::indexing::size;
+use super::{Results, Sources};
+use crate::cx::Cx;
+use crate::graph::{SMALL, single, tensor_source};
 
 /// The value of a `Constant` node.
-pub(crate) fn constant<'t>(cx: &mut Cx<'_, 't>) -> Result<Source<'t>, Diagnostic> {
+pub(super) fn constant<'t>(cx: &mut Cx<'_, 't>) -> Sources<'t> {
     let name = cx.node.output.first().cloned().unwrap_or_default();
     let vector = |n: usize| [n];
     let tensor = if let Some(tensor) = cx.tensor_attribute("value")? {
         Some(tensor)
+    } else if let Some(tensor) = cx.sparse_attribute("sparse_value")? {
+        Some(tensor)
+    } else if cx.has_attribute("value_string") || cx.has_attribute("value_strings") {
+        return Err(cx.unsupported("a value of strings"));
     } else if cx.has_attribute("value_float") {
         Some(Tensor::scalar(Literal::float(cx.float("value_float", 0.0), DType::F32)))
     } else if cx.has_attribute("value_int") {
@@ -24,12 +29,7 @@ pub(crate) fn constant<'t>(cx: &mut Cx<'_, 't>) -> Result<Source<'t>, Diagnostic
         None
     };
     let tensor = tensor.ok_or_else(|| cx.error("has no value of numbers"))?;
-    Ok(tensor_source(&name, tensor))
-}
-
-pub(super) fn constant_node<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
-    let source = constant(cx)?;
-    cx.node_of(source).and_then(single)
+    Ok(vec![tensor_source(cx.region.model, &name, tensor)])
 }
 
 /// Sizes of an operand as a tensor.
@@ -58,7 +58,8 @@ pub(super) fn constant_of_shape<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
         Some(bytes) if bytes <= SMALL => single(cx.t.constant(Tensor::splat(value, &sizes))),
         Some(_) => {
             let name = cx.node.output.first().cloned().unwrap_or_default();
-            single(cx.t.param(&name, Weight::Fill { value, shape: sizes }))
+            let name = cx.region.model.param_name(&name);
+            single(cx.region.root.param(&name, Weight::Fill { value, shape: sizes }))
         }
         None => Err(cx.error(format!("the shape {sizes:?} is too large"))),
     }
@@ -94,11 +95,45 @@ pub(super) fn eye_like<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
     if shape.rank() != 2 {
         return Err(cx.error(format!("the shape {shape} is no matrix")));
     }
-    let dtype = match cx.has_attribute("dtype") {
-        true => crate::dtype(cx.int("dtype", 1) as i32).map_err(|e| e.at(cx.origin()))?,
-        false => cx.var(0)?.dtype(),
+    let dtype = match cx.dtype("dtype")? {
+        Some(dtype) => dtype,
+        None => cx.var(0)?.dtype(),
     };
     let index = |axis| cx.t.iota(TensorType { dtype: DType::I64, shape: shape.clone() }, axis);
     let (row, column): (Var, Var) = (index(0), index(1));
     single((row + cx.int("k", 0) as f64).equal(column).cast(dtype))
+}
+
+/// `a0 − a1·cos(2πn/N) + a2·cos(4πn/N)` for `n` in `0..size`, where `N` is the size, or one less when symmetric.
+fn window<'t>(cx: &mut Cx<'_, 't>, [a0, a1, a2]: [f64; 3]) -> Results<'t> {
+    let extent = cx.dims(0)?.into_iter().next().ok_or_else(|| cx.error("has no size"))?;
+    let dtype = cx.dtype("output_datatype")?.unwrap_or(DType::F32);
+    if extent.range().0 < 0 {
+        return Err(cx.error(format!("a window of {extent} elements")));
+    }
+    // angles in double precision, as far as the size is known
+    let wide = DType::F64;
+    let index = cx.t.iota(TensorType { dtype: wide, shape: Shape::from([extent.clone()]) }, 0);
+    let period = match cx.int("periodic", 1) {
+        0 => size(cx, &extent, DType::I64)?.cast(wide) - 1.0,
+        _ => size(cx, &extent, DType::I64)?.cast(wide),
+    };
+    let angle = index * (2.0 * std::f64::consts::PI) / period;
+    let mut y = cx.like(angle, a0) - angle.cos() * a1;
+    if a2 != 0.0 {
+        y = y + (angle * 2.0).cos() * a2;
+    }
+    single(y.cast(dtype))
+}
+
+pub(super) fn hann_window<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
+    window(cx, [0.5, 0.5, 0.0])
+}
+
+pub(super) fn hamming_window<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
+    window(cx, [25.0 / 46.0, 21.0 / 46.0, 0.0])
+}
+
+pub(super) fn blackman_window<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
+    window(cx, [0.42, 0.5, 0.08])
 }

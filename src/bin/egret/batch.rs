@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use egret::Diagnostic;
 use serde_json::json;
 
-use crate::args::RunArgs;
+use crate::args::{InputArgs, RunArgs};
 use crate::failure::Failure;
 use crate::run;
 
@@ -82,10 +82,10 @@ fn job(list: &Path, i: usize, line: &str) -> Result<Job, Failure> {
 /// Runs one line and writes its status.
 fn settle(job: &Job, args: &RunArgs) -> Result<Outcome, Failure> {
     let device = args.target.device_with(args.target.threads.unwrap_or(1));
+    let from = InputArgs { inputs: Some(job.inputs.clone()), dims: Vec::new(), seed: 0 };
     let attempt = catch_unwind(AssertUnwindSafe(|| {
-        run::once(&job.model, Some(&job.inputs), &device, args).and_then(|(_, outputs, _)| {
-            crate::tensors::write(&job.outputs, "output", &outputs)
-        })
+        let ran = run::once(&job.model, &from, &device, &args.target.options())?;
+        crate::tensors::write(&job.outputs, "output", &ran.outputs)
     }));
     let (outcome, status) = match attempt {
         Ok(Ok(())) => (Outcome::Ran, "ok".to_string()),

@@ -17,8 +17,7 @@ fn millis(time: Duration) -> f64 {
 
 /// Measures a model.
 pub fn bench(args: &BenchArgs, as_json: bool) -> Result<(), Failure> {
-    let graph = model::load(&args.compile.model)?;
-    let inputs = model::given(&graph, &args.inputs)?;
+    let model::Given { graph, inputs, .. } = model::given(&args.compile.model, &args.inputs)?;
     let given = model::borrowed(&inputs);
     let exe = egret::compile_with(&graph, &args.compile.target.device(), &args.compile.target.options())?;
     let mut session = exe.session()?;

@@ -10,10 +10,41 @@ use crate::args::InputArgs;
 use crate::failure::Failure;
 use crate::tensors;
 
+fn is_onnx(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx"))
+}
+
 /// Reads a model: ONNX by its extension, otherwise a graph as text.
 pub fn load(path: &Path) -> Result<Graph, Failure> {
-    let onnx = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx"));
-    Ok(if onnx { egret::onnx::load(path)? } else { egret::ir::text::load(path)? })
+    Ok(if is_onnx(path) { egret::onnx::load(path)? } else { egret::ir::text::load(path)? })
+}
+
+/// A graph with the inputs that it is run on.
+pub struct Given {
+    /// The graph.
+    pub graph: Graph,
+    /// Its inputs by name.
+    pub inputs: Vec<(String, Tensor)>,
+    /// What the graph was made for, if a shape or attribute depends on an input.
+    pub fixed: Vec<String>,
+}
+
+/// Reads a model for the inputs of a folder; an input that shapes depend on becomes a constant.
+pub fn load_for(path: &Path, folder: &Path) -> Result<Given, Failure> {
+    if !is_onnx(path) {
+        let graph = load(path)?;
+        let inputs = read(&graph, folder)?;
+        return Ok(Given { graph, inputs, fixed: Vec::new() });
+    }
+    let names = egret::onnx::inputs(path)?;
+    // one that is no tensor is refused with the model
+    let names: Vec<&str> = names.iter().map(|(name, tensor)| if *tensor { name.as_str() } else { "" }).collect();
+    let mut inputs = tensors::read_present(folder, "input", &names)?;
+    let known = inputs.iter().cloned().collect();
+    let loaded = egret::onnx::load_for(path, &known)?;
+    inputs.retain(|(name, _)| !loaded.fixed.contains(name));
+    tensors::complete(&loaded.graph, &inputs, folder)?;
+    Ok(Given { graph: loaded.graph, inputs, fixed: loaded.fixed })
 }
 
 /// The inputs of a graph by name, in order.
@@ -25,23 +56,25 @@ pub fn inputs(graph: &Graph) -> Vec<(String, TensorType)> {
     graph.inputs().iter().filter_map(leaf).collect()
 }
 
-/// Inputs from the folder that was named, or drawn.
-pub fn given(graph: &Graph, args: &InputArgs) -> Result<Vec<(String, Tensor)>, Failure> {
-    match &args.inputs {
-        Some(folder) => read(graph, folder),
-        None => drawn(graph, args),
+/// A model with inputs from the folder that was named, or drawn.
+pub fn given(path: &Path, args: &InputArgs) -> Result<Given, Failure> {
+    if let Some(folder) = &args.inputs {
+        return load_for(path, folder);
     }
+    let graph = load(path)?;
+    let inputs = drawn(&graph, args)?;
+    Ok(Given { graph, inputs, fixed: Vec::new() })
 }
 
 /// Inputs from a folder.
-pub fn read(graph: &Graph, folder: &Path) -> Result<Vec<(String, Tensor)>, Failure> {
+fn read(graph: &Graph, folder: &Path) -> Result<Vec<(String, Tensor)>, Failure> {
     let ports = inputs(graph);
     let names: Vec<&str> = ports.iter().map(|(name, _)| name.as_str()).collect();
     tensors::read(folder, "input", &names)
 }
 
 /// Seeded inputs: floats in −1..1, integers and truth values 0 or 1, which are legal indices almost everywhere.
-pub fn drawn(graph: &Graph, args: &InputArgs) -> Result<Vec<(String, Tensor)>, Failure> {
+fn drawn(graph: &Graph, args: &InputArgs) -> Result<Vec<(String, Tensor)>, Failure> {
     let ports = &inputs(graph);
     let bindings = sizes(ports, &args.dims)?;
     let mut random = Random::new(args.seed);

@@ -3,35 +3,40 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use egret::{Device, Tensor};
+use egret::{CompileOptions, Device, Tensor};
 use serde_json::{Value, json};
 
-use crate::args::RunArgs;
+use crate::args::{InputArgs, RunArgs};
 use crate::batch::batch;
 use crate::failure::Failure;
 use crate::model;
 use crate::tensors::{self, Difference};
 
-/// Inputs, outputs by name, and how long the run took.
-type Ran = (Vec<(String, Tensor)>, Vec<(String, Tensor)>, Duration);
+/// One run of a model.
+pub struct Run {
+    /// Inputs by name.
+    pub inputs: Vec<(String, Tensor)>,
+    /// Inputs whose values the program was compiled for.
+    pub fixed: Vec<String>,
+    /// Outputs by name.
+    pub outputs: Vec<(String, Tensor)>,
+    /// How long it took.
+    pub took: Duration,
+}
 
-/// Compiles a model and runs it once; inputs come from `folder`, or are drawn.
+/// Compiles a model and runs it once; inputs come from the folder in `from`, or are drawn.
 ///
 /// # Errors
 /// What is wrong with the model, its inputs or the run.
-pub fn once(model: &Path, folder: Option<&Path>, device: &Device, args: &RunArgs) -> Result<Ran, Failure> {
-    let graph = model::load(model)?;
-    let inputs = match folder {
-        Some(folder) => model::read(&graph, folder)?,
-        None => model::drawn(&graph, &args.inputs)?,
-    };
-    let exe = egret::compile_with(&graph, device, &args.target.options())?;
+pub fn once(model: &Path, from: &InputArgs, device: &Device, options: &CompileOptions) -> Result<Run, Failure> {
+    let model::Given { graph, inputs, fixed } = model::given(model, from)?;
+    let exe = egret::compile_with(&graph, device, options)?;
     let mut session = exe.session()?;
     let start = Instant::now();
     let outputs = session.run(&model::borrowed(&inputs))?;
     let outputs = outputs.iter().map(|output| (output.name().to_string(), output.to_tensor())).collect();
     let took = start.elapsed();
-    Ok((inputs, outputs, took))
+    Ok(Run { inputs, fixed, outputs, took })
 }
 
 /// Runs a model once, and compares or summarises its outputs; or a batch of models.
@@ -40,7 +45,8 @@ pub fn run(args: &RunArgs, as_json: bool) -> Result<(), Failure> {
         return batch(list, args, as_json);
     }
     let Some(model) = &args.model else { return Err(Failure::usage("no model is named")) };
-    let (inputs, outputs, took) = once(model, args.inputs.inputs.as_deref(), &args.target.device(), args)?;
+    let Run { inputs, fixed, outputs, took } =
+        once(model, &args.inputs, &args.target.device(), &args.target.options())?;
     if let Some(folder) = &args.outputs {
         tensors::write(folder, "output", &outputs)?;
     }
@@ -59,11 +65,14 @@ pub fn run(args: &RunArgs, as_json: bool) -> Result<(), Failure> {
     let of = |i: usize| differences.as_ref().map(|all| &all[i]);
     if as_json {
         let outputs: Vec<Value> = outputs.iter().enumerate().map(|(i, (n, t))| as_value(n, t, of(i))).collect();
-        println!("{:#}", json!({ "ok": ok, "run_ms": took.as_secs_f64() * 1e3, "outputs": outputs }));
+        println!("{:#}", json!({ "ok": ok, "fixed": fixed, "run_ms": took.as_secs_f64() * 1e3, "outputs": outputs }));
     } else {
         if args.inputs.inputs.is_none() {
             let shapes: Vec<String> = inputs.iter().map(|(name, t)| format!("{name} {}", typed(t))).collect();
             println!("inputs drawn with seed {}: {}", args.inputs.seed, shapes.join(", "));
+        }
+        if !fixed.is_empty() {
+            println!("compiled for the given {}, which shapes depend on", fixed.join(", "));
         }
         for (i, (name, tensor)) in outputs.iter().enumerate() {
             println!("{name}: {}", describe(tensor, of(i)));

@@ -3,12 +3,37 @@
 use std::path::Path;
 
 use egret::ir::files;
-use egret::{Diagnostic, Tensor};
+use egret::{Diagnostic, Graph, Tensor};
 
 use crate::failure::Failure;
 
 /// The tensors of these names in a folder; the i-th may be in `PREFIX_i.pb`.
 pub fn read(folder: &Path, prefix: &str, names: &[&str]) -> Result<Vec<(String, Tensor)>, Failure> {
+    let found = read_present(folder, prefix, names)?;
+    match names.iter().find(|name| !found.iter().any(|(have, _)| have == *name)) {
+        Some(name) => Err(missing(folder, prefix, name)),
+        None => Ok(found),
+    }
+}
+
+fn missing(folder: &Path, prefix: &str, name: &str) -> Failure {
+    let message = format!("{} holds no {prefix} `{name}`", folder.display());
+    let help = format!("it is looked for in `{prefix}_0.pb`, …, `{}` and .npz files", file_name(name));
+    Failure::Failed(Diagnostic::new("E0955", message).help(help))
+}
+
+/// Whether every input of a graph is among those of a folder.
+pub fn complete(graph: &Graph, inputs: &[(String, Tensor)], folder: &Path) -> Result<(), Failure> {
+    for (name, _) in crate::model::inputs(graph) {
+        if !inputs.iter().any(|(have, _)| *have == name) {
+            return Err(missing(folder, "input", &name));
+        }
+    }
+    Ok(())
+}
+
+/// Those tensors of these names that a folder has; an empty name stands for nothing.
+pub fn read_present(folder: &Path, prefix: &str, names: &[&str]) -> Result<Vec<(String, Tensor)>, Failure> {
     let mut archives = Vec::new();
     let entries = std::fs::read_dir(folder).map_err(|e| Failure::file(folder, &e))?;
     let mut paths: Vec<_> = entries.filter_map(|entry| entry.ok().map(|e| e.path())).collect();
@@ -17,7 +42,7 @@ pub fn read(folder: &Path, prefix: &str, names: &[&str]) -> Result<Vec<(String, 
         archives.push(files::read_npz(path)?);
     }
     let mut all = Vec::with_capacity(names.len());
-    for (i, name) in names.iter().enumerate() {
+    for (i, name) in names.iter().enumerate().filter(|(_, name)| !name.is_empty()) {
         let (message, array) = (folder.join(format!("{prefix}_{i}.pb")), folder.join(file_name(name)));
         let tensor = if message.is_file() {
             egret::onnx::read_tensor(&message)?.1
@@ -26,9 +51,7 @@ pub fn read(folder: &Path, prefix: &str, names: &[&str]) -> Result<Vec<(String, 
         } else if let Some(tensor) = archives.iter().find_map(|archive| archive.get(*name)) {
             tensor.clone()
         } else {
-            let message = format!("{} holds no {prefix} `{name}`", folder.display());
-            let help = format!("it is looked for in {prefix}_{i}.pb, {} and .npz files", file_name(name));
-            return Err(Failure::Failed(Diagnostic::new("E0955", message).help(help)));
+            continue;
         };
         all.push((name.to_string(), tensor));
     }
