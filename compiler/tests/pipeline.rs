@@ -313,6 +313,19 @@ fn lstm_cell_in_a_scan_forward_and_backward() {
     );
 }
 
+/// A loop over params alone runs at load, and what it makes lives as long as the executable.
+#[test]
+fn a_scan_of_params_is_kept_from_load_to_run() {
+    let graph = trace(|t| {
+        let x = t.input("x", f32([5, 8]));
+        let (first, xs) = (t.param("first", random(&[8], 91)), t.param("xs", random(&[5, 8], 93)));
+        let (last, ys) = t.scan(&[first], &[xs], |_, carry, x| (vec![carry[0] * 0.5 + x[0]], vec![carry[0]]));
+        outputs(t, &[("sum", x + ys[0]), ("last", x * last[0])]);
+    })
+    .expect("a graph");
+    check(&graph, &[("x", random(&[5, 8], 95))]);
+}
+
 #[test]
 fn gather_scatter_and_reductions() {
     let graph = trace(|t| {

@@ -228,9 +228,16 @@ impl<'t> Cx<'_, 't> {
         }
     }
 
-    /// The sizes in operand `i`, which no data may decide.
+    /// The sizes in operand `i`, which no data may decide; floats must be whole numbers.
     pub(crate) fn dims(&self, i: usize) -> Result<Vec<Dim>, Diagnostic> {
-        self.known(i).map(|known| known.dims).ok_or_else(|| self.data_dependent(i))
+        if let Some(known) = self.known(i) {
+            return Ok(known.dims);
+        }
+        let tensor = self.tensor(i).ok_or_else(|| self.data_dependent(i))?;
+        let whole = |v: ScalarValue| (v.as_f64().fract() == 0.0).then(|| Dim::from(v.as_int() as i64));
+        let dims: Option<Vec<Dim>> =
+            if tensor.elements() <= 1024 { tensor.values().map(whole).collect() } else { None };
+        dims.ok_or_else(|| self.error(format!("operand {i}, {tensor:?}, holds no sizes")))
     }
 
     /// The shape of operand `i`, without making a node of it.
@@ -241,6 +248,15 @@ impl<'t> Cx<'_, 't> {
             Source::Const(tensor) | Source::Param(_, tensor) => constant(tensor),
             Source::Dims(known) if known.scalar => Shape::scalar(),
             Source::Dims(known) => Shape::from([known.dims.len() as i64]),
+        })
+    }
+
+    /// The element type of operand `i`, without making a node of it.
+    pub(crate) fn element_type(&self, i: usize) -> Result<DType, Diagnostic> {
+        Ok(match self.source(i)? {
+            Source::Var(var) => var.dtype(),
+            Source::Const(tensor) | Source::Param(_, tensor) => tensor.dtype(),
+            Source::Dims(known) => known.dtype,
         })
     }
 

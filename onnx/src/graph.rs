@@ -134,6 +134,9 @@ fn input<'t>(
     };
     let dtype = dtype(number).map_err(|e| e.note(format!("input `{name}`")))?;
     let value = given.inputs.get(name);
+    // an empty shape is also how exporters write an unknown one
+    let unknown = value.is_some_and(|v| !v.shape().is_empty()) && extents.as_ref().is_some_and(Vec::is_empty);
+    let extents = if unknown { None } else { extents };
     let Some(extents) = extents.or_else(|| Some(value?.shape().iter().map(|n| Extent::Value(*n as i64)).collect()))
     else {
         return refuse("E0309", "has no shape".into());

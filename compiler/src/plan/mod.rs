@@ -233,10 +233,10 @@ impl Planner<'_> {
                 leaves_at_load[operand.index()] = true;
             }
         }
-        // a view that a run reads keeps what it is a view of
+        // a view that a run reads keeps what it is a view of, and a part of a tuple the tuple
         let mut kept = leaves_at_load.clone();
         for (id, node) in graph.iter().rev() {
-            if kept[id.index()] && is_movement(&node.op) {
+            if kept[id.index()] && (is_movement(&node.op) || matches!(node.op, Op::Proj(_))) {
                 node.operands.iter().for_each(|operand| kept[operand.index()] = true);
             }
         }
@@ -359,7 +359,7 @@ impl Planner<'_> {
             return Ok(());
         }
         match group.family {
-            Family::Scan => return self.scan(frame, id, phase, steps),
+            Family::Scan => return self.scan(frame, id, &place, phase, steps),
             Family::Attention => return self.attention(frame, id, &place, steps),
             Family::AttentionGrad => return self.attention_grad(frame, id, &place, steps),
             Family::Dot if self.gemm(frame, id, &place, direct, phase, steps)? => return Ok(()),

@@ -15,6 +15,7 @@ impl Planner<'_> {
         &mut self,
         frame: &mut Frame,
         id: NodeId,
+        place: &Place,
         phase: Phase,
         steps: &mut Vec<Step>,
     ) -> Result<(), Diagnostic> {
@@ -53,7 +54,7 @@ impl Planner<'_> {
         for (i, (input, operand)) in inputs.iter().zip(&node.operands).take(scan.carried).enumerate() {
             firsts.push(self.row_major(frame, *operand, steps)?.arg(false));
             // after the loop the carried buffer holds the loop's result
-            let buffer = self.result(frame, (id, i), &Place::Arena, None);
+            let buffer = self.result(frame, (id, i), place, None);
             inner.store((*input, 0), buffer, Layout::RowMajor);
         }
         let constants = body.clone();
@@ -69,7 +70,7 @@ impl Planner<'_> {
         let mut direct: FxHashMap<NodeId, BufferId> = FxHashMap::default();
         let mut stacked = Vec::new();
         for (y, (_, output)) in body.outputs().iter().enumerate().skip(scan.carried) {
-            let whole = self.result(frame, (id, y), &Place::Arena, None);
+            let whole = self.result(frame, (id, y), place, None);
             let ty = body.tensor_type(*output).clone();
             let slice = self.row_major_buffer(Place::Slice { of: whole, stride: ty.bytes() }, &ty);
             let carried_too = body.outputs()[..scan.carried].iter().any(|(_, o)| o == output);

@@ -1,9 +1,9 @@
 //! Elementwise operators.
 
-use egret_ir::{DType, Dim, ScalarFn, Shape, Var};
+use egret_ir::{DType, Dim, ScalarFn, Shape, Tensor, Var};
 
 use super::{Results, Sources};
-use crate::cx::Cx;
+use crate::cx::{Cx, Source};
 use crate::graph::single;
 
 /// A scalar function of the table.
@@ -77,9 +77,15 @@ pub(super) fn cast<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
     single(cx.var(0)?.cast(dtype))
 }
 
-pub(super) fn cast_like<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
-    let dtype = cx.var(1)?.dtype();
-    single(cx.var(0)?.cast(dtype))
+/// A small constant stays one, whatever value the element type is taken from.
+pub(super) fn cast_like<'t>(cx: &mut Cx<'_, 't>) -> Sources<'t> {
+    let dtype = cx.element_type(1)?;
+    if let Source::Const(tensor) = cx.source(0)? {
+        let mut cast = Tensor::zeros(dtype, tensor.shape());
+        tensor.values().enumerate().for_each(|(i, value)| cast.set(i, value));
+        return Ok(vec![Source::Const(cast)]);
+    }
+    Ok(vec![Source::Var(cx.var(0)?.cast(dtype))])
 }
 
 pub(super) fn pow<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {

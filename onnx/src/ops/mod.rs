@@ -40,6 +40,7 @@ type Sources<'t> = Result<Vec<Source<'t>>, Diagnostic>;
 
 /// Importers of operators whose results need not be nodes.
 const VALUES: &[(&str, Values)] = &[
+    ("CastLike", elementwise::cast_like),
     ("Constant", sources::constant),
     ("Identity", elementwise::identity),
     ("If", control::conditional),
@@ -56,7 +57,6 @@ const NODES: &[(&str, Nodes)] = &[
     ("BatchNormalization", norm::batch_normalization),
     ("BlackmanWindow", sources::blackman_window),
     ("Cast", elementwise::cast),
-    ("CastLike", elementwise::cast_like),
     ("CausalConvWithState", attention::causal_conv_with_state),
     ("Celu", elementwise::celu),
     ("CenterCropPad", movement::center_crop_pad),

@@ -1,7 +1,7 @@
 //! Operators that move elements.
 
 use egret_ir::ops::Pad;
-use egret_ir::{Diagnostic, Dim, Literal, ScalarValue, Shape, Tensor, Truth, Var};
+use egret_ir::{DType, Diagnostic, Dim, Literal, ScalarValue, Shape, Tensor, Truth, Var};
 use smallvec::SmallVec;
 
 use super::Results;
@@ -201,8 +201,10 @@ pub(super) fn pad<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
         let list = cx.int_list("pads").or_else(|| cx.int_list("paddings")).unwrap_or_default();
         (list.into_iter().map(Dim::from).collect(), cx.float("value", 0.0))
     } else {
-        (cx.dims(1)?, cx.number(2)?.unwrap_or(0.0))
+        let known = cx.has(2) && cx.tensor(2).is_some();
+        (cx.dims(1)?, if known { cx.number(2)?.unwrap_or(0.0) } else { 0.0 })
     };
+    let varying = if cx.opset >= 11 && cx.has(2) && cx.tensor(2).is_none() { Some(cx.var(2)?) } else { None };
     let axes = match cx.ints(3)? {
         Some(list) => cx.axes(&list, rank)?,
         None => (0..rank).collect(),
@@ -235,7 +237,12 @@ pub(super) fn pad<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
     };
     let value = Literal::new(ScalarValue::Float(value), x.dtype());
     let (low, high) = (clamped(&low), clamped(&high));
-    single(y.then(Pad { low, high, interior: SmallVec::from_elem(0, rank), value }, &[]))
+    let pad = Pad { low, high, interior: SmallVec::from_elem(0, rank), value };
+    let Some(varying) = varying else { return single(y.then(pad, &[])) };
+    // data decide what is around the elements
+    let inside = cx.t.scalar(Literal::int(1, DType::Bool)).broadcast(y.shape());
+    let inside = inside.then(Pad { value: Literal::int(0, DType::Bool), ..pad.clone() }, &[]);
+    single(inside.select(y.then(pad, &[]), varying.reshape(Shape::scalar())))
 }
 
 /// Padding that repeats elements, as a look-up along each axis.

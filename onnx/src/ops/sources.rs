@@ -1,6 +1,6 @@
 //! Operators that make tensors out of attributes and sizes.
 
-use egret_ir::{DType, Dim, Literal, ScalarValue, Shape, Tensor, TensorType, Var, Weight};
+use egret_ir::{DType, Dim, Literal, Shape, Tensor, TensorType, Var, Weight};
 
 use super::indexing::size;
 use super::{Results, Sources};
@@ -65,25 +65,36 @@ pub(super) fn constant_of_shape<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
     }
 }
 
+/// A range has at most this many numbers.
+const MOST: f64 = (1i64 << 40) as f64;
+
 /// `start + delta·i`; the number of elements must not depend on data.
 pub(super) fn range<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
     let (start, delta) = (cx.var(0)?, cx.var(2)?);
     let dtype = start.dtype();
-    let numbers = (cx.tensor(0), cx.tensor(1), cx.tensor(2));
-    let count = if let (Some(a), Some(b), Some(d)) = numbers {
-        let first = |t: &Tensor| t.values().next().unwrap_or(ScalarValue::Int(0));
-        let (a, b, d) = (first(&a).as_f64(), first(&b).as_f64(), first(&d).as_f64());
+    let number = |cx: &Cx, i: usize| cx.tensor(i).and_then(|t| t.values().next()).map(|v| v.as_f64());
+    let count = if let (Some(a), Some(b), Some(d)) = (number(cx, 0), number(cx, 1), number(cx, 2)) {
         if d == 0.0 {
             return Err(cx.error("the step is 0"));
         }
-        Dim::from(((b - a) / d).ceil().max(0.0) as i64)
+        let count = ((b - a) / d).ceil().max(0.0);
+        if count.is_nan() || count > MOST {
+            return Err(cx.error(format!("{count} numbers from {a} to {b} by {d}")));
+        }
+        Dim::from(count as i64)
     } else {
-        let one = |dims: Vec<Dim>| dims.into_iter().next().unwrap_or(Dim::ZERO);
-        let (a, b, d) = (one(cx.dims(0)?), one(cx.dims(1)?), one(cx.dims(2)?));
+        if let Some(i) = (0..3).find(|i| number(cx, *i).is_none() && cx.known(*i).is_none()) {
+            return Err(cx.data_dependent(i));
+        }
+        let mut sizes = Vec::with_capacity(3);
+        for i in 0..3 {
+            sizes.push(cx.dims(i)?.into_iter().next().ok_or_else(|| cx.error(format!("operand {i} is empty")))?);
+        }
+        let [a, b, d] = &sizes[..] else { return Err(cx.error("has no three operands")) };
         if d.range().0 < 1 {
             return Err(cx.error(format!("the step {d} must be positive when sizes vary")));
         }
-        let count = (b - a).ceil_div(&d);
+        let count = (b.clone() - a.clone()).ceil_div(d);
         if count.range().0 < 0 { count.maximum(&Dim::ZERO) } else { count }
     };
     let index = cx.t.iota(TensorType { dtype, shape: Shape::from([count]) }, 0);
