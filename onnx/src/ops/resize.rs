@@ -138,10 +138,10 @@ fn repeats(filter: &Filter, scale: f64) -> Option<i64> {
 fn resampled<'t>(cx: &Cx<'_, 't>, filter: &Filter, x: Var<'t>, at: usize, axis: Axis) -> Result<Var<'t>, Diagnostic> {
     let (extent, output) = (axis.input as i64, axis.output as usize);
     let mut rows: Vec<Vec<(i64, f64)>> = Vec::with_capacity(output);
-    let mut outside = vec![false; output];
+    let mut outside = Vec::with_capacity(output);
     for i in 0..output {
         let place = axis.place(&filter.transform, i);
-        outside[i] = filter.crops() && !(0.0..=axis.input - 1.0).contains(&place);
+        outside.push(filter.crops() && !(0.0..=axis.input - 1.0).contains(&place));
         let mut row = taps(filter, place, axis.scale);
         if filter.exclude_outside {
             row.iter_mut().filter(|(i, _)| *i < 0 || *i >= extent).for_each(|(_, w)| *w = 0.0);
