@@ -70,9 +70,9 @@ fn check(name: &str) {
     let loaded = egret_onnx::load_for(&path, &given).unwrap_or_else(|e| panic!("{name}: {e}"));
     let imported = start.elapsed();
     let graph = loaded.graph;
-    // the one model that branches on an input
-    assert_eq!(loaded.fixed.is_empty(), name != "silero_vad_op18_ifless", "{name}: {:?}", loaded.fixed);
-    assert!(!loaded.fixed_extents, "{name}");
+    // one model branches on an input; the others are imported as they are
+    let open = loaded.fixed.is_empty() && !loaded.fixed_extents;
+    assert!(open || name == "silero_vad_op18_ifless", "{name}: {:?} {}", loaded.fixed, loaded.fixed_extents);
     let given: Tensors = given.into_iter().filter(|(name, _)| !loaded.fixed.contains(name)).collect();
     egret_ir::verify(&graph).unwrap_or_else(|e| panic!("{name}: {e}"));
     let parsed = egret_ir::text::parse_with(&egret_ir::text::print(&graph), &egret_ir::text::large_constants(&graph));
