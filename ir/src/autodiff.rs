@@ -12,7 +12,7 @@ use crate::diagnostic::{Diagnostic, Origin};
 use crate::dim::Dim;
 use crate::dtype::DType;
 use crate::graph::{Graph, NodeId};
-use crate::ops::{Broadcast, Op, Proj, ReduceKind, Scan};
+use crate::ops::{Broadcast, Op, Proj, ReduceKind};
 use crate::scalar::Literal;
 use crate::tracer::{Tracer, Var, extend};
 use crate::types::{Shape, TensorType, Type};
@@ -120,6 +120,7 @@ pub fn expand(graph: &Graph) -> Result<Graph, Diagnostic> {
 pub fn expand_with(graph: &Graph, unreached: Unreached) -> Result<Graph, Diagnostic> {
     let mut failed = None;
     let built = extend(Graph::new(), |t| {
+        t.reserve_sizes(graph.next_size());
         failed = rebuild(t, graph, unreached).err();
     });
     let (mut expanded, ()) = built?;
@@ -130,12 +131,10 @@ pub fn expand_with(graph: &Graph, unreached: Unreached) -> Result<Graph, Diagnos
     Ok(expanded)
 }
 
-/// Whether a `grad` node is left, in loops too.
+/// Whether a `grad` node is left, in regions too.
 pub fn has_grad(graph: &Graph) -> bool {
-    graph.nodes().iter().any(|node| match &node.op {
-        Op::Grad(_) => true,
-        Op::Scan(scan) => has_grad(&scan.body),
-        _ => false,
+    graph.nodes().iter().any(|node| {
+        matches!(node.op, Op::Grad(_)) || node.op.home().regions().into_iter().any(|region| has_grad(region))
     })
 }
 
@@ -153,17 +152,23 @@ fn rebuild<'t>(t: &Tracer<'t>, graph: &Graph, unreached: Unreached) -> Result<()
                 operands[0]
             }
             Op::Proj(proj) if gradients.contains_key(&node.operands[0]) => gradients[&node.operands[0]][proj.index],
-            Op::Scan(scan) => {
-                let mut scan = scan.clone();
-                if has_grad(&scan.body) {
-                    scan.body = Arc::new(expand_with(&scan.body, unreached)?);
+            op => {
+                let mut op = op.clone();
+                for region in op.regions_mut() {
+                    if has_grad(region) {
+                        *region = Arc::new(expand_with(region, unreached)?);
+                    }
                 }
+                // a gradient reads what each step began with
                 if last_grad.is_some_and(|last| id < last) {
-                    scan = scan.with_history();
+                    op = match op {
+                        Op::Scan(scan) => scan.with_history().into(),
+                        Op::While(looped) if looped.bound.is_some() => looped.with_history().into(),
+                        other => other,
+                    };
                 }
-                t.add(scan, &operands)
+                t.add(op, &operands)
             }
-            op => t.add(op.clone(), &operands),
         };
         values.push(value);
     }
@@ -316,28 +321,4 @@ pub(crate) fn replay<'t>(t: &Tracer<'t>, region: &Graph, inputs: &[Var<'t>]) -> 
         });
     }
     region.outputs().iter().map(|(_, id)| values[id.index()]).collect()
-}
-
-impl Scan {
-    /// The loop with one more stacked result for each carried value: its value when each step begins.
-    pub(crate) fn with_history(self) -> Scan {
-        if self.has_history() {
-            return self;
-        }
-        let mut body = (*self.body).clone();
-        for (i, input) in self.body.inputs().iter().take(self.carried).enumerate() {
-            body.add_output(format!("history{i}"), *input);
-        }
-        Scan { body: Arc::new(body), ..self }
-    }
-
-    /// Whether the last stacked results are the carried values when each step begins.
-    pub(crate) fn has_history(&self) -> bool {
-        let outputs = self.body.outputs();
-        let Some(start) = outputs.len().checked_sub(self.carried).filter(|start| *start >= self.carried) else {
-            return false;
-        };
-        let inputs = self.body.inputs();
-        outputs[start..].iter().zip(inputs).all(|((_, output), input)| output == input)
-    }
 }

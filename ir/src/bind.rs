@@ -101,13 +101,16 @@ fn linear(dim: &Dim, extent: i64) -> Option<(Arc<str>, i64)> {
     (rest % coefficient == 0).then(|| (name, rest / coefficient))
 }
 
-/// Checks what the graph assumed of its symbols.
+/// Checks what the graph assumed of its symbols. What it assumed of data-dependent sizes is checked when they are known.
 ///
 /// # Errors
 /// `E0207` with the node, both sides and their values.
 pub fn check_assumptions(graph: &Graph, bindings: &Bindings) -> Result<(), Diagnostic> {
     for assumption in graph.assumptions() {
         let equality = &assumption.equality;
+        if equality.is_data_dependent() {
+            continue;
+        }
         let value = |dim: &Dim| dim.eval(bindings).map_err(|why| unsolved(&why, equality.what, dim));
         let (left, right) = (value(&equality.left)?, value(&equality.right)?);
         if left != right {

@@ -154,6 +154,69 @@ impl Dim {
         Dim::atom(AtomKind::Fresh { id, bound })
     }
 
+    /// The name under which [`Bindings`] hold the value of a data-dependent size. No symbol of a text has such a name.
+    pub fn fresh_name(id: u32) -> Arc<str> {
+        format!("fresh({id})").into()
+    }
+
+    /// Number and bound, if this is a data-dependent size and nothing else.
+    pub fn as_fresh(&self) -> Option<(u32, &Dim)> {
+        let Repr::Poly(terms) = &self.0 else { return None };
+        let [Term { factors, coefficient: 1 }] = &terms[..] else { return None };
+        match factors.as_slice() {
+            [atom] => match &*atom.0 {
+                AtomKind::Fresh { id, bound } => Some((*id, bound)),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// Calls `visit` with the number and bound of every data-dependent size, repeats included.
+    pub fn fresh_sizes(&self, visit: &mut dyn FnMut(u32, &Dim)) {
+        let Repr::Poly(terms) = &self.0 else { return };
+        for atom in terms.iter().flat_map(|term| &term.factors) {
+            match &*atom.0 {
+                AtomKind::Symbol { .. } => {}
+                AtomKind::FloorDiv(a, b) | AtomKind::Mod(a, b) | AtomKind::Min(a, b) | AtomKind::Max(a, b) => {
+                    a.fresh_sizes(visit);
+                    b.fresh_sizes(visit);
+                }
+                AtomKind::Fresh { id, bound } => {
+                    bound.fresh_sizes(visit);
+                    visit(*id, bound);
+                }
+            }
+        }
+    }
+
+    /// Whether a run must have begun before the value is known.
+    pub fn is_data_dependent(&self) -> bool {
+        let mut found = false;
+        self.fresh_sizes(&mut |_, _| found = true);
+        found
+    }
+
+    /// A bound from above without data-dependent sizes; `i64::MAX` where none is known.
+    pub fn upper_bound(&self) -> Dim {
+        if !self.is_data_dependent() {
+            return self.clone();
+        }
+        // sums of products of sizes grow with each of them
+        let grows = self.polynomial().iter().all(|(coefficient, factors)| {
+            let plain = |kind: &AtomKind| matches!(kind, AtomKind::Symbol { .. } | AtomKind::Fresh { .. });
+            *coefficient >= 0 && factors.iter().all(plain)
+        });
+        if !grows {
+            return Dim::from(self.range().1);
+        }
+        let mut bounds: BTreeMap<Arc<str>, Dim> = BTreeMap::new();
+        self.fresh_sizes(&mut |id, bound| {
+            bounds.insert(Dim::fresh_name(id), bound.upper_bound());
+        });
+        self.substitute(&|name| bounds.get(name).cloned())
+    }
+
     fn atom(kind: AtomKind) -> Dim {
         let factors = smallvec![Atom(Arc::new(kind))];
         Dim(Repr::Poly(Arc::from([Term { factors, coefficient: 1 }])))
@@ -338,7 +401,8 @@ impl Dim {
         self.substitute(&|name| bindings.get(name).map(|value| Dim::from(*value)))
     }
 
-    /// The dim with each symbol replaced by what `map` gives for its name.
+    /// The dim with each symbol replaced by what `map` gives for its name, and each data-dependent size by what it gives
+    /// for its [`fresh_name`](Dim::fresh_name).
     pub fn substitute(&self, map: &dyn Fn(&str) -> Option<Dim>) -> Dim {
         let Repr::Poly(terms) = &self.0 else { return self.clone() };
         terms.iter().fold(Dim::ZERO, |total, term| {
@@ -349,7 +413,9 @@ impl Dim {
                     AtomKind::Mod(a, b) => a.substitute(map).modulo(&b.substitute(map)),
                     AtomKind::Min(a, b) => a.substitute(map).minimum(&b.substitute(map)),
                     AtomKind::Max(a, b) => a.substitute(map).maximum(&b.substitute(map)),
-                    AtomKind::Fresh { id, bound } => Dim::fresh(*id, bound.substitute(map)),
+                    AtomKind::Fresh { id, bound } => {
+                        map(&Dim::fresh_name(*id)).unwrap_or_else(|| Dim::fresh(*id, bound.substitute(map)))
+                    }
                 }
             });
             total + product
@@ -371,11 +437,16 @@ impl Dim {
         }
     }
 
-    /// A representative value for cost models: symbols count as `symbol`, clipped to their range.
+    /// A representative value for cost models: symbols count as `symbol`, clipped to their range; data-dependent sizes as
+    /// their bounds.
     pub fn hint(&self, symbol: i64) -> i64 {
         let mut bindings = Bindings::new();
         self.symbols(&mut |name, min, max| {
             bindings.insert(name.clone(), symbol.clamp(min, max));
+        });
+        self.fresh_sizes(&mut |id, bound| {
+            let most = bound.eval(&bindings).unwrap_or(symbol);
+            bindings.insert(Dim::fresh_name(id), if most == i64::MAX { symbol } else { most });
         });
         self.eval(&bindings).unwrap_or(symbol)
     }
@@ -430,7 +501,16 @@ impl Atom {
             }
             AtomKind::Min(a, b) => Ok(a.eval(bindings)?.min(b.eval(bindings)?)),
             AtomKind::Max(a, b) => Ok(a.eval(bindings)?.max(b.eval(bindings)?)),
-            AtomKind::Fresh { .. } => Err(DimError::DataDependent(format!("{self:?}"))),
+            AtomKind::Fresh { id, bound } => {
+                let name = Dim::fresh_name(*id);
+                let unknown = || DimError::DataDependent(format!("{self:?}"));
+                let value = *bindings.get(&name).ok_or_else(unknown)?;
+                let max = bound.eval(bindings)?;
+                if value < 0 || value > max {
+                    return Err(DimError::Range { name, value, min: 0, max });
+                }
+                Ok(value)
+            }
         }
     }
 }
@@ -573,6 +653,21 @@ mod tests {
         assert_eq!(n().floor_div(&Dim::from(2)).eval(&values), Ok(3));
         assert_eq!(n().maximum(&Dim::from(9)).eval(&values), Ok(9));
         assert!((n() * Dim::from(i64::MAX)).eval(&values).is_err());
+    }
+
+    #[test]
+    fn data_dependent_sizes_are_bound_like_symbols() {
+        let size = Dim::fresh(3, n() * Dim::from(2));
+        let twice = size.clone() * Dim::from(2) + Dim::ONE;
+        let mut values = Bindings::from([("n".into(), 4)]);
+        assert!(matches!(twice.eval(&values), Err(DimError::DataDependent(_))));
+        assert_eq!(twice.upper_bound(), n() * Dim::from(4) + Dim::ONE);
+        assert_eq!((n() - size.clone()).upper_bound(), Dim::from(i64::MAX));
+        assert_eq!((size.as_fresh().map(|f| f.0), twice.as_fresh()), (Some(3), None));
+        values.insert(Dim::fresh_name(3), 5);
+        assert_eq!((twice.eval(&values), twice.bind(&values)), (Ok(11), Dim::from(11)));
+        values.insert(Dim::fresh_name(3), 9);
+        assert!(matches!(twice.eval(&values), Err(DimError::Range { max: 8, .. })));
     }
 
     #[test]

@@ -221,6 +221,19 @@ impl Graph {
         live
     }
 
+    /// The least number above those of all data-dependent sizes here and in regions.
+    pub fn next_size(&self) -> u32 {
+        let mut next = 0;
+        let mut open = vec![self];
+        while let Some(graph) = open.pop() {
+            for node in &graph.nodes {
+                node.ty.fresh_sizes(&mut |id, _| next = next.max(id.saturating_add(1)));
+                open.extend(node.op.home().regions().into_iter().map(|region| &**region));
+            }
+        }
+        next
+    }
+
     fn key(&self) -> (&[Node], &[(String, NodeId)], &[(String, NodeId)]) {
         (&self.nodes, &self.outputs, &self.updates)
     }

@@ -1,13 +1,16 @@
 //! The reference interpreter: each node by its operator's [`eval`](crate::Operator::eval), in order.
 
+use std::borrow::Cow;
+
 use crate::autodiff::{expand, has_grad};
 use crate::bind;
 use crate::diagnostic::{Diagnostic, Origin};
-use crate::dim::Bindings;
+use crate::dim::{Bindings, Dim};
 use crate::eval::{EvalCx, EvalError, Tensors};
-use crate::graph::{Graph, NodeId};
-use crate::ops::Op;
+use crate::graph::{Assumption, Graph, NodeId};
+use crate::ops::{Equality, Op};
 use crate::tensor::Tensor;
+use crate::types::Type;
 
 /// What a run gives.
 #[derive(Clone, Debug, Default)]
@@ -91,7 +94,7 @@ pub fn interpret_bound(
 ) -> Result<Outcome, InterpretError> {
     let cx = EvalCx { bindings, inputs, states, weights: &graph.weights };
     let roots: Vec<NodeId> = graph.roots().collect();
-    let mut values = run(graph, &[], &roots, &cx).map_err(|e| InterpretError::Node(Box::new(e)))?.into_iter();
+    let mut values = run(graph, &[], &roots, &cx).map_err(InterpretError::Node)?.into_iter();
     let mut take = |names: &[(String, NodeId)]| -> Vec<(String, Tensor)> {
         names.iter().map(|(name, _)| name.clone()).zip(&mut values).collect()
     };
@@ -99,12 +102,12 @@ pub fn interpret_bound(
 }
 
 /// The outputs of a region whose inputs are given in order; other leaves are looked up in `cx`.
-pub(crate) fn evaluate(graph: &Graph, inputs: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, NodeError> {
+pub(crate) fn evaluate(graph: &Graph, inputs: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, Box<NodeError>> {
     let roots: Vec<NodeId> = graph.outputs().iter().map(|(_, id)| *id).collect();
     run(graph, inputs, &roots, cx)
 }
 
-fn run(graph: &Graph, inputs: &[Tensor], roots: &[NodeId], cx: &EvalCx) -> Result<Vec<Tensor>, NodeError> {
+fn run(graph: &Graph, inputs: &[Tensor], roots: &[NodeId], cx: &EvalCx) -> Result<Vec<Tensor>, Box<NodeError>> {
     let mut needed = vec![false; graph.nodes().len()];
     // a value is dropped after its last reader
     let mut last_reader = vec![usize::MAX; graph.nodes().len()];
@@ -119,8 +122,19 @@ fn run(graph: &Graph, inputs: &[Tensor], roots: &[NodeId], cx: &EvalCx) -> Resul
             }
         }
     }
+    // sizes that the data tell are added as they become known
+    let mut bindings = Cow::Borrowed(cx.bindings);
+    let open: Vec<&Assumption> = graph.assumptions().iter().filter(|a| a.equality.is_data_dependent()).collect();
     let mut values: Vec<Vec<Tensor>> = vec![Vec::new(); graph.nodes().len()];
     for (id, node) in graph.iter().filter(|(id, _)| needed[id.index()]) {
+        let failed = |error: EvalError| {
+            Box::new(NodeError {
+                node: id,
+                op: node.op.home().name(),
+                origin: graph.origins(id).iter().map(|o| (**o).clone()).collect(),
+                error,
+            })
+        };
         let given = match &node.op {
             Op::Input(_) => graph.inputs().iter().position(|i| *i == id).and_then(|i| inputs.get(i)),
             _ => None,
@@ -130,14 +144,14 @@ fn run(graph: &Graph, inputs: &[Tensor], roots: &[NodeId], cx: &EvalCx) -> Resul
             None => {
                 let operands: Vec<Tensor> =
                     node.operands.iter().flat_map(|o| values[o.index()].iter().cloned()).collect();
-                node.op.home().eval(&operands, cx).map_err(|error| NodeError {
-                    node: id,
-                    op: node.op.home().name(),
-                    origin: graph.origins(id).iter().map(|o| (**o).clone()).collect(),
-                    error,
-                })?
+                for assumption in open.iter().filter(|a| a.node == id) {
+                    check(&assumption.equality, &bindings).map_err(failed)?;
+                }
+                let cx = EvalCx { bindings: &bindings, ..*cx };
+                node.op.home().eval(&operands, &cx).map_err(failed)?
             }
         };
+        learn(&node.ty, &values[id.index()], &mut bindings).map_err(failed)?;
         for operand in &node.operands {
             if last_reader[operand.index()] == id.index() {
                 values[operand.index()] = Vec::new();
@@ -147,10 +161,50 @@ fn run(graph: &Graph, inputs: &[Tensor], roots: &[NodeId], cx: &EvalCx) -> Resul
     Ok(roots.iter().filter_map(|id| values[id.index()].first().cloned()).collect())
 }
 
+/// Binds the data-dependent sizes of a value that has been computed.
+fn learn(ty: &Type, value: &[Tensor], bindings: &mut Cow<Bindings>) -> Result<(), EvalError> {
+    for (part, tensor) in ty.parts().iter().zip(value) {
+        for (dim, extent) in part.shape.iter().zip(tensor.shape()) {
+            let Some((id, bound)) = dim.as_fresh() else { continue };
+            let (name, size) = (Dim::fresh_name(id), i64::try_from(*extent).unwrap_or(i64::MAX));
+            match bindings.get(&name) {
+                Some(known) if *known != size => {
+                    let what = "a data-dependent size that two operators tell";
+                    return Err(EvalError::Assumption {
+                        what,
+                        left: dim.clone(),
+                        right: dim.clone(),
+                        values: (*known, size),
+                    });
+                }
+                Some(_) => {}
+                None => {
+                    let bound = bound.eval(bindings)?;
+                    if size > bound {
+                        return Err(EvalError::Bound { size: size.into(), bound: bound.into() });
+                    }
+                    bindings.to_mut().insert(name, size);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Checks what a node assumes of data-dependent sizes, which are known by now.
+fn check(equality: &Equality, bindings: &Bindings) -> Result<(), EvalError> {
+    let values = (equality.left.eval(bindings)?, equality.right.eval(bindings)?);
+    if values.0 == values.1 {
+        return Ok(());
+    }
+    let (left, right) = (equality.left.clone(), equality.right.clone());
+    Err(EvalError::Assumption { what: equality.what, left, right, values })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::{Const, Conv, ConvForm, Gather, Input, Pointwise};
+    use crate::ops::{Const, Conv, ConvForm, Gather, Input, Places, Pointwise};
     use crate::scalar::ScalarFn;
     use crate::types::{Shape, TensorType};
     use crate::{DType, i64};
@@ -203,7 +257,7 @@ mod tests {
         let mut graph = Graph::new();
         let x = graph.add(Input { name: "x".into(), ty: crate::f32([3]) }, &[]).unwrap();
         let i = graph.add(Input { name: "i".into(), ty: i64(["n"]) }, &[]).unwrap();
-        let picked = graph.add(Gather { axis: 0 }, &[x, i]).unwrap();
+        let picked = graph.add(Gather { places: Places::Rows { axis: 0 } }, &[x, i]).unwrap();
         let ten = graph.add(Const { value: Tensor::new(&[1], &[10i64]).unwrap() }, &[]).unwrap();
         let quotient = graph.add(Pointwise { f: ScalarFn::Div }, &[ten, i]).unwrap();
         graph.add_output("picked", picked);

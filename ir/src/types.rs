@@ -184,6 +184,11 @@ impl Type {
         }
     }
 
+    /// Calls `visit` with the number and bound of every data-dependent size in it, repeats included.
+    pub fn fresh_sizes(&self, visit: &mut dyn FnMut(u32, &Dim)) {
+        self.parts().iter().flat_map(|part| part.shape.iter()).for_each(|dim| dim.fresh_sizes(visit));
+    }
+
     /// The parts: one of a tensor, all of a tuple.
     pub fn parts(&self) -> &[TensorType] {
         match self {

@@ -38,10 +38,7 @@ pub fn verify(graph: &Graph) -> Result<(), Diagnostic> {
                 return Err(error);
             }
         }
-        open.extend(graph.nodes().iter().filter_map(|node| match &node.op {
-            Op::Scan(scan) => Some(&*scan.body),
-            _ => None,
-        }));
+        open.extend(graph.nodes().iter().flat_map(|node| node.op.home().regions()).map(|region| &**region));
     }
     Ok(())
 }

@@ -1,7 +1,11 @@
 //! Each vector-Jacobian product against central finite differences in f64, in the middle of a graph: the operands are
 //! computed, and the upstream gradient is not one.
 
-use egret_ir::ops::{Attention, Conv, ConvForm, Labels, ReduceKind, Window, WindowKind};
+use egret_ir::ops::{
+    Attention, Conv, ConvForm, CumulativeKind, InnerKind, Labels, Outside, Places, ReduceKind, ScatterKind, Window,
+    WindowKind,
+};
+use egret_ir::tracer::Beside;
 use egret_ir::{
     DType, Graph, Literal, ScalarExpr, ScalarFn, Shape, Tensor, TensorType, Tensors, Tracer, Var, interpret, trace,
 };
@@ -85,9 +89,14 @@ fn scalar_functions_over_broadcast() {
         }
         // logarithms and powers of positive numbers only
         let positive = matches!(f, ScalarFn::Log | ScalarFn::Sqrt | ScalarFn::Rsqrt | ScalarFn::Pow);
+        let within_one =
+            matches!(f, ScalarFn::Asin | ScalarFn::Acos | ScalarFn::Atanh | ScalarFn::Log1p | ScalarFn::Tan);
         match f.arity() {
-            1 => check(f.name(), &[&[3, 1, 5]], |_, x| {
-                if positive { (x[0] * x[0] + 0.3).map(*f, &[]) } else { x[0].map(*f, &[]) }
+            1 => check(f.name(), &[&[3, 1, 5]], |_, x| match f {
+                ScalarFn::Acosh => (x[0] * x[0] + 1.3).map(*f, &[]),
+                _ if positive => (x[0] * x[0] + 0.3).map(*f, &[]),
+                _ if within_one => (x[0].tanh() * 0.9).map(*f, &[]),
+                _ => x[0].map(*f, &[]),
             }),
             _ => check(f.name(), &[&[3, 1, 5], &[2, 1]], |_, x| {
                 let base = if positive { x[0] * x[0] + 0.3 } else { x[0] };
@@ -172,6 +181,86 @@ fn composites() {
 }
 
 #[test]
+fn indices() {
+    let index = |shape: &[usize], v: &[i64]| Tensor::new(shape, v).unwrap();
+    let elements = index(&[2, 2], &[2, 0, 1, 1]);
+    let places = Places::Elements { axis: 1 };
+    check_at("gather_elements", &[values(&[3, 3], 0), elements.clone()], |_, x| x[0].gather_at(places, x[1]));
+    let tuples = index(&[2, 3, 1], &[2, 0, 2, 1, 1, 1]);
+    check_at("gather_nd", &[values(&[2, 3, 2], 0), tuples.clone()], |_, x| {
+        x[0].gather_at(Places::Tuples { batch: 1 }, x[1])
+    });
+    for kind in ScatterKind::ALL {
+        let given = [values(&[2, 3], 0), index(&[2, 2], &[2, 2, 1, 0]), values(&[2, 2], 1)];
+        check_at(kind.name(), &given, |_, x| x[0].scatter(places, kind, x[1], x[2]));
+        let given = [values(&[2, 3, 2], 0), tuples.clone(), values(&[2, 3, 2], 1)];
+        check_at(kind.name(), &given, |_, x| x[0].scatter(Places::Tuples { batch: 1 }, kind, x[1], x[2]));
+        let given = [values(&[3, 1], 0), index(&[4], &[0, 2, 2, 2]), values(&[4, 1], 1)];
+        check_at(kind.name(), &given, |_, x| x[0].scatter(Places::Rows { axis: 0 }, kind, x[1], x[2]));
+    }
+    let zeros = Tensor::new(&[4], &[0.5, -0.01 / 1.25, -0.01 / 1.25, 1.5f64]).unwrap();
+    check_at("product with zeros", &[values(&[3], 0), index(&[4], &[0, 0, 1, 1]), zeros], |_, x| {
+        x[0].scatter(Places::Rows { axis: 0 }, ScatterKind::Mul, x[1], x[2])
+    });
+}
+
+#[test]
+fn generated() {
+    let fill = Outside::Fill(Literal::float(0.5, DType::F64));
+    for outside in [fill, Outside::Clamp] {
+        check("shifted", &[&[3, 1]], |t, x| {
+            t.generate(x[0].ty(), &[x[0]], |g, i| {
+                let (a, b) =
+                    (g.load(0, &[&i[0] - 1, i[1].clone()], outside), g.load(0, &[&i[0] + 1, i[1].clone()], outside));
+                a.clone() * b + a
+            })
+        });
+    }
+    // linear interpolation at places that are data, as in a grid sample
+    let places = Tensor::new(&[5], &[0.3, 1.7, -0.6, 3.4, 0.9f64]).unwrap();
+    check_at("interpolated", &[values(&[4], 0), places], |t, x| {
+        t.generate(x[1].ty(), &[x[0], x[1]], |g, i| {
+            let at = g.load(1, i, Outside::Fault);
+            let low = g.bind(at.floor());
+            let part = at - low.clone();
+            let low = g.bind(low.cast(DType::I64));
+            let (a, b) = (g.load(0, std::slice::from_ref(&low), Outside::Clamp), g.load(0, &[low + 1], fill));
+            a * (1.0.beside(&part) - part.clone()) + b * part
+        })
+    });
+    // a windowed norm: nested loops, values of outer loops read inside, a count that is data
+    let counts = Tensor::new(&[3], &[2i64, 0, 3]).unwrap();
+    for kind in [InnerKind::Sum, InnerKind::Max, InnerKind::Min] {
+        check_at("nested", &[values(&[4, 3], 0), values(&[3], 1), counts.clone()], |t, x| {
+            t.generate(x[1].ty(), x, |g, i| {
+                let scale = g.load(1, i, Outside::Fault);
+                let count = g.load(2, i, Outside::Fault);
+                let total = g.sum(4, |g, r| {
+                    let v = g.load(0, &[r, i[0].clone()], Outside::Fault);
+                    v.clone() * v
+                });
+                let best = g.reduce(kind, 3, Some(count.clone()), |g, r| {
+                    let inner =
+                        g.sum(2, |g, s| g.load(0, &[&r + &s, i[0].clone()], Outside::Clamp) * s.cast(DType::F64));
+                    inner * scale.clone() * total.clone()
+                });
+                count.greater(0).select(best, 0.0) + scale.map(ScalarFn::Tanh, &[])
+            })
+        });
+    }
+    let same = Tensor::new(&[4], &[0.5, 1.5, 1.5, 0.25f64]).unwrap();
+    let graph = trace(|t| {
+        let x = t.input("x0", TensorType::new(DType::F64, [4]));
+        let loss = t.generate(TensorType::scalar(DType::F64), &[x], |g, _| {
+            g.reduce(InnerKind::Max, 4, None, |g, r| g.load(0, &[r], Outside::Fault))
+        });
+        t.grad(loss, &[x])
+    });
+    let shared = run(&graph.unwrap(), &[same]);
+    assert_eq!(shared[0], Tensor::new(&[4], &[0.0, 0.5, 0.5, 0.0f64]).unwrap(), "ties share the gradient");
+}
+
+#[test]
 fn attention() {
     let score = |scale: f64| {
         let scaled =
@@ -223,6 +312,16 @@ fn second_derivatives() {
         ("conv", &[&[1, 2, 4, 4], &[2, 2, 3, 3]], |_, x| x[0].conv2d(x[1], [1, 1], [1, 1])),
         ("matmul", &[&[2, 3], &[3, 2]], |_, x| x[0].matmul(x[1]).sigmoid()),
         ("average", &[&[1, 4, 4]], |_, x| x[0].avg_pool(&[2, 2], &[2, 2], &[1, 1])),
+        ("generate", &[&[3]], |t, x| {
+            t.generate(x[0].ty(), x, |g, i| {
+                let (a, b) = (g.load(0, &[&i[0] - 1], Outside::Clamp), g.load(0, i, Outside::Clamp));
+                (a * b).map(ScalarFn::Sin, &[])
+            })
+        }),
+        ("scatter", &[&[3], &[2]], |t, x| {
+            let index = t.constant(Tensor::new(&[2], &[1i64, 1]).unwrap());
+            x[0].scatter(Places::Rows { axis: 0 }, ScatterKind::Mul, index, x[1])
+        }),
         ("scan", &[&[2], &[3, 2]], |t, x| t.scan(&[x[0]], &[x[1]], |_, c, s| (vec![(c[0] * s[0]).sin()], vec![])).0[0]),
     ];
     for (name, shapes, build) in twice {
@@ -292,5 +391,80 @@ fn gradients_have_a_text() {
         let text = egret_ir::text::print(&graph);
         let parsed = egret_ir::text::parse(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
         assert_eq!(parsed, graph, "{text}");
+    }
+}
+
+#[test]
+fn orders_and_accumulations() {
+    for largest in [true, false] {
+        check("top_k", &[&[3, 5, 2]], |_, x| x[0].top_k(1, 3, largest).0);
+    }
+    check("sort", &[&[7]], |_, x| x[0].sort(0, true).0);
+    for kind in CumulativeKind::ALL {
+        for (exclusive, reverse) in [(false, false), (true, false), (false, true), (true, true)] {
+            check("cumulative", &[&[2, 4, 1], &[1, 5]], |t, x| {
+                let y = x[0].cumulative(kind, 1, exclusive, reverse).flatten(0);
+                let z = x[1].cumulative(kind, -1, exclusive, reverse).flatten(0);
+                let all = t.concat(&[y, z], 0);
+                // the extremum of no elements is an infinity
+                let one = t.scalar(Literal::float(1.0, DType::F64)).broadcast(all.shape());
+                all.is_inf().select(one, all)
+            });
+        }
+    }
+    let zeros = Tensor::new(&[5], &[0.5, -0.01 / 1.25, 2.0, -0.01 / 1.25, 1.5f64]).unwrap();
+    for exclusive in [true, false] {
+        check_at("product with zeros", std::slice::from_ref(&zeros), |_, x| {
+            x[0].cumulative(CumulativeKind::Prod, 0, exclusive, false)
+        });
+    }
+}
+
+/// Values whose extents only the data tell.
+#[test]
+fn data_dependent_sizes() {
+    let keep = Tensor::new(&[4], &[1i64, 0, 0, 1]).unwrap();
+    check_at("compress", &[values(&[4, 3], 0), keep], |t, x| {
+        let kept = x[0].compress(x[1].cast(DType::Bool), Some(0));
+        let squares = kept * kept * 0.5;
+        let total = (squares.reduce_sum(&[0], false) * 1.5).reshape([3]);
+        let back = t.scalar(Literal::float(0.0, DType::F64)).broadcast([4, 3]);
+        back.scatter_add(x[1].non_zero().reshape([-1]), kept.sigmoid(), 0) + total
+    });
+    let equal = Tensor::new(&[5], &[0.7, -0.3, 0.7, 1.1, -0.3f64]).unwrap();
+    let graph = trace(|t| {
+        let x = t.input("x0", TensorType::new(DType::F64, [5]));
+        let loss = (x.unique(None, true)[0] * 2.0).sum();
+        t.grad(loss, &[x])
+    });
+    let first = run(&graph.unwrap(), &[equal]);
+    assert_eq!(first[0], Tensor::new(&[5], &[2.0, 2.0, 0.0, 2.0, 0.0f64]).unwrap(), "the first of equals gets it");
+}
+
+#[test]
+fn branches_and_while_loops() {
+    for choice in [0i64, 1] {
+        let choice = Tensor::new(&[1], &[choice]).unwrap();
+        check_at("if", &[values(&[3], 0), values(&[2, 3], 1), choice], |t, x| {
+            let one = x[2].reshape(Shape::scalar()).equal(1i64);
+            let (a, b) = (x[0], x[1]);
+            t.cond(one, |_| vec![(a * b).sin(), a], |_| vec![b * b, a.exp()]).into_iter().reduce(|x, y| x * y).unwrap()
+        });
+    }
+    for trips in [0i64, 1, 3, 9] {
+        let trips = Tensor::new(&[], &[trips]).unwrap();
+        check_at("while", &[values(&[3], 0), values(&[3], 1), trips], |t, x| {
+            let zero = t.scalar(Literal::int(0, DType::I64));
+            let (last, n, ys) = t.while_loop(
+                Some(4.into()),
+                &[x[0], zero],
+                |_, carry| carry[1].less(x[2]),
+                |_, carry| {
+                    let next = (carry[0] * x[1]).tanh();
+                    (vec![next, carry[1] + 1i64], vec![next * carry[0] * carry[1].cast(DType::F64)])
+                },
+            );
+            last[0] * n.cast(DType::F64) + ys[0].reduce_sum(&[0], false) + x[0]
+        });
     }
 }

@@ -4,7 +4,7 @@
 //! read, when one kernel reads it and that kernel is generated; else it is a map of its own. Pure movement (reshape,
 //! transpose, broadcast, slice) is index arithmetic of whoever reads it.
 
-use egret_ir::{Graph, NodeId, Op};
+use egret_ir::{Diagnostic, Graph, NodeId, Op};
 use smallvec::SmallVec;
 
 /// What runs a group.
@@ -67,6 +67,35 @@ pub fn is_movement(op: &Op) -> bool {
     matches!(op, Reshape(_) | Transpose(_) | Broadcast(_) | Slice(_) | Reverse(_) | StopGradient(_) | Proj(_))
 }
 
+/// Checks that kernels exist for every operator of `live` nodes.
+///
+/// # Errors
+/// `E0465` with the node.
+pub fn check_lowered(graph: &Graph, live: &[bool]) -> Result<(), Diagnostic> {
+    use egret_ir::ops::{Places, ScatterKind};
+    let lowered = |op: &Op| match op {
+        Op::Generate(_)
+        | Op::TopK(_)
+        | Op::Cumulative(_)
+        | Op::NonZero(_)
+        | Op::Unique(_)
+        | Op::NonMaxSuppression(_)
+        | Op::Rng(_)
+        | Op::If(_)
+        | Op::While(_) => false,
+        Op::Gather(gather) => matches!(gather.places, Places::Rows { .. }),
+        Op::Scatter(scatter) => matches!(scatter.places, Places::Rows { .. }) && scatter.kind == ScatterKind::Add,
+        _ => true,
+    };
+    let Some((id, node)) = graph.iter().find(|(id, node)| live[id.index()] && !lowered(&node.op)) else {
+        return Ok(());
+    };
+    let message = format!("`{}` of this form has no kernel yet (%{})", node.op.home().name(), id.index());
+    let mut error = Diagnostic::new("E0465", message);
+    error.origin = graph.origins(id).iter().map(|o| (**o).clone()).collect();
+    Err(error.help("the interpreter runs it"))
+}
+
 /// A value that every reader computes for itself.
 pub fn is_inline(op: &Op) -> bool {
     use Op::*;
@@ -89,7 +118,7 @@ pub fn anchor_family(op: &Op) -> Option<Family> {
         Softmax(_) | SoftmaxGrad(_) | Norm(_) | NormGrad(_) | CrossEntropy(_) => Family::Row,
         Attention(_) => Family::Attention,
         AttentionGrad(_) => Family::AttentionGrad,
-        ScatterAdd(_) => Family::Scatter,
+        Scatter(_) => Family::Scatter,
         Scan(_) => Family::Scan,
         Concat(_) => Family::Concat,
         _ => return None,
@@ -190,7 +219,29 @@ fn cheap_to_repeat(graph: &Graph, root: NodeId, id: NodeId, family: Family) -> b
             use egret_ir::ScalarFn::*;
             matches!(
                 pointwise.f,
-                Exp | Log | Tanh | Erf | Sigmoid | Sin | Cos | Pow | Gelu | GeluTanh | Silu | Mish | Softplus
+                Exp | Expm1
+                    | Log
+                    | Log1p
+                    | Tanh
+                    | Erf
+                    | Sigmoid
+                    | Sin
+                    | Cos
+                    | Tan
+                    | Asin
+                    | Acos
+                    | Atan
+                    | Sinh
+                    | Cosh
+                    | Asinh
+                    | Acosh
+                    | Atanh
+                    | Pow
+                    | Gelu
+                    | GeluTanh
+                    | Silu
+                    | Mish
+                    | Softplus
             )
         }
         _ => false,

@@ -221,6 +221,7 @@ impl Planner<'_> {
         let graph = frame.graph.clone();
         let n = graph.nodes().len();
         let live = graph.live();
+        partition::check_lowered(&graph, &live)?;
         let is_load = |id: NodeId| frame.times[id.index()] < BindingTime::Run;
         let mut leaves_at_load = vec![false; n];
         let mut leaves_run = vec![false; n];

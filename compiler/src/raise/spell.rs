@@ -160,7 +160,8 @@ impl Speller<'_> {
         let rest = self.map(ScalarFn::Sub, &[dp, total])?;
         let ds = self.map(ScalarFn::Mul, &[p, rest])?;
         let args: SmallVec<[NodeId; 8]> = std::iter::once(raw).chain(extras.iter().copied()).collect();
-        let slope = match attention.score.derivative(0, dtype) {
+        let types: SmallVec<[DType; 8]> = args.iter().map(|arg| self.dtype(*arg)).collect();
+        let slope = match attention.score.derivative(0, &types) {
             Some(slope) => self.program(&slope, &args)?,
             None => self.builder.scalar(Literal::float(0.0, dtype)).ok()?,
         };

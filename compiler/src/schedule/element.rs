@@ -1,5 +1,6 @@
 //! The element of a value at indices: maps and movement become arithmetic, stored values become loads.
 
+use egret_ir::ops::{Gather, Places};
 use egret_ir::{DType, Dim, NodeId, Op, ScalarExpr};
 use smallvec::SmallVec;
 
@@ -96,7 +97,7 @@ impl Scope<'_> {
             }
             Op::Pad(pad) => self.padded(id, pad, index),
             Op::Concat(concat) => self.concatenated(id, concat.axis, index),
-            Op::Gather(gather) => self.gathered(id, gather.axis, index),
+            Op::Gather(Gather { places: Places::Rows { axis } }) => self.gathered(id, *axis, index),
             other => {
                 // partition stores every other operator
                 debug_assert!(false, "{} is not computed in place", other.home().name());

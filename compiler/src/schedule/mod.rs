@@ -15,6 +15,7 @@ pub mod scope;
 pub mod view;
 pub mod window;
 
+use egret_ir::ops::{Places, Scatter};
 use egret_ir::{Graph, NodeId, Op};
 
 use crate::kernel::{Finding, Kernel};
@@ -53,7 +54,9 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, exact: bool) 
         Family::Row => row::build(&mut scope, id),
         Family::Window => window::build(&mut scope, id),
         Family::Scatter => match &graph.node(id).op {
-            Op::ScatterAdd(scatter) => contract::build_scatter(&mut scope, id, scatter.axis),
+            Op::Scatter(Scatter { places: Places::Rows { axis }, .. }) => {
+                contract::build_scatter(&mut scope, id, *axis);
+            }
             _ => map::build(&mut scope, &[id]),
         },
         _ => contract::build(&mut scope, id),

@@ -127,7 +127,12 @@ fn apply(scope: &mut dyn Sink, f: ScalarFn, v: &[Expr], dtype: DType) -> Expr {
         F::Tanh => unary(UnaryOp::Tanh),
         F::Erf => unary(UnaryOp::Erf),
         F::Sigmoid => unary(UnaryOp::Sigmoid),
-        F::Not => unary(UnaryOp::Not),
+        F::Asin => unary(UnaryOp::Asin),
+        F::Acos => unary(UnaryOp::Acos),
+        F::Atan => unary(UnaryOp::Atan),
+        F::Expm1 => unary(UnaryOp::Expm1),
+        F::Log1p => unary(UnaryOp::Log1p),
+        F::Not | F::BitNot => unary(UnaryOp::Not),
         F::IsNan => unary(UnaryOp::IsNan),
         F::Add => binary(BinaryOp::Add),
         F::Sub => binary(BinaryOp::Sub),
@@ -137,9 +142,11 @@ fn apply(scope: &mut dyn Sink, f: ScalarFn, v: &[Expr], dtype: DType) -> Expr {
         F::Pow => binary(BinaryOp::Pow),
         F::Max => binary(BinaryOp::Max),
         F::Min => binary(BinaryOp::Min),
-        F::And => binary(BinaryOp::And),
-        F::Or => binary(BinaryOp::Or),
-        F::Xor => binary(BinaryOp::Xor),
+        F::And | F::BitAnd => binary(BinaryOp::And),
+        F::Or | F::BitOr => binary(BinaryOp::Or),
+        F::Xor | F::BitXor => binary(BinaryOp::Xor),
+        F::Shl => shifted(BinaryOp::Shl, v, dtype),
+        F::Shr => shifted(BinaryOp::Shr, v, dtype),
         F::Eq => compare(CompareOp::Eq),
         F::Lt => compare(CompareOp::Lt),
         F::Le => compare(CompareOp::Le),
@@ -152,4 +159,11 @@ fn apply(scope: &mut dyn Sink, f: ScalarFn, v: &[Expr], dtype: DType) -> Expr {
             v[0].clone()
         }
     }
+}
+
+/// A shift of an unsigned integer; the kernel's own takes the amount modulo the width.
+fn shifted(op: BinaryOp, v: &[Expr], dtype: DType) -> Expr {
+    let width = Expr::constant(dtype, 8.0 * dtype.size() as f64);
+    let inside = v[1].clone().compare(CompareOp::Lt, width);
+    inside.select(v[0].clone().binary(op, v[1].clone()), Expr::constant(dtype, 0.0))
 }

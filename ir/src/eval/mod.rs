@@ -8,7 +8,7 @@ mod gemm;
 mod numbers;
 mod strided;
 
-use crate::dim::{Bindings, DimError};
+use crate::dim::{Bindings, Dim, DimError};
 use crate::dtype::DType;
 use crate::ops::{InferCx, Operator};
 use crate::tensor::Tensor;
@@ -56,6 +56,14 @@ impl<'a> EvalCx<'a> {
         op: &dyn Operator,
         operands: &[Tensor],
     ) -> Result<Vec<(DType, Vec<usize>)>, EvalError> {
+        self.check(op, operands)?.parts().iter().map(|part| Ok((part.dtype, self.extents(part)?))).collect()
+    }
+
+    /// The type that inference gives on these operands; its data-dependent sizes have no value yet.
+    ///
+    /// # Errors
+    /// When the operands do not fit.
+    pub(crate) fn check(&self, op: &dyn Operator, operands: &[Tensor]) -> Result<Type, EvalError> {
         let types: Vec<Type> = operands.iter().map(|t| actual_type(t).into()).collect();
         let mut cx = InferCx::default();
         let ty = op.infer(&types, &mut cx).map_err(EvalError::Operands)?;
@@ -65,7 +73,7 @@ impl<'a> EvalCx<'a> {
                 return Err(EvalError::Operands(format!("{}: {left} is not {right}", equality.what)));
             }
         }
-        ty.parts().iter().map(|part| Ok((part.dtype, self.extents(part)?))).collect()
+        Ok(ty)
     }
 
     /// The only result of an operator that is no tuple.
@@ -113,6 +121,26 @@ pub enum EvalError {
         /// The first such element, in row-major order.
         element: usize,
     },
+    /// A size that the data tell is above its bound.
+    #[error("a size of {size} is above its bound {bound}")]
+    Bound {
+        /// The size.
+        size: i128,
+        /// The bound.
+        bound: i128,
+    },
+    /// What the graph assumed of data-dependent sizes does not hold.
+    #[error("{what} must be equal: `{left}` is {}, `{right}` is {}", values.0, values.1)]
+    Assumption {
+        /// What needs it.
+        what: &'static str,
+        /// One side.
+        left: Dim,
+        /// The other.
+        right: Dim,
+        /// Their values.
+        values: (i64, i64),
+    },
     /// A dim has no value.
     #[error(transparent)]
     Dim(#[from] DimError),
@@ -144,6 +172,8 @@ impl EvalError {
         match self {
             EvalError::Index { .. } => "E0210",
             EvalError::DivisionByZero { .. } => "E0211",
+            EvalError::Bound { .. } => "E0216",
+            EvalError::Assumption { .. } => "E0207",
             EvalError::Dim(_) => "E0206",
             EvalError::Operands(_) => "E0212",
             EvalError::Missing { .. } => "E0213",

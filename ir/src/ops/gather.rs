@@ -1,57 +1,202 @@
-//! `gather` and its adjoint.
+//! `gather`: elements by index.
 
-use super::{InferCx, InferError, Op, Operator, arity, check_axes, operand, same_dtype};
+use super::{InferCx, InferError, Op, Operator, Scatter, ScatterKind, arity, check_axes, operand};
 use crate::autodiff::{Gradients, VjpCx};
 use crate::diagnostic::Diagnostic;
-use crate::dim::Dim;
-use crate::eval::{EvalCx, EvalError, Num, by_kind};
+use crate::eval::{EvalCx, EvalError, row_major};
 use crate::tensor::Tensor;
 use crate::text::{Attr, Attributes};
 use crate::types::{Shape, TensorType, Type};
 
-/// `(x, indices) → y`: `axis` of `x` is replaced by the axes of `indices`. An index outside `0..n` is reported and
-/// clamped.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Gather {
-    /// The axis of `x` that is indexed.
-    pub axis: usize,
+/// How a tensor of indices names places of another tensor `x`. Indices count from 0 and lie below the extent that they
+/// index; any other is an error of the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Places {
+    /// Slices: `axis` of `x` is replaced by the axes of the indices.
+    Rows {
+        /// The axis that is indexed.
+        axis: usize,
+    },
+    /// Elements: place `[…, i, …]` of the indices names `x[…, indices[…, i, …], …]`. The ranks are equal, and no extent of
+    /// the indices but that of `axis` is above `x`'s.
+    Elements {
+        /// The axis that is indexed.
+        axis: usize,
+    },
+    /// Slices by tuples: the last axis of the indices, of fixed extent, holds places on the axes of `x` from `batch` on.
+    /// The first `batch` axes are common to both.
+    Tuples {
+        /// How many leading axes `x` and the indices share.
+        batch: usize,
+    },
 }
 
-fn gathered(axis: usize, x: &TensorType, indices: &TensorType) -> Result<Shape, InferError> {
-    check_axes(&[axis], x.shape.rank())?;
-    if !indices.dtype.is_int() {
-        return Err(format!("indices must be integers, not {indices}"));
+/// Places named by indices: the offset in `x` of the first element of each slice, in row-major order of what is
+/// gathered, and the number of elements of a slice.
+pub(super) struct Slices {
+    pub starts: Vec<usize>,
+    pub run: usize,
+}
+
+impl Places {
+    /// The suffix of the operator's name in text forms.
+    pub(super) fn suffix(self) -> usize {
+        match self {
+            Places::Rows { .. } => 0,
+            Places::Elements { .. } => 1,
+            Places::Tuples { .. } => 2,
+        }
     }
-    Ok(x.shape[..axis].iter().chain(indices.shape.iter()).chain(&x.shape[axis + 1..]).cloned().collect())
+
+    pub(super) fn attribute(self) -> (&'static str, Attr) {
+        match self {
+            Places::Rows { axis } | Places::Elements { axis } => ("axis", Attr::Int(axis as i64)),
+            Places::Tuples { batch } => ("batch", Attr::Int(batch as i64)),
+        }
+    }
+
+    /// Reads the form that operator names end with.
+    pub(super) fn read(suffix: &str, a: &Attributes) -> Result<Option<Places>, Diagnostic> {
+        Ok(Some(match suffix {
+            "" => Places::Rows { axis: a.place("axis")? },
+            "_elements" => Places::Elements { axis: a.place("axis")? },
+            "_nd" => Places::Tuples { batch: a.place("batch")? },
+            _ => return Ok(None),
+        }))
+    }
+
+    /// The number of axes of `x` that a tuple of [`Places::Tuples`] names.
+    pub fn width(indices: &TensorType) -> Option<usize> {
+        usize::try_from(indices.shape.last()?.as_const()?).ok()
+    }
+
+    /// The shape of what is gathered.
+    pub(super) fn shape(self, x: &TensorType, indices: &TensorType, cx: &mut InferCx) -> Result<Shape, InferError> {
+        if !indices.dtype.is_int() {
+            return Err(format!("indices must be integers, not {indices}"));
+        }
+        let rank = x.shape.rank();
+        match self {
+            Places::Rows { axis } => {
+                check_axes(&[axis], rank)?;
+                Ok(x.shape[..axis].iter().chain(indices.shape.iter()).chain(&x.shape[axis + 1..]).cloned().collect())
+            }
+            Places::Elements { axis } => {
+                check_axes(&[axis], rank)?;
+                if indices.shape.rank() != rank {
+                    return Err(format!("indices {indices} have not the rank of {x}"));
+                }
+                for (i, (have, most)) in indices.shape.iter().zip(x.shape.iter()).enumerate() {
+                    if i != axis {
+                        cx.require_equal(
+                            &have.minimum(most),
+                            have,
+                            "an extent of indices within that of their operand",
+                        )?;
+                    }
+                }
+                Ok(indices.shape.clone())
+            }
+            Places::Tuples { batch } => {
+                let Some(width) = Places::width(indices) else {
+                    return Err(format!("the last extent of the indices {indices} must be fixed"));
+                };
+                let lead = indices.shape.rank() - 1;
+                if batch > lead || batch.saturating_add(width) > rank {
+                    return Err(format!("indices {indices} after {batch} common axes do not fit {x}"));
+                }
+                for (a, b) in indices.shape[..batch].iter().zip(x.shape.iter()) {
+                    cx.require_equal(a, b, "extents that indices and operand share")?;
+                }
+                Ok(indices.shape[..lead].iter().chain(&x.shape[batch + width..]).cloned().collect())
+            }
+        }
+    }
+
+    /// The places named in a tensor of shape `shape`.
+    ///
+    /// # Errors
+    /// An index outside its axis.
+    pub(super) fn slices(self, shape: &[usize], indices: &Tensor) -> Result<Slices, EvalError> {
+        let place = |index: i128, axis: usize| match usize::try_from(index) {
+            Ok(place) if place < shape[axis] => Ok(place),
+            _ => Err(EvalError::Index { index, extent: shape[axis], axis }),
+        };
+        let product = |dims: &[usize]| dims.iter().product::<usize>();
+        match self {
+            Places::Rows { axis } => {
+                let run = product(&shape[axis + 1..]);
+                let rows: Vec<usize> = indices.values().map(|v| place(v.as_int(), axis)).collect::<Result<_, _>>()?;
+                let starts = (0..product(&shape[..axis]))
+                    .flat_map(|outer| rows.iter().map(move |row| (outer * shape[axis] + row) * run));
+                Ok(Slices { starts: starts.collect(), run })
+            }
+            Places::Elements { axis } => {
+                let (own, dims) = (row_major(shape), indices.shape());
+                let mut starts = Vec::with_capacity(indices.elements());
+                let mut at = vec![0usize; dims.len()];
+                for value in indices.values() {
+                    let row = place(value.as_int(), axis)?;
+                    let offset = |i: usize| own[i] as usize * if i == axis { row } else { at[i] };
+                    starts.push((0..dims.len()).map(offset).sum());
+                    for i in (0..dims.len()).rev() {
+                        at[i] += 1;
+                        if at[i] < dims[i] {
+                            break;
+                        }
+                        at[i] = 0;
+                    }
+                }
+                Ok(Slices { starts, run: 1 })
+            }
+            Places::Tuples { batch } => {
+                let width = indices.shape().last().copied().unwrap_or(0);
+                let run = product(&shape[batch + width..]);
+                let tuples = product(&indices.shape()[..indices.shape().len() - 1]);
+                let each = tuples / product(&shape[..batch]).max(1);
+                let mut starts = Vec::with_capacity(tuples);
+                for tuple in 0..tuples {
+                    let mut at = tuple / each.max(1);
+                    for i in 0..width {
+                        let axis = batch + i;
+                        at = at * shape[axis] + place(indices.get(tuple * width + i).as_int(), axis)?;
+                    }
+                    starts.push(at * run);
+                }
+                Ok(Slices { starts, run })
+            }
+        }
+    }
+}
+
+/// `(x, indices) → y`: the elements of `x` at the places that the indices name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Gather {
+    /// How they name them.
+    pub places: Places,
 }
 
 impl Operator for Gather {
     fn name(&self) -> &'static str {
-        "gather"
+        ["gather", "gather_elements", "gather_nd"][self.places.suffix()]
     }
 
-    fn infer(&self, operands: &[Type], _: &mut InferCx) -> Result<Type, InferError> {
+    fn infer(&self, operands: &[Type], cx: &mut InferCx) -> Result<Type, InferError> {
         arity(operands, 2)?;
         let (x, indices) = (operand(operands, 0)?, operand(operands, 1)?);
-        Ok(TensorType { dtype: x.dtype, shape: gathered(self.axis, x, indices)? }.into())
+        Ok(TensorType { dtype: x.dtype, shape: self.places.shape(x, indices, cx)? }.into())
     }
 
     fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
         let (dtype, shape) = cx.result(self, operands)?;
         let x = &operands[0];
-        let rows = checked_indices(&operands[1], x.shape(), self.axis)?;
-        let run = x.shape()[self.axis + 1..].iter().product::<usize>() * dtype.size();
-        let extent = x.shape()[self.axis];
+        let slices = self.places.slices(x.shape(), &operands[1])?;
         let mut out = Tensor::zeros(dtype, &shape);
-        let source = x.bytes();
+        let run = slices.run * dtype.size();
         if run > 0 {
-            let mut slots = out.bytes_mut().chunks_exact_mut(run);
-            for outer in 0..x.shape()[..self.axis].iter().product() {
-                for row in &rows {
-                    if let Some(slot) = slots.next() {
-                        slot.copy_from_slice(&source[(outer * extent + row) * run..][..run]);
-                    }
-                }
+            let source = x.bytes();
+            for (slot, start) in out.bytes_mut().chunks_exact_mut(run).zip(&slices.starts) {
+                slot.copy_from_slice(&source[start * dtype.size()..][..run]);
             }
         }
         Ok(vec![out])
@@ -59,86 +204,17 @@ impl Operator for Gather {
 
     fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
         let zeros = cx.zeros(cx.operands[0].ty());
-        Ok(vec![Some(zeros.then(ScatterAdd { axis: self.axis }, &[cx.operands[1], cx.dy()])), None])
+        let scatter = Scatter { places: self.places, kind: ScatterKind::Add };
+        Ok(vec![Some(zeros.then(scatter, &[cx.operands[1], cx.dy()])), None])
     }
 
     fn attributes(&self) -> Vec<(&'static str, Attr)> {
-        vec![("axis", Attr::Int(self.axis as i64))]
+        vec![self.places.attribute()]
     }
-}
-
-/// `(x, indices, updates) → x` with updates added at the places that [`Gather`] reads, in order of the indices.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ScatterAdd {
-    /// The axis of `x` that is indexed.
-    pub axis: usize,
-}
-
-impl Operator for ScatterAdd {
-    fn name(&self) -> &'static str {
-        "scatter_add"
-    }
-
-    fn infer(&self, operands: &[Type], cx: &mut InferCx) -> Result<Type, InferError> {
-        arity(operands, 3)?;
-        let (x, indices, updates) = (operand(operands, 0)?, operand(operands, 1)?, operand(operands, 2)?);
-        same_dtype(&[x, updates])?;
-        let shape = gathered(self.axis, x, indices)?;
-        if shape.rank() != updates.shape.rank() {
-            return Err(format!("updates {updates} are not of shape {shape}"));
-        }
-        for (a, b) in shape.iter().zip(updates.shape.iter()) {
-            cx.require_equal(a, b, "extents of scattered updates")?;
-        }
-        Ok(x.clone().into())
-    }
-
-    fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
-        fn go<N: Num>(axis: usize, operands: &[Tensor], rows: &[usize]) -> Tensor {
-            let shape = operands[0].shape();
-            let (mut x, updates) = (N::load(&operands[0]), N::load(&operands[2]));
-            let run: usize = shape[axis + 1..].iter().product();
-            for (i, update) in updates.iter().enumerate() {
-                let (row, inner) = (i / run, i % run);
-                let at = (row / rows.len() * shape[axis] + rows[row % rows.len()]) * run + inner;
-                x[at] = x[at].plus(*update);
-            }
-            N::store(operands[0].dtype(), shape, &x)
-        }
-        let (dtype, _) = cx.result(self, operands)?;
-        let rows = checked_indices(&operands[1], operands[0].shape(), self.axis)?;
-        Ok(vec![by_kind!(dtype, go(self.axis, operands, &rows))])
-    }
-
-    fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
-        let dy = cx.dy();
-        Ok(vec![Some(dy), None, Some(dy.then(Gather { axis: self.axis }, &[cx.operands[1]]))])
-    }
-
-    fn attributes(&self) -> Vec<(&'static str, Attr)> {
-        vec![("axis", Attr::Int(self.axis as i64))]
-    }
-
-    fn flops(&self, operands: &[Type], _: &Type) -> Dim {
-        super::operand_elements(operands, 2)
-    }
-}
-
-/// The indices as places on `axis`.
-fn checked_indices(indices: &Tensor, shape: &[usize], axis: usize) -> Result<Vec<usize>, EvalError> {
-    let extent = shape[axis];
-    let check = |index: i128| match usize::try_from(index) {
-        Ok(row) if row < extent => Ok(row),
-        _ => Err(EvalError::Index { index, extent, axis }),
-    };
-    indices.values().map(|v| check(v.as_int())).collect()
 }
 
 /// Reads operators of this home from text.
 pub(super) fn read(name: &str, a: &Attributes) -> Result<Option<Op>, Diagnostic> {
-    Ok(Some(match name {
-        "gather" => Gather { axis: a.place("axis")? }.into(),
-        "scatter_add" => ScatterAdd { axis: a.place("axis")? }.into(),
-        _ => return Ok(None),
-    }))
+    let Some(suffix) = name.strip_prefix("gather") else { return Ok(None) };
+    Ok(Places::read(suffix, a)?.map(|places| Gather { places }.into()))
 }

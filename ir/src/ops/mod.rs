@@ -1,14 +1,16 @@
 //! Operators: one file each holds attributes, type rule, evaluation, gradient, cost and text form.
 
 use std::fmt;
+use std::sync::Arc;
 
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use crate::autodiff::{Gradients, VjpCx};
 use crate::diagnostic::Diagnostic;
 use crate::dim::{Dim, Truth};
 use crate::dtype::DType;
 use crate::eval::{EvalCx, EvalError};
+use crate::graph::Graph;
 use crate::tensor::Tensor;
 use crate::text::{Attr, Attributes};
 use crate::types::{Shape, TensorType, Type};
@@ -22,6 +24,13 @@ pub struct Equality {
     pub right: Dim,
     /// What needs it: `the contracted dimension`.
     pub what: &'static str,
+}
+
+impl Equality {
+    /// Whether a run must have begun before both sides are known.
+    pub fn is_data_dependent(&self) -> bool {
+        self.left.is_data_dependent() || self.right.is_data_dependent()
+    }
 }
 
 /// Gives type rules their operands, and takes the equalities that they could not decide.
@@ -113,38 +122,56 @@ impl fmt::Debug for Real {
 }
 
 mod attention;
+mod control;
 mod conv;
 mod cross_entropy;
+mod cumulative;
 mod dot_general;
 mod fused;
 mod gather;
+mod generate;
 mod grad;
 mod iota;
 mod leaf;
 mod movement;
+mod nms;
+mod non_zero;
 mod norm;
 mod pointwise;
 mod reduce;
 mod reduce_window;
+mod rng;
 mod scan;
+mod scatter;
 mod softmax;
+mod top_k;
+mod unique;
 
 pub use attention::{Attention, AttentionGrad};
+pub use control::{If, While};
 pub use conv::{Conv, ConvForm};
 pub use cross_entropy::CrossEntropy;
+pub use cumulative::{Cumulative, CumulativeKind};
 pub use dot_general::{DotGeneral, Labels};
 pub use fused::Fused;
-pub use gather::{Gather, ScatterAdd};
+pub use gather::{Gather, Places};
+pub use generate::{Block, Generate, InnerKind, Outside, ProgramBuilder, Step};
 pub use grad::{Grad, Proj, StopGradient};
 pub use iota::Iota;
 pub use leaf::{Const, Input, Param, State};
 pub use movement::{Broadcast, Concat, Pad, Reshape, Reverse, Slice, Transpose};
+pub use nms::NonMaxSuppression;
+pub use non_zero::NonZero;
 pub use norm::{Norm, NormGrad, NormKind};
 pub use pointwise::{Cast, Pointwise};
 pub use reduce::{Reduce, ReduceKind};
 pub use reduce_window::{ReduceWindow, ReduceWindowGrad, Window, WindowKind};
+pub use rng::{Rng, philox};
 pub use scan::Scan;
+pub use scatter::{Scatter, ScatterKind};
 pub use softmax::{Softmax, SoftmaxGrad};
+pub use top_k::TopK;
+pub use unique::Unique;
 
 /// An operator's home: what the rest of the compiler asks of it.
 pub trait Operator {
@@ -173,12 +200,23 @@ pub trait Operator {
         Vec::new()
     }
 
+    /// Graphs inside the operator, in the order of the text.
+    fn regions(&self) -> SmallVec<[&Arc<Graph>; 2]> {
+        SmallVec::new()
+    }
+
     /// The gradients by operands, given those by the results.
     ///
     /// # Errors
     /// `E0401` when the operator has none, `E0402` when it has none in this case.
     fn vjp<'t>(&self, _: &VjpCx<'_, 't>) -> Gradients<'t> {
-        Err(Diagnostic::new("E0401", format!("`{}` has no gradient", self.name())))
+        let why = self.no_gradient().map(|why| format!(": {why}")).unwrap_or_default();
+        Err(Diagnostic::new("E0401", format!("`{}` has no gradient{why}", self.name())))
+    }
+
+    /// Why the operator has no gradient; `None` of one that has.
+    fn no_gradient(&self) -> Option<&'static str> {
+        None
     }
 }
 
@@ -203,6 +241,16 @@ macro_rules! operators {
         impl Op {
             /// The operator's home.
             pub fn home(&self) -> &dyn Operator { match self { $(Op::$variant(op) => op),* } }
+
+            /// [`Operator::regions`], to change.
+            pub fn regions_mut(&mut self) -> SmallVec<[&mut Arc<Graph>; 2]> {
+                match self {
+                    Op::Scan(scan) => smallvec![&mut scan.body],
+                    Op::If(branch) => smallvec![&mut branch.then, &mut branch.otherwise],
+                    Op::While(looped) => smallvec![&mut looped.condition, &mut looped.body],
+                    _ => SmallVec::new(),
+                }
+            }
         }
     };
 }
@@ -213,7 +261,8 @@ operators! {
     Reshape, Transpose, Broadcast, Slice, Pad, Concat, Reverse,
     DotGeneral, Conv, Reduce, ReduceWindow, ReduceWindowGrad,
     Softmax, SoftmaxGrad, CrossEntropy, Norm, NormGrad, Attention, AttentionGrad,
-    Gather, ScatterAdd, Scan, Fused, Proj, Grad, StopGradient,
+    Gather, Scatter, Generate, TopK, Cumulative, NonZero, Unique, NonMaxSuppression, Rng,
+    Scan, If, While, Fused, Proj, Grad, StopGradient,
 }
 
 /// Strides, pads and window extents this small cannot overflow when they are added and multiplied.
@@ -263,7 +312,16 @@ pub(crate) fn read(name: &str, a: &Attributes) -> Result<Op, Diagnostic> {
         norm::read,
         attention::read,
         gather::read,
+        scatter::read,
+        generate::read,
+        top_k::read,
+        cumulative::read,
+        non_zero::read,
+        unique::read,
+        nms::read,
+        rng::read,
         scan::read,
+        control::read,
         fused::read,
         grad::read,
         pointwise::read,

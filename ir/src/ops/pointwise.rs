@@ -53,13 +53,14 @@ impl Operator for Pointwise {
 
     fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
         let dtype = cx.results[0].dtype();
+        let dtypes: Vec<DType> = cx.operands.iter().map(|v| v.dtype()).collect();
         let args: Vec<ScalarExpr> = (0..cx.operands.len()).map(ScalarExpr::arg).collect();
         let expr = ScalarExpr::apply(self.f, args.iter().cloned(), dtype);
         let known = args.into_iter().zip(cx.operands.iter().copied()).chain([(expr.clone(), cx.results[0])]);
         let mut emit = Emit { cx, known: known.collect() };
         let mut gradients = Vec::new();
         for (i, operand) in cx.operands.iter().enumerate() {
-            let slope = cx.wanted[i].then(|| expr.derivative(i, dtype)).flatten();
+            let slope = cx.wanted[i].then(|| expr.derivative(i, &dtypes)).flatten();
             gradients.push(slope.map(|slope| cx.sum_to(emit.scaled(&slope, cx.dy()), &operand.shape())));
         }
         Ok(gradients)

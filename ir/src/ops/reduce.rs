@@ -40,22 +40,20 @@ pub struct Reduce {
     pub keep: bool,
 }
 
-impl Reduce {
-    /// The extremum of no elements: the element type's own opposite extremum, as in ONNX.
-    fn of_nothing(&self, dtype: DType) -> Literal {
-        let least = match dtype {
-            _ if dtype.is_float() => ScalarValue::Float(f64::NEG_INFINITY),
-            _ if dtype.is_unsigned() => ScalarValue::Int(0),
-            _ => ScalarValue::Int(-1 << (8 * dtype.size() - 1)),
-        };
-        let value = match (self.kind, least) {
-            (ReduceKind::Min, ScalarValue::Float(x)) => ScalarValue::Float(-x),
-            // all bits but the sign of a signed integer, all bits of an unsigned one
-            (ReduceKind::Min, other) => ScalarValue::Int(if dtype.is_unsigned() { -1 } else { !other.as_int() }),
-            (_, least) => least,
-        };
-        Literal::new(value, dtype)
-    }
+/// The extremum of no elements: the element type's own opposite extremum, as in ONNX.
+pub(super) fn of_nothing(max: bool, dtype: DType) -> Literal {
+    let least = match dtype {
+        _ if dtype.is_float() => ScalarValue::Float(f64::NEG_INFINITY),
+        _ if dtype.is_unsigned() => ScalarValue::Int(0),
+        _ => ScalarValue::Int(-1 << (8 * dtype.size() - 1)),
+    };
+    let value = match (max, least) {
+        (true, least) => least,
+        (false, ScalarValue::Float(x)) => ScalarValue::Float(-x),
+        // all bits but the sign of a signed integer, all bits of an unsigned one
+        (false, other) => ScalarValue::Int(if dtype.is_unsigned() { -1 } else { !other.as_int() }),
+    };
+    Literal::new(value, dtype)
 }
 
 impl Operator for Reduce {
@@ -104,7 +102,7 @@ impl Operator for Reduce {
                 }
                 ReduceKind::Prod => lines.map(|l| l.iter().fold(N::ONE, |s, v| s.times(*v))).collect(),
                 ReduceKind::Max | ReduceKind::Min if count == 0 => {
-                    return Tensor::splat(op.of_nothing(x.dtype()), shape);
+                    return Tensor::splat(of_nothing(op.kind == ReduceKind::Max, x.dtype()), shape);
                 }
                 ReduceKind::Max => lines.map(|l| l.iter().fold(l[0], |m, v| m.greater(*v))).collect(),
                 ReduceKind::Min => lines.map(|l| l.iter().fold(l[0], |m, v| m.lesser(*v))).collect(),

@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use smallvec::{SmallVec, smallvec};
+
+use super::control::check_slice;
 use super::{InferCx, InferError, Op, Operator, Proj, operand};
 use crate::autodiff::{Gradients, VjpCx, backward, replay};
 use crate::diagnostic::Diagnostic;
@@ -30,6 +33,67 @@ pub struct Scan {
     pub length: Dim,
     /// From the last slice to the first; `ys` keep the order of `xs`.
     pub reverse: bool,
+}
+
+impl Scan {
+    /// The gradient of the loop, given each carried value when each step begins: a loop the other way, whose step replays
+    /// one step from there.
+    pub(super) fn pull_back<'t>(&self, cx: &VjpCx<'_, 't>, history: &[Var<'t>]) -> Gradients<'t> {
+        let (carries, rest) = cx.operands.split_at(self.carried);
+        let (xs, captured) = rest.split_at(self.scanned);
+        let float = |v: &Var<'t>| v.dtype().is_float();
+        // what flows backwards: gradients of carried values, then sums of gradients of captured ones
+        let flowing: Vec<usize> = (0..self.carried).filter(|i| float(&carries[*i])).collect();
+        let summed: Vec<usize> = (0..captured.len())
+            .filter(|i| cx.wanted[self.carried + self.scanned + i] && float(&captured[*i]))
+            .collect();
+        let sliced: Vec<usize> = (0..self.scanned).filter(|i| cx.wanted[self.carried + i] && float(&xs[*i])).collect();
+        let stacked: Vec<usize> = (self.carried..self.body.outputs().len())
+            .filter(|i| cx.upstream.get(*i).is_some_and(Option::is_some))
+            .collect();
+        let start = |i: &usize| cx.upstream[*i].unwrap_or_else(|| cx.zeros(carries[*i].ty()));
+        let init: Vec<Var> =
+            flowing.iter().map(start).chain(summed.iter().map(|i| cx.zeros(captured[*i].ty()))).collect();
+        let dys: Vec<Var> = stacked.iter().filter_map(|i| cx.upstream[*i]).collect();
+        let scanned: Vec<Var> = history.iter().chain(xs).chain(&dys).copied().collect();
+        let mut failed = None;
+        let (ends, dxs) = cx.t.scan_of(self.length.clone(), !self.reverse, &init, &scanned, |t, flow, slices| {
+            let (state, slices) = slices.split_at(self.carried);
+            let (inputs, dys) = slices.split_at(self.scanned);
+            let outside: Vec<Var> = captured.iter().map(|v| t.capture(*v)).collect();
+            let given: Vec<Var> = state.iter().chain(inputs).chain(&outside).copied().collect();
+            let first = t.graph(|graph| graph.nodes().len());
+            let results = replay(t, &self.body, &given);
+            let seeds: Vec<(Var, Var)> = flowing
+                .iter()
+                .map(|i| results[*i])
+                .zip(flow.iter().copied())
+                .chain(stacked.iter().map(|i| results[*i]).zip(dys.iter().copied()))
+                .collect();
+            let found = backward(t, &seeds, &given, first).unwrap_or_else(|error| {
+                failed = Some(error);
+                vec![None; given.len()]
+            });
+            let zeros = |v: Var<'t>| t.scalar(crate::Literal::float(0.0, v.dtype())).broadcast(v.shape());
+            let of = |i: usize| found[i].map_or_else(|| zeros(given[i]), |g| g.reshape(given[i].shape()));
+            let next = flowing.iter().map(|i| of(*i));
+            let sums = summed.iter().enumerate().map(|(at, i)| {
+                let so_far = flow[flowing.len() + at];
+                found[self.carried + self.scanned + i].map_or(so_far, |g| so_far + g)
+            });
+            let next: Vec<Var> = next.chain(sums).collect();
+            (next, sliced.iter().map(|i| of(self.carried + i)).collect())
+        });
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        let mut gradients = vec![None; cx.operands.len()];
+        flowing.iter().zip(&ends).for_each(|(i, end)| gradients[*i] = Some(*end));
+        let sums = summed.iter().zip(&ends[flowing.len()..]);
+        sums.for_each(|(i, sum)| gradients[self.carried + self.scanned + i] = Some(*sum));
+        sliced.iter().zip(dxs).for_each(|(i, dx)| gradients[self.carried + i] = Some(dx));
+        Ok(gradients)
+    }
 }
 
 impl Operator for Scan {
@@ -67,6 +131,7 @@ impl Operator for Scan {
             if i < self.carried {
                 parts.push(operand(operands, i)?.clone());
             } else {
+                check_slice(&self.body, ty)?;
                 let shape = std::iter::once(&self.length).chain(ty.shape.iter()).cloned().collect();
                 parts.push(TensorType { dtype: ty.dtype, shape });
             }
@@ -106,70 +171,17 @@ impl Operator for Scan {
         Ok(carries)
     }
 
-    /// A loop the other way, whose step replays one step from the carried values that it began with.
     fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
         let full = self.clone().with_history();
         let outputs = full.body.outputs().len();
-        let history: Vec<Var> = match self.has_history() {
+        let history: Vec<Var> = match full == *self {
             true => cx.results[outputs - self.carried..].to_vec(),
             false => {
                 let again = cx.t.add(full.clone(), cx.operands);
                 (outputs - self.carried..outputs).map(|index| cx.t.add(Proj { index }, &[again])).collect()
             }
         };
-        let (carries, rest) = cx.operands.split_at(self.carried);
-        let (xs, captured) = rest.split_at(self.scanned);
-        let float = |v: &Var<'t>| v.dtype().is_float();
-        // what flows backwards: gradients of carried values, then sums of gradients of captured ones
-        let flowing: Vec<usize> = (0..self.carried).filter(|i| float(&carries[*i])).collect();
-        let summed: Vec<usize> = (0..captured.len())
-            .filter(|i| cx.wanted[self.carried + self.scanned + i] && float(&captured[*i]))
-            .collect();
-        let sliced: Vec<usize> = (0..self.scanned).filter(|i| cx.wanted[self.carried + i] && float(&xs[*i])).collect();
-        let stacked: Vec<usize> =
-            (self.carried..outputs).filter(|i| cx.upstream.get(*i).is_some_and(Option::is_some)).collect();
-        let start = |i: &usize| cx.upstream[*i].unwrap_or_else(|| cx.zeros(carries[*i].ty()));
-        let init: Vec<Var> =
-            flowing.iter().map(start).chain(summed.iter().map(|i| cx.zeros(captured[*i].ty()))).collect();
-        let dys: Vec<Var> = stacked.iter().filter_map(|i| cx.upstream[*i]).collect();
-        let scanned: Vec<Var> = history.iter().chain(xs).chain(&dys).copied().collect();
-        let mut failed = None;
-        let (ends, dxs) = cx.t.scan_of(self.length.clone(), !self.reverse, &init, &scanned, |t, flow, slices| {
-            let (state, slices) = slices.split_at(self.carried);
-            let (inputs, dys) = slices.split_at(self.scanned);
-            let outside: Vec<Var> = captured.iter().map(|v| t.capture(*v)).collect();
-            let given: Vec<Var> = state.iter().chain(inputs).chain(&outside).copied().collect();
-            let first = t.graph(|graph| graph.nodes().len());
-            let results = replay(t, &full.body, &given);
-            let seeds: Vec<(Var, Var)> = flowing
-                .iter()
-                .map(|i| results[*i])
-                .zip(flow.iter().copied())
-                .chain(stacked.iter().map(|i| results[*i]).zip(dys.iter().copied()))
-                .collect();
-            let found = backward(t, &seeds, &given, first).unwrap_or_else(|error| {
-                failed = Some(error);
-                vec![None; given.len()]
-            });
-            let zeros = |v: Var<'t>| t.scalar(crate::Literal::float(0.0, v.dtype())).broadcast(v.shape());
-            let of = |i: usize| found[i].map_or_else(|| zeros(given[i]), |g| g.reshape(given[i].shape()));
-            let next = flowing.iter().map(|i| of(*i));
-            let sums = summed.iter().enumerate().map(|(at, i)| {
-                let so_far = flow[flowing.len() + at];
-                found[self.carried + self.scanned + i].map_or(so_far, |g| so_far + g)
-            });
-            let next: Vec<Var> = next.chain(sums).collect();
-            (next, sliced.iter().map(|i| of(self.carried + i)).collect())
-        });
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        let mut gradients = vec![None; cx.operands.len()];
-        flowing.iter().zip(&ends).for_each(|(i, end)| gradients[*i] = Some(*end));
-        let sums = summed.iter().zip(&ends[flowing.len()..]);
-        sums.for_each(|(i, sum)| gradients[self.carried + self.scanned + i] = Some(*sum));
-        sliced.iter().zip(dxs).for_each(|(i, dx)| gradients[self.carried + i] = Some(dx));
-        Ok(gradients)
+        self.pull_back(cx, &history)
     }
 
     fn attributes(&self) -> Vec<(&'static str, Attr)> {
@@ -183,12 +195,44 @@ impl Operator for Scan {
     }
 
     fn flops(&self, _: &[Type], _: &Type) -> Dim {
-        let step = self.body.nodes().iter().fold(Dim::ZERO, |n, node| {
-            let operands: Vec<Type> = node.operands.iter().map(|o| self.body.ty(*o).clone()).collect();
-            n + node.op.home().flops(&operands, &node.ty)
-        });
-        step * self.length.clone()
+        flops(&self.body) * self.length.clone()
     }
+
+    fn regions(&self) -> SmallVec<[&Arc<Graph>; 2]> {
+        smallvec![&self.body]
+    }
+}
+
+impl Scan {
+    /// The loop with one more stacked result for each carried value: its value when each step begins.
+    pub(crate) fn with_history(self) -> Scan {
+        match with_history(&self.body, self.carried) {
+            Some(body) => Scan { body: Arc::new(body), ..self },
+            None => self,
+        }
+    }
+}
+
+/// A loop's body with its carried inputs as further outputs; `None` when its last outputs are these already.
+pub(super) fn with_history(body: &Graph, carried: usize) -> Option<Graph> {
+    let (inputs, outputs) = (body.inputs(), body.outputs());
+    let start = outputs.len().checked_sub(carried).filter(|start| *start >= carried);
+    if start.is_some_and(|start| outputs[start..].iter().zip(inputs).all(|((_, output), input)| output == input)) {
+        return None;
+    }
+    let mut longer = body.clone();
+    for (i, input) in inputs.iter().take(carried).enumerate() {
+        longer.add_output(format!("history{i}"), *input);
+    }
+    Some(longer)
+}
+
+/// Arithmetic operations of one evaluation of a region.
+pub(super) fn flops(region: &Graph) -> Dim {
+    region.nodes().iter().fold(Dim::ZERO, |n, node| {
+        let operands: Vec<Type> = node.operands.iter().map(|o| region.ty(*o).clone()).collect();
+        n + node.op.home().flops(&operands, &node.ty)
+    })
 }
 
 /// Reads operators of this home from text.

@@ -226,20 +226,22 @@ impl ScalarExpr {
         }
     }
 
-    /// The partial derivative by argument `i`, by the chain rule; `None` where it is zero everywhere.
-    pub fn derivative(&self, i: usize, dtype: DType) -> Option<ScalarExpr> {
+    /// The partial derivative by argument `i`, by the chain rule, in the element type of the result; `None` where it is
+    /// zero everywhere. `dtypes` are those of the arguments.
+    pub fn derivative(&self, i: usize, dtypes: &[DType]) -> Option<ScalarExpr> {
         match self.kind() {
-            ExprKind::Arg(a) => (usize::from(*a) == i).then(|| ScalarExpr::float(1.0, dtype)),
+            ExprKind::Arg(a) => (usize::from(*a) == i).then(|| ScalarExpr::float(1.0, self.dtype(dtypes))),
             ExprKind::Const(_) => None,
-            ExprKind::Cast(to, inner) if to.is_float() => inner.derivative(i, dtype).map(|d| d.cast(*to)),
+            ExprKind::Cast(to, inner) if to.is_float() => inner.derivative(i, dtypes).map(|d| d.cast(*to)),
             ExprKind::Cast(..) => None,
             ExprKind::Apply(f, args) => {
+                let dtype = self.dtype(dtypes);
                 let Some(rule) = f.derivative_rule() else {
                     let Meaning::Defined(define) = f.meaning() else { return None };
-                    return define(args, dtype).derivative(i, dtype);
+                    return define(args, dtype).derivative(i, dtypes);
                 };
                 let parts = args.iter().enumerate().filter_map(|(k, arg)| {
-                    let inner = arg.derivative(i, dtype)?;
+                    let inner = arg.derivative(i, dtypes)?;
                     let outer = rule(args, self, k, dtype)?;
                     Some(match (inner.as_const(), outer.as_const()) {
                         (Some(one), _) if one.as_f64() == 1.0 => outer,

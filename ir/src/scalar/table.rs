@@ -122,6 +122,22 @@ table! {
     /// 1 / (1 + e⁻ˣ), without overflow.
     Sigmoid "sigmoid" "Sigmoid" 1 Primitive(|v| unary(|x| if x >= 0.0 { 1.0 / (1.0 + (-x).exp()) } else { let e = x.exp(); e / (1.0 + e) }, v)),
         d!(|_, y, _, t| Some(y.clone().mul(c(1.0, t).sub(y.clone()))));
+    /// Arc sine.
+    Asin "asin" "Asin" 1 Primitive(|v| unary(f64::asin, v)),
+        d!(|a, _, _, t| Some(c(1.0, t).div(complement(&a[0], t).un(ScalarFn::Sqrt))));
+    /// Arc cosine.
+    Acos "acos" "Acos" 1 Primitive(|v| unary(f64::acos, v)),
+        d!(|a, _, _, t| Some(c(-1.0, t).div(complement(&a[0], t).un(ScalarFn::Sqrt))));
+    /// Arc tangent.
+    Atan "atan" "Atan" 1 Primitive(|v| unary(f64::atan, v)),
+        d!(|a, _, _, t| Some(c(1.0, t).div(c(1.0, t).add(a[0].clone().mul(a[0].clone())))));
+    /// eˣ − 1, exact for small x.
+    Expm1 "expm1" "" 1 Primitive(|v| unary(f64::exp_m1, v)), d!(|a, _, _, _| Some(a[0].clone().un(ScalarFn::Exp)));
+    /// Logarithm of 1 + x, exact for small x.
+    Log1p "log1p" "" 1 Primitive(|v| unary(f64::ln_1p, v)),
+        d!(|a, _, _, t| Some(c(1.0, t).div(c(1.0, t).add(a[0].clone()))));
+    /// Every bit of an integer inverted.
+    BitNot "bit_not" "BitwiseNot" 1 Primitive(|v| V::Int(!v[0].as_int())), d!(|_, _, _, _| None);
     /// Logical negation.
     Not "not" "Not" 1 Primitive(|v| V::Bool(!v[0].truthy())), d!(|_, _, _, _| None);
     /// Whether x is NaN.
@@ -148,6 +164,16 @@ table! {
     Max "max" "" 2 Primitive(|v| binary(v, maximum, i128::max)), d!(|a, _, i, t| Some(tie(ScalarFn::Gt, a, i, t)));
     /// The lesser operand; NaN if either is NaN. The gradient of a tie is split.
     Min "min" "" 2 Primitive(|v| binary(v, minimum, i128::min)), d!(|a, _, i, t| Some(tie(ScalarFn::Lt, a, i, t)));
+    /// Bits of both integers.
+    BitAnd "bit_and" "BitwiseAnd" 2 Primitive(|v| V::Int(v[0].as_int() & v[1].as_int())), d!(|_, _, _, _| None);
+    /// Bits of either integer.
+    BitOr "bit_or" "BitwiseOr" 2 Primitive(|v| V::Int(v[0].as_int() | v[1].as_int())), d!(|_, _, _, _| None);
+    /// Bits of exactly one integer.
+    BitXor "bit_xor" "BitwiseXor" 2 Primitive(|v| V::Int(v[0].as_int() ^ v[1].as_int())), d!(|_, _, _, _| None);
+    /// Bits of an unsigned integer moved up by b places; by the width or more, none is left.
+    Shl "shl" "" 2 Primitive(|v| V::Int(if v[1].as_int() < 64 { v[0].as_int() << v[1].as_int() } else { 0 })), d!(|_, _, _, _| None);
+    /// Bits of an unsigned integer moved down by b places; by the width or more, none is left.
+    Shr "shr" "" 2 Primitive(|v| V::Int(if v[1].as_int() < 64 { v[0].as_int() >> v[1].as_int() } else { 0 })), d!(|_, _, _, _| None);
     /// Both.
     And "and" "And" 2 Primitive(|v| V::Bool(v[0].truthy() && v[1].truthy())), d!(|_, _, _, _| None);
     /// Either.
@@ -197,6 +223,43 @@ table! {
     /// x·min(max(x + 3, 0), 6) / 6.
     HardSwish "hard_swish" "HardSwish" 1 Defined(|a, t| { let x = a[0].clone();
         x.clone().mul(x.mul(c(1.0 / 6.0, t)).add(c(0.5, t)).bin(ScalarFn::Max, c(0.0, t)).bin(ScalarFn::Min, c(1.0, t))) }), None;
+    /// x / (1 + |x|).
+    Softsign "softsign" "Softsign" 1 Defined(|a, t| a[0].clone().div(c(1.0, t).add(a[0].clone().un(ScalarFn::Abs)))),
+        d!(|a, _, _, t| { let d = c(1.0, t).add(a[0].clone().un(ScalarFn::Abs)); Some(c(1.0, t).div(d.clone().mul(d))) });
+    /// sin x / cos x.
+    Tan "tan" "Tan" 1 Defined(|a, _| a[0].clone().un(ScalarFn::Sin).div(a[0].clone().un(ScalarFn::Cos))),
+        d!(|_, y, _, t| Some(c(1.0, t).add(y.clone().mul(y.clone()))));
+    /// (eˣ − e⁻ˣ)/2 by two `expm1`: nothing cancels near 0. It overflows one half of a doubling early.
+    Sinh "sinh" "Sinh" 1 Defined(|a, t| c(0.5, t).mul(a[0].clone().un(ScalarFn::Expm1).sub(a[0].clone().un(ScalarFn::Neg).un(ScalarFn::Expm1)))),
+        d!(|a, _, _, _| Some(a[0].clone().un(ScalarFn::Cosh)));
+    /// (eˣ + e⁻ˣ)/2. It overflows one half of a doubling early.
+    Cosh "cosh" "Cosh" 1 Defined(|a, t| c(0.5, t).mul(a[0].clone().un(ScalarFn::Exp).add(a[0].clone().un(ScalarFn::Neg).un(ScalarFn::Exp)))),
+        d!(|a, _, _, _| Some(a[0].clone().un(ScalarFn::Sinh)));
+    /// sign x · log(|x| + √(x² + 1)), as log1p(|x| + x²/(1 + √(x² + 1))): nothing cancels near 0. Beyond 10⁸, where x²
+    /// may overflow, log 2|x|.
+    Asinh "asinh" "Asinh" 1 Defined(|a, t| { let x = a[0].clone().un(ScalarFn::Abs); let square = x.clone().mul(x.clone());
+        let near = x.clone().add(square.clone().div(c(1.0, t).add(c(1.0, t).add(square).un(ScalarFn::Sqrt)))).un(ScalarFn::Log1p);
+        a[0].clone().un(ScalarFn::Sign).mul(logarithm_beyond(x, near, t)) }),
+        d!(|a, _, _, t| Some(c(1.0, t).div(a[0].clone().mul(a[0].clone()).add(c(1.0, t)).un(ScalarFn::Sqrt))));
+    /// log(x + √(x² − 1)), as log1p(u + √(u·(u + 2))) of u = x − 1: nothing cancels near 1. Beyond 10⁸ log 2x.
+    Acosh "acosh" "Acosh" 1 Defined(|a, t| { let u = a[0].clone().sub(c(1.0, t));
+        let near = u.clone().add(u.clone().mul(u.add(c(2.0, t))).un(ScalarFn::Sqrt)).un(ScalarFn::Log1p);
+        logarithm_beyond(a[0].clone(), near, t) }),
+        d!(|a, _, _, t| { let (low, high) = (a[0].clone().sub(c(1.0, t)), a[0].clone().add(c(1.0, t)));
+        Some(c(1.0, t).div(low.un(ScalarFn::Sqrt).mul(high.un(ScalarFn::Sqrt)))) });
+    /// log((1 + x)/(1 − x))/2, as log1p(2|x|/(1 − |x|))/2 with the sign of x: nothing cancels near 0.
+    Atanh "atanh" "Atanh" 1 Defined(|a, t| { let x = a[0].clone().un(ScalarFn::Abs);
+        let inner = x.clone().add(x.clone()).div(c(1.0, t).sub(x)).un(ScalarFn::Log1p);
+        c(0.5, t).mul(a[0].clone().un(ScalarFn::Sign).mul(inner)) }),
+        d!(|a, _, _, t| Some(c(1.0, t).div(complement(&a[0], t))));
+    /// Whether x is an infinity of either sign.
+    IsInf "is_inf" "" 1 Defined(|a, t| a[0].clone().un(ScalarFn::Abs).bin(ScalarFn::Eq, c(f64::INFINITY, t))), None;
+    /// Remainder with the sign of the divisor; 0 where an integer divisor is 0.
+    Mod "mod" "" 2 Defined(|a, t| { let (b, rest) = (a[1].clone(), a[0].clone().bin(ScalarFn::Rem, a[1].clone())); let zero = || c(0.0, t);
+        let apart = rest.clone().bin(ScalarFn::Lt, zero()).bin(ScalarFn::Xor, b.clone().bin(ScalarFn::Lt, zero()));
+        let rests = rest.clone().bin(ScalarFn::Eq, zero()).un(ScalarFn::Not);
+        E::select(apart.bin(ScalarFn::And, rests), rest.clone().add(b), rest) }),
+        d!(|a, y, i, t| Some(if i == 0 { c(1.0, t) } else { y.clone().sub(a[0].clone()).div(a[1].clone()) }));
     /// a ≠ b.
     Ne "ne" "" 2 Defined(|a, _| a[0].clone().bin(ScalarFn::Eq, a[1].clone()).un(ScalarFn::Not)), None;
 }
@@ -206,6 +269,17 @@ fn tie(wins: ScalarFn, a: &[E], i: usize, t: DType) -> E {
     let (mine, other) = (a[i].clone(), a[1 - i].clone());
     let tied = E::select(mine.clone().bin(ScalarFn::Eq, other.clone()), c(0.5, t), c(0.0, t));
     E::select(mine.bin(wins, other), c(1.0, t), tied)
+}
+
+/// 1 − x², without cancelling near ±1.
+fn complement(x: &E, t: DType) -> E {
+    c(1.0, t).sub(x.clone()).mul(c(1.0, t).add(x.clone()))
+}
+
+/// log 2x beyond 10⁸, else `near`.
+fn logarithm_beyond(x: E, near: E, t: DType) -> E {
+    let far = x.clone().un(ScalarFn::Log).add(c(std::f64::consts::LN_2, t));
+    E::select(x.bin(ScalarFn::Gt, c(1e8, t)), far, near)
 }
 
 /// erf to within 1 ulp or so: series for small |x|, continued fraction of erfc beyond (Abramowitz and Stegun 7.1.6, 7.1.14).
@@ -250,13 +324,13 @@ impl ScalarFn {
     /// Whether the operands may be exchanged.
     pub fn commutes(self) -> bool {
         use ScalarFn::*;
-        matches!(self, Add | Mul | Max | Min | And | Or | Xor | Eq | Ne)
+        matches!(self, Add | Mul | Max | Min | And | Or | Xor | BitAnd | BitOr | BitXor | Eq | Ne)
     }
 
     /// Whether the result is a bool whatever the operands.
     pub fn is_predicate(self) -> bool {
         use ScalarFn::*;
-        matches!(self, Not | IsNan | And | Or | Xor | Eq | Ne | Lt | Le | Gt | Ge)
+        matches!(self, Not | IsNan | IsInf | And | Or | Xor | Eq | Ne | Lt | Le | Gt | Ge)
     }
 
     /// Whether the operands must be bool.
@@ -265,10 +339,22 @@ impl ScalarFn {
         matches!(self, Not | And | Or | Xor)
     }
 
+    /// Whether the operands must be integers, whose bits it reads.
+    pub fn is_bitwise(self) -> bool {
+        use ScalarFn::*;
+        matches!(self, BitNot | BitAnd | BitOr | BitXor) || self.is_shift()
+    }
+
+    /// Whether the operands must be unsigned integers.
+    pub fn is_shift(self) -> bool {
+        matches!(self, ScalarFn::Shl | ScalarFn::Shr)
+    }
+
     /// Whether only floats are legal operands.
     pub fn is_float_only(self) -> bool {
         use ScalarFn::*;
         !self.is_logical()
+            && !self.is_bitwise()
             && !matches!(
                 self,
                 Neg | Abs
@@ -278,6 +364,7 @@ impl ScalarFn {
                     | Mul
                     | Div
                     | Rem
+                    | Mod
                     | Pow
                     | Max
                     | Min
@@ -310,6 +397,10 @@ impl ScalarFn {
         }
         if self.is_logical() && first != DType::Bool {
             return Err(format!("operands must be bool, not {first}"));
+        }
+        if self.is_bitwise() && !first.is_int() || self.is_shift() && !first.is_unsigned() {
+            let kind = if self.is_shift() { "unsigned integers" } else { "integers" };
+            return Err(format!("operands must be {kind}, not {first}"));
         }
         if self.is_float_only() && !first.is_float() {
             return Err(format!("operands must be floats, not {first}"));
@@ -348,12 +439,50 @@ mod tests {
         }
     }
 
+    /// What is defined over primitives stays exact where the plain formula would cancel or overflow.
+    #[test]
+    fn defined_functions_are_stable() {
+        let at = |f: ScalarFn, x: f64| f.eval(&[V::Float(x)], DType::F64).as_f64();
+        for (f, x, want) in [
+            (ScalarFn::Sinh, 1e-9, 1e-9f64.sinh()),
+            (ScalarFn::Asinh, -1e-9, -1e-9f64.asinh()),
+            (ScalarFn::Asinh, 1e200, 1e200f64.ln() + std::f64::consts::LN_2),
+            // √(2u)·(1 − u/12) of u = x − 1
+            (ScalarFn::Acosh, 1.0 + 1e-12, 1.4142764231805424e-6),
+            (ScalarFn::Acosh, 1e200, 1e200f64.ln() + std::f64::consts::LN_2),
+            (ScalarFn::Atanh, -1e-9, -1e-9f64.atanh()),
+            (ScalarFn::Atanh, 1.0, f64::INFINITY),
+            (ScalarFn::Tan, 1.5, 1.5f64.tan()),
+        ] {
+            let got = at(f, x);
+            assert!(got == want || (got - want).abs() <= 4e-16 * want.abs(), "{}({x}) = {got}, not {want}", f.name());
+        }
+    }
+
+    #[test]
+    fn shifts_and_remainders_have_no_undefined_cases() {
+        let u8s = |f: ScalarFn, a: i128, b: i128| f.eval(&[V::Int(a), V::Int(b)], DType::U8).cast(DType::U8);
+        assert_eq!(u8s(ScalarFn::Shl, 0x81, 1), V::Int(2));
+        assert_eq!(u8s(ScalarFn::Shl, 1, 8), V::Int(0));
+        assert_eq!(u8s(ScalarFn::Shr, 0x81, 200), V::Int(0));
+        for (a, b, want) in [(7, 3, 1), (-7, 3, 2), (7, -3, -2), (-7, -3, -1), (6, -3, 0)] {
+            let ints = ScalarFn::Mod.eval(&[V::Int(a), V::Int(b)], DType::I32);
+            let floats = ScalarFn::Mod.eval(&[V::Float(a as f64), V::Float(b as f64)], DType::F32);
+            assert_eq!((ints, floats), (V::Int(want), V::Float(want as f64)));
+        }
+    }
+
     #[test]
     fn derivatives_match_finite_differences() {
         for f in ScalarFn::ALL.iter().filter(|f| f.result_dtype(&vec![DType::F64; f.arity()]) == Ok(DType::F64)) {
             let args: Vec<E> = (0..f.arity()).map(E::arg).collect();
             let program = E::apply(*f, args, DType::F64);
-            for point in [[0.7, 1.3], [1.9, 0.4], [2.6, 3.1]] {
+            let mut inside = 0;
+            for point in [[0.7, 1.3], [0.2, 0.6], [1.9, 0.4], [2.6, 3.1]] {
+                if program.eval_unrounded(&point.map(V::Float)).as_f64().is_nan() {
+                    continue;
+                }
+                inside += 1;
                 for i in 0..f.arity() {
                     let at = |d: f64| {
                         let mut p = point;
@@ -363,7 +492,7 @@ mod tests {
                     let h = 1e-6;
                     let want = (at(h) - at(-h)) / (2.0 * h);
                     let got = program
-                        .derivative(i, DType::F64)
+                        .derivative(i, &[DType::F64; 2])
                         .map_or(0.0, |d| d.eval_unrounded(&[V::Float(point[0]), V::Float(point[1])]).as_f64());
                     assert!(
                         (want - got).abs() < 1e-7 * want.abs().max(1.0),
@@ -372,6 +501,7 @@ mod tests {
                     );
                 }
             }
+            assert!(inside >= 2, "{} is NaN at all points", f.name());
         }
     }
 }

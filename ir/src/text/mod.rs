@@ -16,6 +16,7 @@
 mod cursor;
 mod parse;
 mod print;
+mod program;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,7 +26,7 @@ use crate::dim::Dim;
 use crate::eval::Tensors;
 use crate::files;
 use crate::graph::Graph;
-use crate::ops::Op;
+use crate::ops::{Block, Op};
 use crate::scalar::{Literal, ScalarExpr};
 use crate::tensor::Tensor;
 use crate::weights::Weight;
@@ -56,6 +57,8 @@ pub enum Attr {
     Expr(ScalarExpr),
     /// Scalar programs.
     Exprs(Vec<ScalarExpr>),
+    /// The program of a `generate`, and the number of its first value.
+    Program(Block, usize),
     /// A graph of its own.
     Region(Arc<Graph>),
     /// An operator with its attributes, without operands.
@@ -92,13 +95,12 @@ pub fn large_constants(graph: &Graph) -> Tensors {
     let mut open = vec![graph];
     while let Some(graph) = open.pop() {
         for node in graph.nodes() {
-            match &node.op {
-                Op::Const(leaf) if is_large(&leaf.value) => {
-                    found.insert(constant_name(&leaf.value), leaf.value.clone());
-                }
-                Op::Scan(scan) => open.push(&scan.body),
-                _ => {}
+            if let Op::Const(leaf) = &node.op
+                && is_large(&leaf.value)
+            {
+                found.insert(constant_name(&leaf.value), leaf.value.clone());
             }
+            open.extend(node.op.home().regions().into_iter().map(|region| &**region));
         }
     }
     found

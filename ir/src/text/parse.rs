@@ -10,7 +10,7 @@ use crate::diagnostic::{Diagnostic, Origin};
 use crate::dim::Dim;
 use crate::eval::Tensors;
 use crate::graph::{Graph, NodeId};
-use crate::ops::{self, Const, Input, Op, Param, State};
+use crate::ops::{self, Block, Const, Input, Op, Param, State};
 use crate::scalar::{Literal, ScalarExpr};
 use crate::tensor::Tensor;
 use crate::types::{TensorType, Type};
@@ -93,6 +93,8 @@ readers! {
     expr ScalarExpr, |c| c.expr();
     /// Scalar programs.
     exprs Vec<ScalarExpr>, |c| c.list("[", "]", Cursor::expr);
+    /// The number of a data-dependent size.
+    fresh u32, |c| { let before = c.clone(); u32::try_from(c.int()?).map_err(|_| before.error("a number is expected")) };
     /// A word.
     word String, |c| Ok(c.word().to_string());
 }
@@ -122,6 +124,14 @@ impl<'a> Attributes<'a> {
     /// When it is missing or written otherwise.
     pub fn region(&self, name: &str) -> Result<Graph, Diagnostic> {
         self.read(name, |c| c.nested(|c| region(c, self.constants)))
+    }
+
+    /// The program of a `generate` whose first value has number `first`.
+    ///
+    /// # Errors
+    /// When it is missing or written otherwise.
+    pub fn program(&self, name: &str, first: usize) -> Result<Block, Diagnostic> {
+        self.read(name, |c| super::program::parse(c, &mut first.clone()))
     }
 
     /// An operator without operands.

@@ -88,6 +88,7 @@ fn attribute(text: &mut String, value: &Attr, depth: usize) {
         Attr::Literal(literal) => write!(text, "{literal}"),
         Attr::Expr(expr) => write!(text, "{expr}"),
         Attr::Exprs(items) => write!(text, "{}", list(items)),
+        Attr::Program(block, first) => super::program::print(text, block, &mut first.clone()),
         Attr::Region(graph) => {
             region(text, graph, depth);
             Ok(())

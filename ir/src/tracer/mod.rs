@@ -13,8 +13,11 @@
 //! assert!(graph.unwrap().outputs().len() == 1);
 //! ```
 
+mod control;
+mod generate;
 mod operators;
 mod outputs;
+mod random;
 mod shapes;
 mod var;
 
@@ -27,14 +30,14 @@ use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 use crate::diagnostic::{Diagnostic, Origin};
-use crate::dim::Dim;
 use crate::graph::{Graph, NodeId};
-use crate::ops::{Concat, Const, Grad, Input, Iota, Op, Param, Proj, Scan, State};
+use crate::ops::{Concat, Const, Grad, Input, Iota, Op, Param, Proj, State};
 use crate::scalar::Literal;
 use crate::tensor::Tensor;
 use crate::types::{TensorType, Type};
 use crate::weights::Weight;
 
+pub use generate::{Beside, Generator, Scalar};
 pub use outputs::Outputs;
 pub use var::{Operand, Var};
 
@@ -48,11 +51,33 @@ struct Building {
     captured: Vec<(u64, NodeId, NodeId)>,
     /// Whether values of outer graphs may be read.
     region: bool,
+    /// The number of the next data-dependent size; a region goes on with the numbers of the graph around it.
+    next_size: u32,
+}
+
+impl Building {
+    fn new(graph: Graph, region: bool) -> Building {
+        let next_size = graph.next_size();
+        Building { graph, error: None, origins: None, captured: Vec::new(), region, next_size }
+    }
 }
 
 thread_local! {
     static BUILDING: RefCell<FxHashMap<u64, Building>> = RefCell::default();
-    static NEXT: Cell<u64> = const { Cell::new(0) };
+    static NEXT: Cell<u64> = const { Cell::new(1) };
+    /// The innermost region being traced that a run may skip; 0 outside of all.
+    static SKIPPABLE: Cell<u64> = const { Cell::new(0) };
+}
+
+/// What a closure traces.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A whole graph.
+    Whole,
+    /// A region that runs whenever the operator that holds it does. What reads values from outside alone is added outside.
+    Region,
+    /// A region that a run may skip, and with it what would fail there: all that is traced is added inside.
+    Skippable,
 }
 
 /// Builds one graph; see [`trace`]. `'t` ties values to it.
@@ -78,30 +103,38 @@ pub fn trace<'t, R: Outputs<'t>>(build: impl FnOnce(&Tracer<'t>) -> R) -> Result
 /// # Errors
 /// The first error of any operation.
 pub fn extend<'t, R>(graph: Graph, build: impl FnOnce(&Tracer<'t>) -> R) -> Result<(Graph, R), Diagnostic> {
-    let (building, result) = session(graph, false, build);
+    let (building, result) = session(graph, Kind::Whole, build);
     match building.error {
         Some(error) => Err(error),
         None => Ok((building.graph, result)),
     }
 }
 
-fn session<'t, R>(graph: Graph, region: bool, build: impl FnOnce(&Tracer<'t>) -> R) -> (Building, R) {
+fn session<'t, R>(graph: Graph, kind: Kind, build: impl FnOnce(&Tracer<'t>) -> R) -> (Building, R) {
     /// Forgets the graph under construction when the closure unwinds.
-    struct Forget(u64);
+    struct Forget {
+        key: u64,
+        around: u64,
+    }
     impl Drop for Forget {
         fn drop(&mut self) {
-            BUILDING.with_borrow_mut(|all| all.remove(&self.0));
+            BUILDING.with_borrow_mut(|all| all.remove(&self.key));
+            SKIPPABLE.set(self.around);
         }
     }
     let key = NEXT.replace(NEXT.get() + 1);
-    let building = Building { graph, error: None, origins: None, captured: Vec::new(), region };
+    let region = kind != Kind::Whole;
+    let building = Building::new(graph, region);
     BUILDING.with_borrow_mut(|all| all.insert(key, building));
-    let forget = Forget(key);
+    let around = SKIPPABLE.get();
+    if kind == Kind::Skippable {
+        SKIPPABLE.set(key);
+    }
+    let forget = Forget { key, around };
     let result = build(&Tracer { key, of: PhantomData });
     let building = BUILDING.with_borrow_mut(|all| all.remove(&key));
     drop(forget);
-    let empty = || Building { graph: Graph::new(), error: None, origins: None, captured: Vec::new(), region };
-    (building.unwrap_or_else(empty), result)
+    (building.unwrap_or_else(|| Building::new(Graph::new(), region)), result)
 }
 
 /// Runs `f` on a graph under construction; `None` when its trace has ended.
@@ -128,8 +161,9 @@ impl Building {
     }
 }
 
-/// Adds a node to the graph `key`, capturing operands of outer graphs.
+/// Adds a node to the graph `key`, or to the region being traced that a run may skip, capturing operands of outer graphs.
 fn add<'t>(key: u64, op: Op, operands: &[Var<'t>], caller: &'static Location<'static>) -> Var<'t> {
+    let key = if operands.is_empty() { key } else { key.max(SKIPPABLE.get()) };
     let mut ids: SmallVec<[NodeId; 4]> = SmallVec::new();
     for operand in operands {
         match local(key, *operand, caller) {
@@ -299,71 +333,6 @@ impl<'t> Tracer<'t> {
         (0..wrt.len()).map(|index| self.add(Proj { index }, &[tuple])).collect()
     }
 
-    /// A loop over the leading axis of `xs`, from the first slice to the last.
-    ///
-    /// `body` gets the carried values and one slice of each of `xs`, and gives the next carried values and one slice of
-    /// each result. Values from outside may be read in it. Returns the last carried values and the stacked results.
-    #[track_caller]
-    pub fn scan<F>(&self, init: &[Var<'t>], xs: &[Var<'t>], body: F) -> (Vec<Var<'t>>, Vec<Var<'t>>)
-    where
-        F: FnOnce(&Tracer<'t>, &[Var<'t>], &[Var<'t>]) -> (Vec<Var<'t>>, Vec<Var<'t>>),
-    {
-        let length = xs.first().and_then(|x| x.shape().first().cloned()).unwrap_or(Dim::ZERO);
-        self.scan_of(length, false, init, xs, body)
-    }
-
-    /// [`Tracer::scan`] of `length` steps, in either direction; results keep the order of `xs`.
-    #[track_caller]
-    pub fn scan_of<F>(
-        &self,
-        length: Dim,
-        reverse: bool,
-        init: &[Var<'t>],
-        xs: &[Var<'t>],
-        body: F,
-    ) -> (Vec<Var<'t>>, Vec<Var<'t>>)
-    where
-        F: FnOnce(&Tracer<'t>, &[Var<'t>], &[Var<'t>]) -> (Vec<Var<'t>>, Vec<Var<'t>>),
-    {
-        let caller = Location::caller();
-        let inherited = with(self.key, |building| building.origins.clone()).flatten();
-        let (inner, lens) = session(Graph::new(), true, |t: &Tracer<'t>| {
-            with(t.key, |building| building.origins = inherited);
-            let carries: Vec<Var> =
-                init.iter().enumerate().map(|(i, v)| t.input(&format!("carry{i}"), v.ty())).collect();
-            let slices: Vec<Var> = xs
-                .iter()
-                .enumerate()
-                .map(|(i, v)| {
-                    let ty = v.ty();
-                    let shape = ty.shape.get(1..).unwrap_or_default().into();
-                    t.input(&format!("slice{i}"), TensorType { dtype: ty.dtype, shape })
-                })
-                .collect();
-            let (next, ys) = body(t, &carries, &slices);
-            next.iter().enumerate().for_each(|(i, v)| t.output(&format!("carry{i}"), *v));
-            ys.iter().enumerate().for_each(|(i, v)| t.output(&format!("y{i}"), *v));
-            (next.len(), ys.len())
-        });
-        let (next, ys) = lens;
-        let poisoned = || (vec![Var::poisoned(self.key); init.len()], vec![Var::poisoned(self.key); ys]);
-        if let Some(error) = inner.error {
-            with(self.key, |building| building.fail(error, caller));
-            return poisoned();
-        }
-        if next != init.len() {
-            let message = format!("a loop carries {} values, but its body gives {next}", init.len());
-            with(self.key, |building| building.fail(Diagnostic::new("E0104", message), caller));
-            return poisoned();
-        }
-        let captured = inner.captured.iter().map(|(key, outer, _)| Var::of(*key, *outer));
-        let operands: Vec<Var> = init.iter().chain(xs).copied().chain(captured).collect();
-        let scan = Scan { body: Arc::new(inner.graph), carried: init.len(), scanned: xs.len(), length, reverse };
-        let tuple = add(self.key, scan.into(), &operands, caller);
-        let part = |index| add(self.key, Proj { index }.into(), &[tuple], caller);
-        ((0..next).map(part).collect(), (next..next + ys).map(part).collect())
-    }
-
     /// The handle of a node of the graph under construction.
     pub fn var(&self, id: NodeId) -> Var<'t> {
         let known = with(self.key, |building| id.index() < building.graph.nodes().len()) == Some(true);
@@ -373,6 +342,26 @@ impl<'t> Tracer<'t> {
     /// Nodes added from here on come from `origins` instead of the caller's line; `None` ends that.
     pub fn set_origins(&self, origins: Option<SmallVec<[Arc<Origin>; 1]>>) {
         with(self.key, |building| building.origins = origins);
+    }
+
+    /// A number for a data-dependent size that no other has in this graph or its regions.
+    pub fn new_size(&self) -> u32 {
+        self.new_sizes(1)
+    }
+
+    /// The first of `count` such numbers.
+    pub(crate) fn new_sizes(&self, count: u32) -> u32 {
+        let take = |building: &mut Building| {
+            let first = building.next_size;
+            building.next_size = first.saturating_add(count);
+            first
+        };
+        with(self.key, take).unwrap_or(0)
+    }
+
+    /// Leaves numbers below `next` to others.
+    pub(crate) fn reserve_sizes(&self, next: u32) {
+        with(self.key, |building| building.next_size = building.next_size.max(next));
     }
 
     /// Looks at the graph built so far.

@@ -9,8 +9,9 @@ use crate::diagnostic::Diagnostic;
 use crate::dim::Dim;
 use crate::dtype::DType;
 use crate::ops::{
-    Attention, Cast, Conv, CrossEntropy, DotGeneral, Gather, Labels, Norm, NormKind, Proj, Real, Reduce, ReduceKind,
-    ReduceWindow, ScatterAdd, Softmax, StopGradient, Window, WindowKind,
+    Attention, Cast, Conv, CrossEntropy, Cumulative, CumulativeKind, DotGeneral, Gather, Labels, NonZero, Norm,
+    NormKind, Places, Proj, Real, Reduce, ReduceKind, ReduceWindow, Scatter, ScatterKind, Softmax, StopGradient, TopK,
+    Unique, Window, WindowKind,
 };
 use crate::scalar::ScalarFn;
 use crate::types::{Shape, TensorType};
@@ -69,6 +70,34 @@ unary! {
     mish Mish;
     /// x·min(max(x + 3, 0), 6) / 6.
     hard_swish HardSwish;
+    /// x / (1 + |x|).
+    softsign Softsign;
+    /// Tangent of radians.
+    tan Tan;
+    /// Arc sine.
+    asin Asin;
+    /// Arc cosine.
+    acos Acos;
+    /// Arc tangent.
+    atan Atan;
+    /// Hyperbolic sine.
+    sinh Sinh;
+    /// Hyperbolic cosine.
+    cosh Cosh;
+    /// Inverse hyperbolic sine.
+    asinh Asinh;
+    /// Inverse hyperbolic cosine.
+    acosh Acosh;
+    /// Inverse hyperbolic tangent.
+    atanh Atanh;
+    /// eˣ − 1.
+    expm1 Expm1;
+    /// Logarithm of 1 + x.
+    log1p Log1p;
+    /// Every bit of an integer inverted.
+    bit_not BitNot;
+    /// Whether x is an infinity.
+    is_inf IsInf;
     /// Logical negation.
     logical_not Not;
     /// Whether x is NaN.
@@ -105,6 +134,18 @@ binary! {
     greater Gt;
     /// a ≥ b.
     greater_equal Ge;
+    /// Remainder with the sign of the divisor.
+    modulo Mod;
+    /// Bits of both.
+    bit_and BitAnd;
+    /// Bits of either.
+    bit_or BitOr;
+    /// Bits of exactly one.
+    bit_xor BitXor;
+    /// Bits of an unsigned integer moved up.
+    shift_left Shl;
+    /// Bits of an unsigned integer moved down.
+    shift_right Shr;
     /// Both.
     logical_and And;
     /// Either.
@@ -309,14 +350,81 @@ impl<'t> Var<'t> {
     #[track_caller]
     pub fn gather(self, indices: Var<'t>, axis: isize) -> Var<'t> {
         let Some(axis) = self.axis(axis) else { return Var::poisoned(self.key) };
-        self.then(Gather { axis }, &[indices])
+        self.gather_at(Places::Rows { axis }, indices)
+    }
+
+    /// The elements of this value at the places that the indices name.
+    #[track_caller]
+    pub fn gather_at(self, places: Places, indices: Var<'t>) -> Var<'t> {
+        self.then(Gather { places }, &[indices])
     }
 
     /// This value with `updates` added to rows along an axis, by integer index.
     #[track_caller]
     pub fn scatter_add(self, indices: Var<'t>, updates: Var<'t>, axis: isize) -> Var<'t> {
         let Some(axis) = self.axis(axis) else { return Var::poisoned(self.key) };
-        self.then(ScatterAdd { axis }, &[indices, updates])
+        self.scatter(Places::Rows { axis }, ScatterKind::Add, indices, updates)
+    }
+
+    /// This value with `updates` joined to the elements at the places that the indices name.
+    #[track_caller]
+    pub fn scatter(self, places: Places, kind: ScatterKind, indices: Var<'t>, updates: Var<'t>) -> Var<'t> {
+        self.then(Scatter { places, kind }, &[indices, updates])
+    }
+
+    /// The first `k` elements along an axis in descending or ascending order, and their places, i64; NaN last.
+    #[track_caller]
+    pub fn top_k(self, axis: isize, k: impl Into<Dim>, largest: bool) -> (Var<'t>, Var<'t>) {
+        let Some(axis) = self.axis(axis) else { return (Var::poisoned(self.key), Var::poisoned(self.key)) };
+        let tuple = self.then(TopK { axis, k: k.into(), largest }, &[]);
+        (tuple.part(0), tuple.part(1))
+    }
+
+    /// All elements along an axis in order, equal ones in theirs, and their places.
+    #[track_caller]
+    pub fn sort(self, axis: isize, descending: bool) -> (Var<'t>, Var<'t>) {
+        let Some(place) = self.axis(axis) else { return (Var::poisoned(self.key), Var::poisoned(self.key)) };
+        self.top_k(axis, self.shape()[place].clone(), descending)
+    }
+
+    /// Each element joined with all before it along an axis.
+    #[track_caller]
+    pub fn cumulative(self, kind: CumulativeKind, axis: isize, exclusive: bool, reverse: bool) -> Var<'t> {
+        let Some(axis) = self.axis(axis) else { return Var::poisoned(self.key) };
+        self.then(Cumulative { kind, axis, exclusive, reverse }, &[])
+    }
+
+    /// The places of elements that are not zero, `[rank, count]`.
+    #[track_caller]
+    pub fn non_zero(self) -> Var<'t> {
+        self.then(NonZero { size: self.tracer().new_size() }, &[])
+    }
+
+    /// The slices along an axis, or of the flattened value elements, at which the vector `keep` is true.
+    #[track_caller]
+    pub fn compress(self, keep: Var<'t>, axis: Option<isize>) -> Var<'t> {
+        let (x, axis) = match axis {
+            Some(axis) => (self, axis),
+            None => (self.reshape([-1]), 0),
+        };
+        x.gather(keep.non_zero().reshape([-1]), axis)
+    }
+
+    /// The distinct slices along an axis, or elements, with the places of their firsts, the number of each, and counts.
+    #[track_caller]
+    pub fn unique(self, axis: Option<isize>, sorted: bool) -> [Var<'t>; 4] {
+        let place = axis.map(|axis| self.axis(axis));
+        if place == Some(None) {
+            return [Var::poisoned(self.key); 4];
+        }
+        let tuple = self.then(Unique { axis: place.flatten(), sorted, size: self.tracer().new_size() }, &[]);
+        [0, 1, 2, 3].map(|index| tuple.part(index))
+    }
+
+    /// A part of a tuple.
+    #[track_caller]
+    fn part(self, index: usize) -> Var<'t> {
+        self.then(Proj { index }, &[])
     }
 
     /// Integers as rows of zeros with a one.
@@ -335,7 +443,7 @@ impl<'t> Var<'t> {
     pub fn attention(self, k: Var<'t>, v: Var<'t>, attention: Attention, extras: &[Var<'t>]) -> (Var<'t>, Var<'t>) {
         let operands: Vec<Var> = [k, v].iter().chain(extras).copied().collect();
         let tuple = self.then(attention.canonical(), &operands);
-        (tuple.then(Proj { index: 0 }, &[]), tuple.then(Proj { index: 1 }, &[]))
+        (tuple.part(0), tuple.part(1))
     }
 
     /// Records that an operation on this value makes no sense.

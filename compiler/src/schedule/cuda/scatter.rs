@@ -1,5 +1,6 @@
-//! `scatter_add`: each thread owns a stretch along the indexed axis, so that the order of sums is fixed.
+//! `scatter` of sums to rows: each thread owns a stretch along the indexed axis, so that the order of sums is fixed.
 
+use egret_ir::ops::{Places, Scatter};
 use egret_ir::{DType, Dim, NodeId, Op, Shape};
 use smallvec::SmallVec;
 
@@ -11,8 +12,9 @@ use crate::schedule::scope::Scope;
 pub fn build(scope: &mut Scope, id: NodeId) {
     let graph = scope.graph;
     let node = graph.node(id);
-    let Op::ScatterAdd(scatter) = &node.op else { return super::super::map::build(scope, &[id]) };
-    let axis = scatter.axis;
+    let Op::Scatter(Scatter { places: Places::Rows { axis }, .. }) = node.op else {
+        return super::super::map::build(scope, &[id]);
+    };
     let (x, indices, updates) = (node.operands[0], node.operands[1], node.operands[2]);
     let shape = graph.tensor_type(id).shape.clone();
     let chosen_from = graph.tensor_type(indices).shape.clone();

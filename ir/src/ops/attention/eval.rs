@@ -86,7 +86,7 @@ pub(super) fn backward(grad: &AttentionGrad, operands: &[Tensor], cx: &EvalCx) -
         let sum: f64 = ds.iter().zip(p).map(|(d, p)| d * p).sum();
         ds.iter_mut().zip(p).for_each(|(d, p)| *d = p * (*d - sum));
     }
-    match op.score.derivative(0, scores.dtypes[0]) {
+    match op.score.derivative(0, &scores.dtypes) {
         Some(slope) => ds.iter_mut().zip(scores.map(&slope)).for_each(|(d, s)| *d *= s),
         None => ds.fill(0.0),
     }

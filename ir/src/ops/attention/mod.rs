@@ -112,7 +112,8 @@ impl Operator for Attention {
         if cx.wanted[3..].contains(&true) {
             return Err(cx.refuse("an extra operand of an attention's score has no gradient"));
         }
-        let slope = self.score.derivative(0, cx.operands[0].dtype());
+        let scored = std::iter::once(&cx.operands[0]).chain(&cx.operands[3..]);
+        let slope = self.score.derivative(0, &scored.map(|v| v.dtype()).collect::<Vec<_>>());
         if slope.is_some_and(|slope| slope.args().contains(&0)) {
             return Err(cx.refuse(format!("the score program {} is not affine in the score", self.score)));
         }
