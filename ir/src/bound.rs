@@ -10,7 +10,7 @@ use crate::dtype::DType;
 use crate::eval::{EvalCx, EvalError, Tensors};
 use crate::graph::{Graph, NodeId};
 use crate::interpret::{InterpretError, NodeError};
-use crate::ops::{NormKind, Op, Pad, ReduceKind, WindowKind};
+use crate::ops::{NormKind, Op, Pad, ReduceKind, ScatterKind, WindowKind};
 use crate::scalar::{ExprKind, Literal, ScalarExpr, ScalarFn, ScalarValue};
 use crate::tensor::Tensor;
 
@@ -178,7 +178,7 @@ fn error(op: &Op, operands: &[&Bounded], result: &Tensor, cx: &EvalCx) -> Result
             let carried = by_a.into_iter().zip(by_b).map(|(a, b)| a + b).collect();
             summed(carried, eval(op, &[a.ones, b.ones])?, eval(op, &[a.size, b.size])?)
         }
-        Op::ScatterAdd(_) => {
+        Op::Scatter(scatter) if scatter.kind == ScatterKind::Add => {
             let (x, index, updates) = (parts(operands[0]), &operands[1].value, parts(operands[2]));
             let on = |x: Tensor, updates: Tensor| eval(op, &[x, index.clone(), updates]);
             summed(on(x.error, updates.error)?, on(x.ones, updates.ones)?, on(x.size, updates.size)?)
