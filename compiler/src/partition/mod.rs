@@ -30,6 +30,10 @@ pub enum Family {
     AttentionGrad,
     /// Sums into indexed places.
     Scatter,
+    /// Sums, products or extrema of all elements so far.
+    Cumulative,
+    /// Random bits.
+    Rng,
     /// A loop.
     Scan,
 }
@@ -37,7 +41,8 @@ pub enum Family {
 impl Family {
     /// Whether its kernel is generated, so that it can compute its operands.
     pub fn is_generated(self) -> bool {
-        matches!(self, Family::Map | Family::Concat | Family::Reduce | Family::Row | Family::Window | Family::Scatter)
+        use Family::*;
+        matches!(self, Map | Concat | Reduce | Row | Window | Scatter | Cumulative | Rng)
     }
 }
 
@@ -72,21 +77,8 @@ pub fn is_movement(op: &Op) -> bool {
 /// # Errors
 /// `E0465` with the node.
 pub fn check_lowered(graph: &Graph, live: &[bool]) -> Result<(), Diagnostic> {
-    use egret_ir::ops::{Places, ScatterKind};
-    let lowered = |op: &Op| match op {
-        Op::Generate(_)
-        | Op::TopK(_)
-        | Op::Cumulative(_)
-        | Op::NonZero(_)
-        | Op::Unique(_)
-        | Op::NonMaxSuppression(_)
-        | Op::Rng(_)
-        | Op::If(_)
-        | Op::While(_) => false,
-        Op::Gather(gather) => matches!(gather.places, Places::Rows { .. }),
-        Op::Scatter(scatter) => matches!(scatter.places, Places::Rows { .. }) && scatter.kind == ScatterKind::Add,
-        _ => true,
-    };
+    use Op::*;
+    let lowered = |op: &Op| !matches!(op, TopK(_) | NonZero(_) | Unique(_) | NonMaxSuppression(_) | If(_) | While(_));
     let Some((id, node)) = graph.iter().find(|(id, node)| live[id.index()] && !lowered(&node.op)) else {
         return Ok(());
     };
@@ -119,6 +111,9 @@ pub fn anchor_family(op: &Op) -> Option<Family> {
         Attention(_) => Family::Attention,
         AttentionGrad(_) => Family::AttentionGrad,
         Scatter(_) => Family::Scatter,
+        Cumulative(_) => Family::Cumulative,
+        Rng(_) => Family::Rng,
+        Generate(_) => Family::Map,
         Scan(_) => Family::Scan,
         Concat(_) => Family::Concat,
         _ => return None,
@@ -247,8 +242,10 @@ fn cheap_to_repeat(graph: &Graph, root: NodeId, id: NodeId, family: Family) -> b
         _ => false,
     };
     let elements = |id: NodeId| graph.tensor_type(id).shape.elements();
+    let many_reads = matches!(graph.node(root).op, Op::Generate(_));
     match family {
-        Family::Window | Family::Row => !transcendental,
+        Family::Window | Family::Row | Family::Cumulative => !transcendental,
+        Family::Map if many_reads => !transcendental,
         // a broadcast reader would compute the value once for each copy
         Family::Map | Family::Concat => {
             !transcendental || (elements(root) - elements(id)).range().1 <= 0 || elements(root) == elements(id)

@@ -439,6 +439,8 @@ impl Planner<'_> {
             Family::Row => "row",
             Family::Window => "window",
             Family::Scatter => "scatter",
+            Family::Cumulative => "cumulative",
+            Family::Rng => "rng",
             _ => "contract",
         };
         let faults =

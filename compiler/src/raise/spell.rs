@@ -1,13 +1,13 @@
 //! Composites that have no kernel on a device, spelled out in operators that have one.
 //!
-//! Attention has a driver on CPUs, for `f32` and at most two axes beside queries and keys. Halves are attended in `f32`
+//! Scatters of halves are joined in `f32`. Attention has a driver on CPUs, for `f32` and at most two axes beside queries and keys. Halves are attended in `f32`
 //! and rounded once, as the operator states; any other form becomes products around a softmax.
 
 use std::sync::Arc;
 
 use egret_ir::ops::{
     Attention, AttentionGrad, Broadcast, Cast, DotGeneral, Labels, Pointwise, Proj, Reduce, ReduceKind, Reshape, Scan,
-    Softmax,
+    Scatter, ScatterKind, Softmax,
 };
 use egret_ir::{DType, Diagnostic, ExprKind, Graph, Literal, NodeId, Op, ScalarExpr, ScalarFn};
 use egret_program::DeviceDescription;
@@ -33,6 +33,11 @@ pub fn spell_out(graph: &Graph, device: &DeviceDescription) -> Result<Graph, Dia
                     _ => None,
                 };
                 part.map(|id| (id, "spell-out"))
+            }
+            // many updates of one place are joined before they are rounded
+            Op::Scatter(scatter) if matches!(scatter.kind, ScatterKind::Add | ScatterKind::Mul) => {
+                let mut speller = Speller { builder, device };
+                speller.scatter(scatter, &node.operands).map(|id| (id, "spell-out"))
             }
             Op::Scan(scan) => {
                 let body = spell_out(&scan.body, device).ok().filter(|body| *body != *scan.body)?;
@@ -89,6 +94,17 @@ impl Speller<'_> {
     /// The values of halves in `f32`; truth values and integers stay.
     fn wide(&mut self, ids: &[NodeId]) -> Option<SmallVec<[NodeId; 8]>> {
         ids.iter().map(|id| if is_half(self.dtype(*id)) { self.cast(*id, DType::F32) } else { Some(*id) }).collect()
+    }
+
+    /// A scatter of halves in `f32`.
+    fn scatter(&mut self, scatter: &Scatter, operands: &[NodeId]) -> Option<NodeId> {
+        let dtype = self.dtype(operands[0]);
+        if !is_half(dtype) {
+            return None;
+        }
+        let wide = self.wide(operands)?;
+        let sums = self.add(scatter.clone(), &wide)?;
+        self.cast(sums, dtype)
     }
 
     fn attention(&mut self, attention: &Attention, operands: &[NodeId], part: usize) -> Option<NodeId> {

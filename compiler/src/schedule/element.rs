@@ -97,7 +97,8 @@ impl Scope<'_> {
             }
             Op::Pad(pad) => self.padded(id, pad, index),
             Op::Concat(concat) => self.concatenated(id, concat.axis, index),
-            Op::Gather(Gather { places: Places::Rows { axis } }) => self.gathered(id, *axis, index),
+            Op::Gather(Gather { places }) => self.gathered(id, *places, index),
+            Op::Generate(generate) => self.generated(id, generate, index),
             other => {
                 // partition stores every other operator
                 debug_assert!(false, "{} is not computed in place", other.home().name());
@@ -218,21 +219,43 @@ impl Scope<'_> {
             .fold(Expr::constant(dtype, 0.0), |rest, (condition, value)| condition.select(value, rest))
     }
 
-    fn gathered(&mut self, id: NodeId, axis: usize, index: &[Expr]) -> Expr {
+    fn gathered(&mut self, id: NodeId, places: Places, index: &[Expr]) -> Expr {
         let graph = self.graph;
         let (x, indices) = (graph.node(id).operands[0], graph.node(id).operands[1]);
         let rank = graph.tensor_type(indices).shape.rank();
-        let chosen = self.element(indices, &index[axis..axis + rank]).cast(DType::I64);
+        let mut inner: SmallVec<[Expr; 6]> = SmallVec::new();
+        match places {
+            Places::Rows { axis } => {
+                inner.extend(index[..axis].iter().cloned());
+                inner.push(self.chosen(x, indices, &index[axis..axis + rank], axis));
+                inner.extend(index[axis + rank..].iter().cloned());
+            }
+            Places::Elements { axis } => {
+                inner.extend(index.iter().cloned());
+                inner[axis] = self.chosen(x, indices, index, axis);
+            }
+            Places::Tuples { batch } => {
+                let width = Places::width(graph.tensor_type(indices)).unwrap_or(0);
+                inner.extend(index[..batch].iter().cloned());
+                for i in 0..width {
+                    let mut at: SmallVec<[Expr; 6]> = index[..rank - 1].iter().cloned().collect();
+                    at.push(Expr::int(i as i64));
+                    inner.push(self.chosen(x, indices, &at, batch + i));
+                }
+                inner.extend(index[rank - 1..].iter().cloned());
+            }
+        }
+        self.checked_element(x, &inner)
+    }
+
+    /// The place on `axis` of `x` that an index names; a place outside is reported, and the nearest one taken.
+    fn chosen(&mut self, x: NodeId, indices: NodeId, at: &[Expr], axis: usize) -> Expr {
+        let chosen = self.element(indices, at).cast(DType::I64);
         let chosen = self.k.bind(chosen);
-        let extent = graph.tensor_type(x).shape[axis].clone();
-        let last = self.dim(&(extent.clone() - Dim::ONE));
-        let outside = chosen.less(Expr::int(0)).or(chosen.greater(last.clone()));
-        let code = self.fault(format!("an index along axis {axis} is outside 0..{extent}"));
-        self.k.status(outside, code);
-        let clamped = self.k.bind(chosen.max(Expr::int(0)).min(last));
-        let mut inner: SmallVec<[Expr; 6]> = index[..axis].iter().cloned().collect();
-        inner.push(clamped);
-        inner.extend(index[axis + rank..].iter().cloned());
-        self.element(x, &inner)
+        let extent = self.graph.tensor_type(x).shape[axis].clone();
+        let end = self.dim(&extent);
+        let outside = chosen.less(Expr::int(0)).or(chosen.greater_equal(end));
+        self.fault_if(outside, format!("an index along axis {axis} is outside 0..{extent}"));
+        self.within(chosen, &extent)
     }
 }

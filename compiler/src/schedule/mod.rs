@@ -5,17 +5,20 @@
 
 pub mod contract;
 pub mod cuda;
+mod cumulative;
 mod element;
 pub mod epilogue;
+mod generate;
 pub mod map;
 pub mod reduce;
+mod rng;
 pub mod row;
 mod scalar;
+mod scatter;
 pub mod scope;
 pub mod view;
 pub mod window;
 
-use egret_ir::ops::{Places, Scatter};
 use egret_ir::{Graph, NodeId, Op};
 
 use crate::kernel::{Finding, Kernel};
@@ -54,9 +57,15 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, exact: bool) 
         Family::Row => row::build(&mut scope, id),
         Family::Window => window::build(&mut scope, id),
         Family::Scatter => match &graph.node(id).op {
-            Op::Scatter(Scatter { places: Places::Rows { axis }, .. }) => {
-                contract::build_scatter(&mut scope, id, *axis);
-            }
+            Op::Scatter(op) => scatter::build(&mut scope, id, op),
+            _ => map::build(&mut scope, &[id]),
+        },
+        Family::Cumulative => match &graph.node(id).op {
+            Op::Cumulative(op) => cumulative::build(&mut scope, id, op),
+            _ => map::build(&mut scope, &[id]),
+        },
+        Family::Rng => match &graph.node(id).op {
+            Op::Rng(op) => rng::build(&mut scope, id, op),
             _ => map::build(&mut scope, &[id]),
         },
         _ => contract::build(&mut scope, id),

@@ -21,8 +21,7 @@ impl Sink for Scope<'_> {
     }
 
     fn zero_divisor(&mut self, condition: Expr) {
-        let code = self.fault("an integer is divided by zero".into());
-        self.k.status(condition, code);
+        self.fault_if(condition, "an integer is divided by zero".into());
     }
 }
 

@@ -244,12 +244,14 @@ impl<'g> Scope<'g> {
         body(self, Expr::Var(var));
         self.elements.pop();
         let body = self.k.end();
-        let body = self.hoist(var, body);
+        let runs = matches!((start.as_int(), end.as_int()), (Some(a), Some(b)) if a < b);
+        let body = self.hoist(var, body, runs);
         self.k.push(Stmt::For { var, start, end, step, kind, body });
     }
 
-    /// Puts what does not change from iteration to iteration in front of the loop; the rest is the body.
-    fn hoist(&mut self, var: Var, body: Vec<Stmt>) -> Vec<Stmt> {
+    /// Puts what does not change from iteration to iteration in front of the loop; the rest is the body. Faults stay in
+    /// loops that may not run.
+    fn hoist(&mut self, var: Var, body: Vec<Stmt>, runs: bool) -> Vec<Stmt> {
         let mut inside: SmallVec<[Var; 16]> = smallvec::smallvec![var];
         let mut kept = Vec::with_capacity(body.len());
         for stmt in body {
@@ -262,7 +264,7 @@ impl<'g> Scope<'g> {
             };
             match &stmt {
                 Stmt::Let { value, .. } if !varies(value, &inside) => self.k.push(stmt),
-                Stmt::Status { condition, .. } if !varies(condition, &inside) => self.k.push(stmt),
+                Stmt::Status { condition, .. } if runs && !varies(condition, &inside) => self.k.push(stmt),
                 _ => {
                     inside.extend(stmt.defines());
                     kept.push(stmt);
@@ -316,6 +318,19 @@ impl<'g> Scope<'g> {
         let code = self.faults.len() as u32 + 1;
         self.faults.push(FaultText { code, message });
         code
+    }
+
+    /// Reports a fault where the condition holds, and elements are wanted at all.
+    pub fn fault_if(&mut self, condition: Expr, message: String) {
+        let code = self.fault(message);
+        let wanted = self.mask.iter().chain(&self.live).fold(condition, |all, mask| mask.and(all));
+        self.k.status(wanted, code);
+    }
+
+    /// The place within an extent that is nearest to an index; 0 where there is none.
+    pub fn within(&mut self, index: Expr, extent: &Dim) -> Expr {
+        let last = self.dim(&(extent.clone() - Dim::ONE));
+        self.k.bind(index.min(last).max(Expr::int(0)))
     }
 
     /// Splits a flat index over `extents` into one index an axis.

@@ -11,6 +11,7 @@ pub mod row;
 pub mod row_stage;
 pub mod scatter;
 
+use egret_ir::ops::{Places, Scatter, ScatterKind};
 use egret_ir::{DType, Diagnostic, Dim, Graph, NodeId, Op};
 
 use super::Generated;
@@ -49,13 +50,20 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, exact: bool) 
                 super::reduce::build(&mut scope, id);
             }
         }
-        Family::Scatter => scatter::build(&mut scope, id),
+        Family::Scatter => match &graph.node(id).op {
+            Op::Scatter(Scatter { places: Places::Rows { .. }, kind: ScatterKind::Add }) => {
+                scatter::build(&mut scope, id)
+            }
+            _ => return Err(unsupported(graph, id, "of this form")),
+        },
         Family::Dot | Family::Conv => {
             let problem =
                 problem::Problem::new(&mut scope, id).ok_or_else(|| unsupported(graph, id, "of this form"))?;
             contract::build(&mut scope, &problem);
         }
-        Family::Attention | Family::AttentionGrad | Family::Scan => return Err(unsupported(graph, id, "of any form")),
+        Family::Attention | Family::AttentionGrad | Family::Cumulative | Family::Rng | Family::Scan => {
+            return Err(unsupported(graph, id, "of any form"));
+        }
     }
     let Scope { k, args, dims, faults, .. } = scope;
     let kernel = k.finish().map_err(|findings| beyond(graph, id, findings))?.with_wide_halves();
