@@ -26,5 +26,5 @@ pub use isa::Isa;
 pub use math::{VectorFn, VectorFunction, vector_function};
 pub use peak::peak;
 pub use strips::{Strips, strips};
-pub use tile::{MAX_ROWS, MICRO_KERNELS, MicroKernel, Tile, TileFn, TileKind, max_rows, tile_kernel};
+pub use tile::{MAX_ROWS, MICRO_KERNELS, MicroKernel, Tile, TileFn, TileKind, max_rows, strided_kernel, tile_kernel};
 pub use transpose::{TransposeFn, transpose};

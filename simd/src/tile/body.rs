@@ -1,11 +1,12 @@
 //! The body of every tile kernel.
 
 use super::{MAX_ROWS, Tile};
-use crate::vector::{Vector, prefetch, prefetch_write};
+use crate::vector::{Vector, another, prefetch, prefetch_write};
 
 pub(super) const PACKED: u8 = 0;
 pub(super) const TABLE: u8 = 1;
 pub(super) const LANES: u8 = 2;
+pub(super) const STRIDED: u8 = 3;
 
 /// Repeats a block with a constant index. Not a loop, because LLVM's unroller gives up at 28 accumulators and then keeps
 /// them in memory, which is three times slower.
@@ -21,11 +22,22 @@ macro_rules! unroll {
     };
 }
 
+/// Rows of the kind `STRIDED` lie `STEP` floats apart in runs of `RUN`.
+///
 /// # Safety
 /// The host has the instruction set of `V`, and the pointers of `t` are valid for `M` rows and `N` vectors.
 #[inline(always)]
-pub(super) unsafe fn tile<V: Vector, const M: usize, const N: usize, const KIND: u8>(t: &Tile) {
-    const { assert!(M <= MAX_ROWS && N <= 2) };
+pub(super) unsafe fn tile<
+    V: Vector,
+    const M: usize,
+    const N: usize,
+    const KIND: u8,
+    const STEP: usize,
+    const RUN: usize,
+>(
+    t: &Tile,
+) {
+    const { assert!(M <= MAX_ROWS && N <= 2 && (KIND != STRIDED || RUN == M || 2 * RUN == M)) };
     unsafe {
         let mut acc = [[V::zero(); N]; M];
         if !t.bias.is_null() {
@@ -53,21 +65,25 @@ pub(super) unsafe fn tile<V: Vector, const M: usize, const N: usize, const KIND:
             });
         }
 
-        products::<V, M, N, KIND>(t, &mut acc);
+        products::<V, M, N, KIND, STEP, RUN>(t, &mut acc);
         finish::<V, M, N>(t, &acc);
     }
 }
 
 #[inline(always)]
-unsafe fn products<V: Vector, const M: usize, const N: usize, const KIND: u8>(t: &Tile, acc: &mut [[V; N]; M]) {
+unsafe fn products<V: Vector, const M: usize, const N: usize, const KIND: u8, const STEP: usize, const RUN: usize>(
+    t: &Tile,
+    acc: &mut [[V; N]; M],
+) {
     unsafe {
         // Offsets are read once: the compiler cannot know that nothing below writes to the table.
         let mut rows = [0usize; M];
-        if KIND != PACKED {
+        if KIND == TABLE || KIND == LANES {
             unroll!(J < M, {
                 rows[J] = *t.rows.add(J);
             });
         }
+        let second_run = if KIND == STRIDED && RUN < M { *t.rows.add(RUN) } else { 0 };
         let (b_step, b_vector) = (t.b_step, t.b_vector);
         let a_step = if KIND == PACKED { M } else { t.a_step };
         let mut b = t.b;
@@ -77,7 +93,11 @@ unsafe fn products<V: Vector, const M: usize, const N: usize, const KIND: u8>(t:
             if t.prefetch_a != 0 {
                 let next = p.wrapping_add(t.prefetch_a);
                 unroll!(J < M, {
-                    prefetch(next.wrapping_add(rows[J]));
+                    prefetch(match KIND {
+                        STRIDED if J < RUN => next.wrapping_add(J * STEP),
+                        STRIDED => next.wrapping_add(second_run + (J - RUN) * STEP),
+                        _ => next.wrapping_add(rows[J]),
+                    });
                 });
             }
             for _ in 0..t.prefetch_lines {
@@ -85,40 +105,115 @@ unsafe fn products<V: Vector, const M: usize, const N: usize, const KIND: u8>(t:
                 ahead = ahead.wrapping_add(16);
             }
             let run = if i + 1 == t.tap_count { t.last_run } else { t.run };
+            // A multiply-add that broadcasts by itself saves an instruction and costs a load. Every second row does: then
+            // neither the front end nor the load ports hold up the multipliers, also when another hardware thread shares
+            // the core. The compiler would broadcast once for both vectors if it knew that the pointers are the same.
+            let mut s = p.wrapping_add(second_run);
             for _ in 0..run {
+                let (p_again, s_again) = (another(p), another(s));
                 let mut columns = [V::zero(); N];
                 unroll!(I < N, max 2, { columns[I] = V::load(b.add(I * b_vector)); });
                 unroll!(J < M, {
-                    let q = if KIND == PACKED { p.add(J) } else { p.add(rows[J]) };
-                    let x = if KIND == LANES { V::load(q) } else { V::splat(*q) };
-                    unroll!(I < N, max 2, { acc[J][I] = x.fma(columns[I], acc[J][I]); });
+                    let at = |first: *const f32, second: *const f32| match KIND {
+                        PACKED => first.wrapping_add(J),
+                        STRIDED if J < RUN => first.wrapping_add(J * STEP),
+                        STRIDED => second.wrapping_add((J - RUN) * STEP),
+                        _ => first.wrapping_add(rows[J]),
+                    };
+                    let q = at(p, s);
+                    let twice = V::BROADCASTS && (KIND == PACKED || KIND == STRIDED) && N == 2 && J % 2 == 0;
+                    if KIND == LANES {
+                        let x = V::load(q);
+                        unroll!(I < N, max 2, { acc[J][I] = x.fma(columns[I], acc[J][I]); });
+                    } else if twice {
+                        acc[J][0] = V::splat(*q).fma(columns[0], acc[J][0]);
+                        acc[J][N - 1] = V::splat(*at(p_again, s_again)).fma(columns[N - 1], acc[J][N - 1]);
+                    } else {
+                        let x = V::splat(*q);
+                        unroll!(I < N, max 2, { acc[J][I] = x.fma(columns[I], acc[J][I]); });
+                    }
                 });
                 b = b.wrapping_add(b_step);
-                p = p.wrapping_add(a_step);
+                (p, s) = (p.wrapping_add(a_step), s.wrapping_add(a_step));
             }
             b = b.wrapping_add(t.b_skip);
         }
     }
 }
 
+/// Chooses the epilogue once a tile: tested at each vector, its conditions cost as much as sixty multiply-adds.
 #[inline(always)]
 unsafe fn finish<V: Vector, const M: usize, const N: usize>(t: &Tile, acc: &[[V; N]; M]) {
     unsafe {
-        let partial = t.last_lanes < V::LANES;
-        let mask = V::first(t.last_lanes);
-        let (lo, hi) = (V::splat(t.lo), V::splat(t.hi));
+        let added = match (t.partial.is_null(), t.residual.is_null()) {
+            (true, true) => None,
+            (true, false) => Some((t.residual, t.residual_rows, t.residual_vector)),
+            (false, true) => Some((t.partial, t.partial_rows, t.partial_vector)),
+            (false, false) => return finish_any(t, acc),
+        };
+        if t.last_lanes < V::LANES {
+            return finish_any(t, acc);
+        }
+        let upper = t.clamp && t.hi < f32::INFINITY;
+        match (added, upper) {
+            (None, false) => finish_full::<V, M, N, false, false>(t, acc, (t.c, t.c_rows, 0)),
+            (None, true) => finish_full::<V, M, N, false, true>(t, acc, (t.c, t.c_rows, 0)),
+            (Some(added), false) => finish_full::<V, M, N, true, false>(t, acc, added),
+            (Some(added), true) => finish_full::<V, M, N, true, true>(t, acc, added),
+        }
+    }
+}
+
+/// Whole vectors, at most one operand to add: its address, rows and distance of vectors.
+#[inline(always)]
+unsafe fn finish_full<V: Vector, const M: usize, const N: usize, const ADDS: bool, const UPPER: bool>(
+    t: &Tile,
+    acc: &[[V; N]; M],
+    (added, added_rows, added_vector): (*const f32, *const usize, usize),
+) {
+    unsafe {
+        let lo = V::splat(if t.clamp { t.lo } else { f32::NEG_INFINITY });
+        let hi = V::splat(t.hi);
+        let c_vector = t.c_vector;
         unroll!(J < M, {
             let row = t.c.add(*t.c_rows.add(J));
+            let other = if ADDS { added.add(*added_rows.add(J)) } else { added };
             unroll!(I < N, max 2, {
                 let mut v = acc[J][I];
-                let at = row.add(I * t.c_vector);
-                let masked = I == N - 1 && partial;
+                if ADDS {
+                    v = v.add(V::load(other.add(I * added_vector)));
+                }
+                v = lo.max(v);
+                if UPPER {
+                    v = hi.min(v);
+                }
+                v.store(row.add(I * c_vector));
+            });
+        });
+    }
+}
+
+/// Every epilogue, decided at each vector.
+#[inline(always)]
+unsafe fn finish_any<V: Vector, const M: usize, const N: usize>(t: &Tile, acc: &[[V; N]; M]) {
+    unsafe {
+        let partial_vector = t.last_lanes < V::LANES;
+        let mask = V::first(t.last_lanes);
+        let (lo, hi) = (V::splat(t.lo), V::splat(t.hi));
+        // A copy, so that only this path has the accumulators in memory.
+        let sums = *acc;
+        for (j, sums) in sums.iter().enumerate() {
+            let row = t.c.add(*t.c_rows.add(j));
+            for (i, sum) in sums.iter().enumerate() {
+                let mut v = *sum;
+                let at = row.add(i * t.c_vector);
+                let masked = i == N - 1 && partial_vector;
                 if !t.partial.is_null() {
-                    let r = t.partial.add(*t.partial_rows.add(J) + I * t.partial_vector);
+                    let r = t.partial.add(*t.partial_rows.add(j) + i * t.partial_vector);
                     v = v.add(if masked { V::load_masked(r, mask) } else { V::load(r) });
                 }
                 if !t.residual.is_null() {
-                    let r = t.residual.add(*t.residual_rows.add(J) + I * t.residual_vector);
+                    let r = t.residual.add(*t.residual_rows.add(j) + i * t.residual_vector);
                     v = v.add(if masked { V::load_masked(r, mask) } else { V::load(r) });
                 }
                 if t.clamp {
@@ -131,7 +226,7 @@ unsafe fn finish<V: Vector, const M: usize, const N: usize>(t: &Tile, acc: &[[V;
                 } else {
                     v.store_masked(at, mask);
                 }
-            });
-        });
+            }
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Instances of the tile body, one for each instruction set, kind, height and width.
 
-use super::body::{self, LANES, PACKED, TABLE};
+use super::body::{self, LANES, PACKED, STRIDED, TABLE};
 use super::{Tile, TileFn, TileKind};
 use crate::Isa;
 use crate::vector::Portable8;
@@ -10,17 +10,17 @@ use std::arch::x86_64::{__m256, __m512};
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")]
 unsafe fn avx512<const M: usize, const N: usize, const KIND: u8>(t: &Tile) {
-    unsafe { body::tile::<__m512, M, N, KIND>(t) }
+    unsafe { body::tile::<__m512, M, N, KIND, 0, 0>(t) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn avx2<const M: usize, const N: usize, const KIND: u8>(t: &Tile) {
-    unsafe { body::tile::<__m256, M, N, KIND>(t) }
+    unsafe { body::tile::<__m256, M, N, KIND, 0, 0>(t) }
 }
 
 unsafe fn portable<const M: usize, const N: usize, const KIND: u8>(t: &Tile) {
-    unsafe { body::tile::<Portable8, M, N, KIND>(t) }
+    unsafe { body::tile::<Portable8, M, N, KIND, 0, 0>(t) }
 }
 
 /// The kernels of 1, 2, 3, ... rows.
@@ -57,4 +57,45 @@ pub(super) fn lookup(isa: Isa, kind: TileKind, rows: usize, vectors: usize) -> O
         _ => &[],
     };
     kernels.get(rows - 1).copied()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")]
+unsafe fn avx512_strided<const M: usize, const STEP: usize, const RUN: usize>(t: &Tile) {
+    unsafe { body::tile::<__m512, M, 2, STRIDED, STEP, RUN>(t) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2_strided<const M: usize, const STEP: usize, const RUN: usize>(t: &Tile) {
+    unsafe { body::tile::<__m256, M, 2, STRIDED, STEP, RUN>(t) }
+}
+
+/// A match from (step, rows, run) to the kernel; steps of one and two pixels in blocked channels and in an image.
+macro_rules! strided {
+    ($kernel:ident, $key:expr; $($step:literal)*; $rows:tt; $pairs:tt) => {
+        match $key { $(($step, rows, run) => strided!(@ $kernel, $step, rows, run; $rows; $pairs),)* _ => None }
+    };
+    (@ $kernel:ident, $step:literal, $m:ident, $run:ident; ($($rows:literal)*); ($($pair:literal $half:literal)*)) => {
+        match ($m, $run) {
+            $(($rows, $rows) => Some($kernel::<$rows, $step, $rows> as TileFn),)*
+            $(($pair, $half) => Some($kernel::<$pair, $step, $half> as TileFn),)*
+            _ => None,
+        }
+    };
+}
+
+/// The caller has checked that the host supports `isa`.
+pub(super) fn lookup_strided(isa: Isa, step: usize, rows: usize, run: usize) -> Option<TileFn> {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => strided!(avx512_strided, (step, rows, run); 1 2 16 32;
+            (1 2 3 4 5 6 7 8 9 10 11 12 13 14); (10 5 12 6 14 7)),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => strided!(avx2_strided, (step, rows, run); 1 2 8 16; (1 2 3 4 5 6); ()),
+        _ => {
+            let _ = (step, rows, run);
+            None
+        }
+    }
 }

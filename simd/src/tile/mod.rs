@@ -96,6 +96,14 @@ pub fn tile_kernel(isa: Isa, kind: TileKind, rows: usize, vectors: usize) -> Opt
     kernels::lookup(isa, kind, rows, vectors)
 }
 
+/// A kernel of two vectors that does what the one of kind [`TileKind::Table`] does, if its rows lie `rows[m] = m * step`
+/// apart, or in two runs of `run = rows / 2` of which the second begins at `rows[run]`. Faster by up to a quarter: the
+/// distances are in its instructions. There are kernels for the steps of one and two pixels in blocked channels and in a
+/// row-major image; `None` for others, or if the host lacks the instruction set.
+pub fn strided_kernel(isa: Isa, step: usize, rows: usize, run: usize) -> Option<TileFn> {
+    if isa.is_supported() { kernels::lookup_strided(isa, step, rows, run) } else { None }
+}
+
 /// The argument of a tile kernel. All distances are in floats.
 ///
 /// ```text

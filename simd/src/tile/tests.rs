@@ -83,6 +83,52 @@ fn check(kernel: &MicroKernel, m: usize, last_lanes: usize) {
     }
 }
 
+/// Every strided kernel gives the bits of the table kernel.
+#[test]
+fn strided_kernels() {
+    let mut seen = 0;
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
+        let l = isa.lanes_f32();
+        for (step, m) in [1, 2, l, 2 * l].into_iter().flat_map(|step| (1..=MAX_ROWS).map(move |m| (step, m))) {
+            for run in [m, m / 2] {
+                let Some(strided) = strided_kernel(isa, step, m, run) else { continue };
+                seen += 1;
+                let table = tile_kernel(isa, TileKind::Table, m, 2).expect("as high as the strided one");
+                let rows: Vec<usize> = (0..m).map(|i| i / run * 500 + i % run * step).collect();
+                let taps = [0usize, 37];
+                let (a, b) = (values(1200, 1), values(9 * 2 * l, 2));
+                let (residual, bias) = (values(m * 2 * l, 5), values(2 * l, 3));
+                let c_rows: Vec<usize> = (0..m).map(|i| i * 2 * l).collect();
+                for (added, clamp, hi, last_lanes) in [
+                    (false, false, f32::INFINITY, l),
+                    (true, true, f32::INFINITY, l),
+                    (false, true, 0.5, l),
+                    (true, true, 0.5, 3),
+                ] {
+                    let run_kernel = |f: TileFn| {
+                        let mut c = vec![7.0f32; m * 2 * l];
+                        let mut t = Tile::new(isa);
+                        (t.a, t.rows, t.taps) = (a.as_ptr(), rows.as_ptr(), taps.as_ptr());
+                        (t.tap_count, t.run, t.last_run, t.b, t.bias) = (2, 5, 4, b.as_ptr(), bias.as_ptr());
+                        (t.c, t.c_rows, t.last_lanes) = (c.as_mut_ptr(), c_rows.as_ptr(), last_lanes);
+                        (t.clamp, t.lo, t.hi) = (clamp, -0.25, hi);
+                        if added {
+                            (t.residual, t.residual_rows) = (residual.as_ptr(), c_rows.as_ptr());
+                        }
+                        (t.prefetch_a, t.prefetch, t.prefetch_lines) = (64, b.as_ptr(), 1);
+                        // SAFETY: all offsets lie within the vectors above.
+                        unsafe { f(&t) };
+                        c
+                    };
+                    let (got, want) = (run_kernel(strided), run_kernel(table));
+                    assert!(got == want, "{isa} {m} rows, {step} apart in runs of {run}");
+                }
+            }
+        }
+    }
+    assert!(seen > 0 || !Isa::Avx2.is_supported());
+}
+
 #[test]
 fn clamp_passes_nan() {
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {

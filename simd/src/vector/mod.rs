@@ -13,6 +13,8 @@ pub(crate) use portable::Portable8;
 /// A vector of `LANES` floats (or of the same number of 32-bit integers, in the methods that say so).
 pub(crate) trait Vector: Copy {
     const LANES: usize;
+    /// Whether a multiply-add can broadcast a float of memory to all lanes by itself.
+    const BROADCASTS: bool = false;
     type Mask: Copy;
 
     unsafe fn splat(x: f32) -> Self;
@@ -76,6 +78,20 @@ pub(crate) trait Vector: Copy {
     unsafe fn sign(self) -> Self {
         unsafe { self.and(Self::bits(0x8000_0000)) }
     }
+}
+
+/// The same pointer, of which the compiler does not know that it is the same.
+#[inline(always)]
+pub(crate) fn another(p: *const f32) -> *const f32 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let mut q = p;
+        // SAFETY: no instruction at all.
+        unsafe { std::arch::asm!("/* {0} */", inout(reg) q, options(pure, nomem, nostack, preserves_flags)) };
+        q
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    p
 }
 
 /// Asks for the cache line at `p`, which need not be valid.

@@ -5,6 +5,7 @@ use std::arch::x86_64::*;
 
 impl Vector for __m512 {
     const LANES: usize = 16;
+    const BROADCASTS: bool = true;
     type Mask = __mmask16;
 
     #[inline(always)]

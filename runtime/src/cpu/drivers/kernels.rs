@@ -1,7 +1,7 @@
 //! Tile kernels of one kind, looked up once.
 
 use super::DriverError;
-use egret_simd::{Isa, MAX_ROWS, Tile, TileFn, TileKind, max_rows, tile_kernel};
+use egret_simd::{Isa, MAX_ROWS, Tile, TileFn, TileKind, max_rows, strided_kernel, tile_kernel};
 
 /// The kernels of one instruction set and kind, by height and width.
 #[derive(Clone, Debug)]
@@ -24,6 +24,23 @@ impl Kernels {
         }
         let rows = if kind == TileKind::Lanes { 1 } else { 2 };
         Ok(Kernels { rows: max_rows(isa, kind, rows), table })
+    }
+
+    /// The same for tiles of kind `Table` whose rows lie at these offsets, with the faster kernels where there are any.
+    pub(crate) fn for_rows(mut self, isa: Isa, offsets: &[usize; MAX_ROWS]) -> Kernels {
+        for (rows, kernel) in self.table[1].iter_mut().enumerate().skip(1) {
+            let step = if rows == 1 { 1 } else { offsets[1] };
+            let regular = |run: usize| (0..rows).all(|m| offsets[m] == m / run * offsets[run] + m % run * step);
+            let run = if (1..rows).all(|m| offsets[m] == m * step) {
+                rows
+            } else if rows.is_multiple_of(2) && regular(rows / 2) {
+                rows / 2
+            } else {
+                continue;
+            };
+            *kernel = strided_kernel(isa, step, rows, run).or(*kernel);
+        }
+        self
     }
 
     /// Greatest height of a tile of full width.

@@ -29,7 +29,6 @@ enum Bound {
 pub(super) struct Direct {
     isa: Isa,
     lanes: usize,
-    kernels: Kernels,
     depthwise: bool,
     pub(super) batch: usize,
     /// Floats from a batch item of the input to the next.
@@ -48,6 +47,8 @@ pub(super) struct Direct {
     /// Floats of weights in a panel.
     panel_len: usize,
     pub(super) grids: Vec<Grid>,
+    /// The tile kernels of each grid.
+    kernels: Vec<Kernels>,
     bound: Bound,
     split: Split,
     block: usize,
@@ -81,10 +82,14 @@ impl Direct {
         } else {
             (p.groups, outputs, blocks * read.block, outputs.div_ceil(2 * lanes))
         };
+        let of_grid = |grid: &Grid| match depthwise {
+            true => kernels.clone(),
+            false => kernels.clone().for_rows(isa, &grid.in_rows),
+        };
         Ok(Direct {
             isa,
             lanes,
-            kernels,
+            kernels: grids.iter().map(of_grid).collect(),
             depthwise,
             batch: p.batch,
             read_batch: read.batch,
@@ -130,9 +135,9 @@ impl Direct {
             outputs: p.out_channels,
             panels: p.out_channels.div_ceil(2 * lanes),
             panel_len: grid.taps.len() * shape.kernel[2] * 2 * lanes,
+            kernels: vec![kernels.for_rows(isa, &grid.in_rows)],
             grids: vec![grid],
             bound: Bound::new(&p.epilogue, shape.y, lanes)?,
-            kernels,
             split: Split::Rows,
             block: schedule.block.max(1),
             prefetch_weights: false,
@@ -168,10 +173,10 @@ impl Direct {
                 let chunks = chunk_count(all_panels, all_panels.div_ceil(self.block), threads);
                 team.parallel(chunks, &|chunk, worker| {
                     let (p0, p1) = part(all_panels, chunk, chunks);
-                    for grid in &self.grids {
+                    for (index, grid) in self.grids.iter().enumerate() {
                         let rows = (0, grid.rows(self.batch));
                         // SAFETY: chunks write different channels.
-                        unsafe { self.rows(grid, (p0, p1), rows, nest.input(), nest, scratch.worker(worker)) };
+                        unsafe { self.rows(index, (p0, p1), rows, nest.input(), nest, scratch.worker(worker)) };
                     }
                 });
             }
@@ -184,7 +189,7 @@ impl Direct {
                 let chunks = self.grids.iter().map(chunks_of).sum();
                 team.parallel(chunks, &|chunk, worker| {
                     let mut chunk = chunk;
-                    for grid in &self.grids {
+                    for (index, grid) in self.grids.iter().enumerate() {
                         let of_grid = chunks_of(grid);
                         if chunk < of_grid {
                             let rows = grid.rows(self.batch);
@@ -192,7 +197,7 @@ impl Direct {
                             let range = (u0 * grid.rows_per_tile, (u1 * grid.rows_per_tile).min(rows));
                             let strip = scratch.worker(worker);
                             // SAFETY: chunks write different rows.
-                            unsafe { self.rows(grid, (0, all_panels), range, nest.input(), nest, strip) };
+                            unsafe { self.rows(index, (0, all_panels), range, nest.input(), nest, strip) };
                             return;
                         }
                         chunk -= of_grid;
@@ -202,25 +207,26 @@ impl Direct {
         }
     }
 
-    /// Rows `r0..r1` (of all batch items) of panels `p0..p1`. `input` is where row 0 of the grid would be; `strip` is scratch.
+    /// Rows `r0..r1` (of all batch items) of panels `p0..p1` of a grid. `input` is where row 0 of the grid would be; `strip` is scratch.
     ///
     /// # Safety
     /// As for the plan; nobody else writes these rows of these channels.
     pub(super) unsafe fn rows(
         &self,
-        grid: &Grid,
+        grid: usize,
         (p0, p1): (usize, usize),
         (r0, r1): (usize, usize),
         input: *const f32,
         nest: &Nest<'_>,
         strip: *mut f32,
     ) {
+        let (grid, kernels) = (&self.grids[grid], &self.kernels[grid]);
         let lanes = self.lanes;
         let width = grid.count[2];
         if r0 >= r1 {
             return;
         }
-        let max_rows = self.kernels.max_rows();
+        let max_rows = kernels.max_rows();
         let tiles_in_row = width.div_ceil(max_rows);
         let hooked = matches!(self.bound, Bound::Hook { .. });
         let strip_len = self.strip_len();
@@ -313,7 +319,7 @@ impl Direct {
                         tile.residual = base.wrapping_add(w0 * step);
                     }
                     // SAFETY: bounds were checked when the plan was made.
-                    unsafe { self.kernels.run(&tile, w1 - w0, vectors) };
+                    unsafe { kernels.run(&tile, w1 - w0, vectors) };
                     if tile.prefetch_lines > 0 {
                         let done = tile.prefetch_lines * tile.tap_count;
                         tile.prefetch = tile.prefetch.wrapping_add(done * 16);
