@@ -2,12 +2,12 @@
 //!
 //! | what | form |
 //! |---|---|
-//! | convolution weights | `[group][outputs/2L][phase][inputs/B][taps of the phase][B][2L]`, `B` = L on blocked channels, 1 on a row-major image |
+//! | convolution weights | `[panel][phase][segment of inputs][taps of the phase][inputs of the segment][2L]` |
 //! | depthwise weights | `[channels/L][phase][taps of the phase][L]` |
 //! | columns of a matrix (operand B) | `[columns/2L][k][2L]` |
 //! | rows of a matrix (operand A) | `[rows/R][k][R]`, the last panel as narrow as it must be |
 //!
-//! Rows, columns and channels that do not exist are zero. A *phase* is a set of kernel taps that are used together: a
+//! Panels and segments are those of [`ConvPanels`]. Rows, columns and outputs that do not exist are zero. A *phase* is a set of kernel taps that are used together: a
 //! forward convolution has one with all taps, the gradient of a strided one has several.
 
 use crate::{Isa, TransposeFn, transpose};
@@ -17,7 +17,7 @@ use crate::{Isa, TransposeFn, transpose};
 pub struct ConvPanels {
     /// Floats in a vector, `L`.
     pub lanes: usize,
-    /// Inputs in a block: `L`, or 1 for a row-major image.
+    /// Channels in a block of the input: `L`, or 1 for a row-major image.
     pub block: usize,
     /// Groups.
     pub groups: usize,
@@ -29,16 +29,49 @@ pub struct ConvPanels {
     pub phases: Vec<Vec<usize>>,
 }
 
-impl ConvPanels {
-    /// Panels of `2 L` outputs in a group.
-    pub fn panels(&self) -> usize {
-        self.outputs.div_ceil(2 * self.lanes)
-    }
+/// Outputs of one group in at most two vectors of the blocked channels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutputPanel {
+    /// The group.
+    pub group: usize,
+    /// Its first output channel, over all groups.
+    pub first: usize,
+    /// Output channels.
+    pub count: usize,
+}
 
+/// The panels of all groups: each begins with a vector of the blocked channels, or where its group does within one, so
+/// that two groups may share a vector.
+pub fn output_panels(groups: usize, outputs: usize, lanes: usize) -> Vec<OutputPanel> {
+    let mut panels = Vec::new();
+    for group in 0..groups {
+        let (mut first, end) = (group * outputs, (group + 1) * outputs);
+        while first < end {
+            let next = end.min(first / lanes * lanes + 2 * lanes);
+            panels.push(OutputPanel { group, first, count: next - first });
+            first = next;
+        }
+    }
+    panels
+}
+
+/// The inputs of a group, cut where a block of `block` channels ends: over all groups, so that the first may be short.
+pub fn input_segments(group: usize, inputs: usize, block: usize) -> Vec<std::ops::Range<usize>> {
+    let (mut from, end) = (group * inputs, (group + 1) * inputs);
+    let mut segments = Vec::new();
+    while from < end {
+        let next = end.min((from / block + 1) * block);
+        segments.push(from..next);
+        from = next;
+    }
+    segments
+}
+
+impl ConvPanels {
     /// Floats from the beginning of a panel to that of a phase in it.
     pub fn phase_offset(&self, phase: usize) -> usize {
         let taps: usize = self.phases[..phase].iter().map(Vec::len).sum();
-        taps * self.steps_per_tap() * 2 * self.lanes
+        taps * self.inputs * 2 * self.lanes
     }
 
     /// Floats in one panel.
@@ -48,7 +81,7 @@ impl ConvPanels {
 
     /// Floats in all.
     pub fn len(&self) -> usize {
-        self.groups * self.panels() * self.panel_len()
+        output_panels(self.groups, self.outputs, self.lanes).len() * self.panel_len()
     }
 
     /// Whether there are no weights at all.
@@ -56,29 +89,24 @@ impl ConvPanels {
         self.len() == 0
     }
 
-    fn steps_per_tap(&self) -> usize {
-        self.inputs.next_multiple_of(self.block)
-    }
-
     /// Packs; `at(group, output, input, tap)` is the index of a weight in `src`.
     ///
     /// # Panics
     /// If `dst` is shorter than [`len`](ConvPanels::len) or an index lies outside `src`.
     pub fn pack(&self, dst: &mut [f32], src: &[f32], at: impl Fn(usize, usize, usize, usize) -> usize) {
-        let width = 2 * self.lanes;
-        let mut rows = dst[..self.len()].chunks_exact_mut(width);
-        for group in 0..self.groups {
-            for panel in 0..self.panels() {
-                for taps in &self.phases {
-                    for block in (0..self.inputs).step_by(self.block) {
-                        for &tap in taps {
-                            for input in block..block + self.block {
-                                let row = rows.next().expect("as many rows as len counts");
-                                for (lane, x) in row.iter_mut().enumerate() {
-                                    let output = panel * width + lane;
-                                    let exists = output < self.outputs && input < self.inputs;
-                                    *x = if exists { src[at(group, output, input, tap)] } else { 0.0 };
-                                }
+        let mut rows = dst[..self.len()].chunks_exact_mut(2 * self.lanes);
+        for panel in output_panels(self.groups, self.outputs, self.lanes) {
+            let (group, lane) = (panel.group, panel.first % self.lanes);
+            let output = panel.first - group * self.outputs;
+            let segments = input_segments(group, self.inputs, self.block);
+            for taps in &self.phases {
+                for segment in &segments {
+                    for &tap in taps {
+                        for input in segment.clone() {
+                            let row = rows.next().expect("as many rows as len counts");
+                            row.fill(0.0);
+                            for (i, x) in row[lane..lane + panel.count].iter_mut().enumerate() {
+                                *x = src[at(group, output + i, input - group * self.inputs, tap)];
                             }
                         }
                     }
@@ -175,14 +203,35 @@ mod tests {
     fn convolution() {
         let shape =
             ConvPanels { lanes: 8, block: 8, groups: 1, outputs: 17, inputs: 3, phases: vec![vec![0, 1, 2, 3]] };
-        assert_eq!((shape.panels(), shape.len()), (2, 2 * 4 * 8 * 16));
+        assert_eq!(shape.len(), 2 * 4 * 3 * 16);
         let src: Vec<f32> = (0..17 * 3 * 4).map(|x| x as f32 + 1.0).collect();
         let mut dst = vec![-1.0; shape.len()];
         shape.pack(&mut dst, &src, |_, o, i, t| (o * 3 + i) * 4 + t);
-        let at = |panel: usize, tap: usize, i: usize, o: usize| dst[((panel * 4 + tap) * 8 + i) * 16 + o];
+        let at = |panel: usize, tap: usize, i: usize, o: usize| dst[((panel * 4 + tap) * 3 + i) * 16 + o];
         assert_eq!(at(0, 1, 2, 5), src[(5 * 3 + 2) * 4 + 1]);
         assert_eq!(at(1, 3, 0, 0), src[16 * 12 + 3]);
-        assert_eq!((at(1, 3, 0, 1), at(0, 0, 3, 0)), (0.0, 0.0));
+        assert_eq!(at(1, 3, 0, 1), 0.0);
+    }
+
+    #[test]
+    fn groups_that_share_vectors() {
+        let panels = output_panels(3, 6, 8);
+        let all: Vec<_> = panels.iter().map(|p| (p.group, p.first, p.count)).collect();
+        assert_eq!(all, [(0, 0, 6), (1, 6, 6), (2, 12, 6)]);
+        assert_eq!(output_panels(1, 40, 16).iter().map(|p| p.count).collect::<Vec<_>>(), [32, 8]);
+        assert_eq!(output_panels(2, 20, 8).iter().map(|p| p.count).collect::<Vec<_>>(), [16, 4, 12, 8]);
+        assert_eq!(input_segments(1, 6, 8), [6..8, 8..12]);
+        assert_eq!(input_segments(0, 16, 8), [0..8, 8..16]);
+        let shape = ConvPanels { lanes: 8, block: 8, groups: 3, outputs: 6, inputs: 6, phases: vec![vec![0]] };
+        let src: Vec<f32> = (0..3 * 36).map(|x| x as f32 + 1.0).collect();
+        let mut dst = vec![-1.0; shape.len()];
+        shape.pack(&mut dst, &src, |g, o, i, _| (g * 6 + o) * 6 + i);
+        // Group 1 begins in lane 6 of its panel.
+        let row = |panel: usize, input: usize| &dst[(panel * 6 + input) * 16..][..16];
+        assert_eq!(
+            (row(1, 2)[5], row(1, 2)[6], row(1, 2)[11], row(1, 2)[12]),
+            (0.0, src[38], src[36 + 5 * 6 + 2], 0.0)
+        );
     }
 
     #[test]

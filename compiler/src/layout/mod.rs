@@ -40,8 +40,9 @@ pub fn conv_of(op: &Op) -> Option<&Conv> {
     }
 }
 
-/// Whether the direct driver runs a convolution: f32, constant extents but for the batch, one to three spatial axes,
-/// channels of a group in whole blocks unless there is one group or each channel has its own.
+/// Whether the direct driver runs a convolution: f32, constant extents but for the batch, one to three spatial axes; for
+/// the gradient of the weights also channels of a group in whole blocks, unless there is one group or each channel has
+/// its own.
 pub fn has_driver(graph: &Graph, id: NodeId, lanes: i64) -> bool {
     let node = graph.node(id);
     let Some(conv) = conv_of(&node.op) else { return false };
@@ -59,10 +60,10 @@ pub fn has_driver(graph: &Graph, id: NodeId, lanes: i64) -> bool {
     };
     let channels = |ty: &egret_ir::TensorType| ty.shape[1].as_const().unwrap_or(0);
     let (c, o) = (channels(x), channels(y));
+    // the weights of two groups that share a vector have no kernel for their gradient
     let depthwise = conv.groups == c && conv.groups == o;
-    conv.groups == 1
-        || depthwise && conv.form == ConvForm::Forward
-        || c / conv.groups % lanes == 0 && o / conv.groups % lanes == 0
+    let whole = conv.groups == 1 || depthwise || c / conv.groups % lanes == 0 && o / conv.groups % lanes == 0;
+    whole || conv.form != ConvForm::WeightGrad
 }
 
 /// Chooses layouts.

@@ -174,7 +174,7 @@ impl PackProblem<usize> {
     pub fn packed_len(&self) -> usize {
         let l = self.lanes;
         match &self.form {
-            PackForm::Conv { form, input, out_channels, in_channels, groups, kernel, .. } => {
+            PackForm::Conv { form, out_channels, in_channels, groups, kernel, .. } => {
                 let taps: usize = kernel.iter().product();
                 if *groups > 1 && groups == in_channels && groups == out_channels {
                     return groups.next_multiple_of(l) * taps;
@@ -184,8 +184,9 @@ impl PackProblem<usize> {
                     _ => (*out_channels, *in_channels),
                 };
                 let (o, i) = (o / (*groups).max(1), i / (*groups).max(1));
-                let i = if *input == ConvInput::Image { i } else { i.next_multiple_of(l) };
-                groups * o.next_multiple_of(2 * l) * i * taps
+                // A group's panels begin where its channels do: it may share a vector with its neighbours.
+                let panels = |group: usize| ((group + 1) * o - group * o / l * l).div_ceil(2 * l);
+                (0..*groups).map(panels).sum::<usize>() * 2 * l * i * taps
             }
             PackForm::Columns { count, k, n, .. } => count * k * n.next_multiple_of(2 * l),
         }

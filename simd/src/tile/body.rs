@@ -104,7 +104,11 @@ unsafe fn products<V: Vector, const M: usize, const N: usize, const KIND: u8, co
                 prefetch(ahead);
                 ahead = ahead.wrapping_add(16);
             }
-            let run = if i + 1 == t.tap_count { t.last_run } else { t.run };
+            let run = match i + 1 == t.tap_count {
+                _ if !t.runs.is_null() => *t.runs.add(i),
+                true => t.last_run,
+                false => t.run,
+            };
             // A multiply-add that broadcasts by itself saves an instruction and costs a load. Every second row does: then
             // neither the front end nor the load ports hold up the multipliers, also when another hardware thread shares
             // the core. The compiler would broadcast once for both vectors if it knew that the pointers are the same.
@@ -151,7 +155,7 @@ unsafe fn finish<V: Vector, const M: usize, const N: usize>(t: &Tile, acc: &[[V;
             (false, true) => Some((t.partial, t.partial_rows, t.partial_vector)),
             (false, false) => return finish_any(t, acc),
         };
-        if t.last_lanes < V::LANES {
+        if t.last_lanes < V::LANES || t.first_lane > 0 {
             return finish_any(t, acc);
         }
         let upper = t.clamp && t.hi < f32::INFINITY;
@@ -197,8 +201,7 @@ unsafe fn finish_full<V: Vector, const M: usize, const N: usize, const ADDS: boo
 #[inline(always)]
 unsafe fn finish_any<V: Vector, const M: usize, const N: usize>(t: &Tile, acc: &[[V; N]; M]) {
     unsafe {
-        let partial_vector = t.last_lanes < V::LANES;
-        let mask = V::first(t.last_lanes);
+        let (shared, partial) = (t.first_lane > 0, t.last_lanes < V::LANES);
         let (lo, hi) = (V::splat(t.lo), V::splat(t.hi));
         // A copy, so that only this path has the accumulators in memory.
         let sums = *acc;
@@ -207,7 +210,10 @@ unsafe fn finish_any<V: Vector, const M: usize, const N: usize>(t: &Tile, acc: &
             for (i, sum) in sums.iter().enumerate() {
                 let mut v = *sum;
                 let at = row.add(i * t.c_vector);
-                let masked = i == N - 1 && partial_vector;
+                let (shared, partial) = (shared && i == 0, partial && i == N - 1);
+                let masked = shared || partial;
+                let from = if shared { t.first_lane } else { 0 };
+                let mask = V::range(from, if partial { t.last_lanes } else { V::LANES });
                 if !t.partial.is_null() {
                     let r = t.partial.add(*t.partial_rows.add(j) + i * t.partial_vector);
                     v = v.add(if masked { V::load_masked(r, mask) } else { V::load(r) });
@@ -221,8 +227,8 @@ unsafe fn finish_any<V: Vector, const M: usize, const N: usize>(t: &Tile, acc: &
                 }
                 if !masked {
                     v.store(at);
-                } else if t.fill {
-                    V::select(mask, v, V::zero()).store(at);
+                } else if t.fill && partial {
+                    V::select(mask, v, V::zero()).store_masked(at, V::range(from, V::LANES));
                 } else {
                     v.store_masked(at, mask);
                 }

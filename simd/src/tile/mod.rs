@@ -109,7 +109,7 @@ pub fn strided_kernel(isa: Isa, step: usize, rows: usize, run: usize) -> Option<
 /// ```text
 /// for t in 0..tap_count
 ///     p = a + taps[t]
-///     for _ in 0..(last_run for the last tap, else run)
+///     for _ in 0..(runs[t], or last_run for the last tap, else run)
 ///         acc[m][n] += p[rows[m]] * (b + n b_vector)[0..L]        for all m, n
 ///         p += a_step;  b += b_step
 ///     b += b_skip
@@ -129,6 +129,8 @@ pub struct Tile {
     pub run: usize,
     /// Steps in the last tap.
     pub last_run: usize,
+    /// Steps in each tap, instead of the two numbers above; null: none.
+    pub runs: *const usize,
     /// From one step to the next in `a`.
     pub a_step: usize,
 
@@ -147,6 +149,8 @@ pub struct Tile {
     pub c_rows: *const usize,
     /// From one vector to the next in `c`.
     pub c_vector: usize,
+    /// Lanes of the first vector that are somebody else's: they are left alone.
+    pub first_lane: usize,
     /// Lanes of the last vector that exist.
     pub last_lanes: usize,
     /// The lanes of the last vector that do not exist: `true` stores zero there, `false` leaves them alone.
@@ -193,6 +197,7 @@ impl Tile {
             tap_count: 0,
             run: 0,
             last_run: 0,
+            runs: std::ptr::null(),
             a_step: 1,
             b: std::ptr::null(),
             b_step: 2 * isa.lanes_f32(),
@@ -201,6 +206,7 @@ impl Tile {
             c: std::ptr::null_mut(),
             c_rows: std::ptr::null(),
             c_vector: isa.lanes_f32(),
+            first_lane: 0,
             last_lanes: isa.lanes_f32(),
             fill: false,
             bias: std::ptr::null(),

@@ -22,6 +22,8 @@ pub(crate) trait Vector: Copy {
     unsafe fn store(self, p: *mut f32);
     /// The mask of the first `n` lanes.
     unsafe fn first(n: usize) -> Self::Mask;
+    /// The mask of lanes `from..to`.
+    unsafe fn range(from: usize, to: usize) -> Self::Mask;
     /// Masked lanes are loaded, the others are zero and not touched.
     unsafe fn load_masked(p: *const f32, mask: Self::Mask) -> Self;
     unsafe fn store_masked(self, p: *mut f32, mask: Self::Mask);

@@ -43,6 +43,10 @@ impl Vector for Portable8 {
         from_fn(|i| i < n)
     }
     #[inline(always)]
+    unsafe fn range(from: usize, to: usize) -> [bool; 8] {
+        from_fn(|i| i >= from && i < to)
+    }
+    #[inline(always)]
     unsafe fn load_masked(p: *const f32, mask: [bool; 8]) -> Self {
         Portable8(from_fn(|i| if mask[i] { unsafe { *p.add(i) } } else { 0.0 }))
     }

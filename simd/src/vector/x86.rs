@@ -25,6 +25,10 @@ impl Vector for __m512 {
         ((1u32 << n) - 1) as u16
     }
     #[inline(always)]
+    unsafe fn range(from: usize, to: usize) -> __mmask16 {
+        ((1u32 << to) - (1u32 << from)) as u16
+    }
+    #[inline(always)]
     unsafe fn load_masked(p: *const f32, mask: __mmask16) -> Self {
         unsafe { _mm512_maskz_loadu_ps(mask, p) }
     }
@@ -178,6 +182,10 @@ impl Vector for __m256 {
             let lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
             _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), lane))
         }
+    }
+    #[inline(always)]
+    unsafe fn range(from: usize, to: usize) -> __m256 {
+        unsafe { _mm256_andnot_ps(Self::first(from), Self::first(to)) }
     }
     #[inline(always)]
     unsafe fn load_masked(p: *const f32, mask: __m256) -> Self {

@@ -8,6 +8,7 @@ use crate::cpu::drivers::{DriverError, ScratchNeed, ScratchPool, chunk_count, pa
 use crate::cpu::team::Team;
 use egret_program::driver::hook::View2;
 use egret_program::driver::{Activation, Bias, ConvForm, ConvProblem, ConvSchedule, Epilogue, Operand, Split};
+use egret_simd::pack::{OutputPanel, input_segments, output_panels};
 use egret_simd::{Isa, MAX_ROWS, Tile, TileKind};
 
 /// How an extra operand or output of a convolution is addressed.
@@ -33,17 +34,14 @@ pub(super) struct Direct {
     pub(super) batch: usize,
     /// Floats from a batch item of the input to the next.
     pub(super) read_batch: usize,
-    /// From one group's channels to the next in the input.
-    read_group: usize,
-    /// Steps in a tap and from one to the next in the input.
-    run: usize,
+    /// From one panel's channels to the next in the input (depthwise; else 0).
+    read_panel: usize,
+    /// From one step of a tap to the next in the input.
     a_step: usize,
     write: Surface,
-    groups: usize,
-    /// Output channels of a group.
-    outputs: usize,
-    /// Panels of a group.
-    panels: usize,
+    /// Output channels, over all groups.
+    channels: usize,
+    panels: Vec<OutputPanel>,
     /// Floats of weights in a panel.
     panel_len: usize,
     pub(super) grids: Vec<Grid>,
@@ -71,16 +69,21 @@ impl Direct {
         let depthwise = p.is_depthwise();
         let kernels = Kernels::new(isa, if depthwise { TileKind::Lanes } else { TileKind::Table })?;
         let taps: usize = p.kernel.iter().product();
-        let blocks = if depthwise { 1 } else { inputs.div_ceil(lanes) };
-        let floats_per_tap = if depthwise { lanes } else { blocks * lanes * 2 * lanes };
-        let grids = grids(&shape, p.form, &read, blocks, floats_per_tap, kernels.max_rows());
+        // Depthwise: each block of channels is a panel of one group.
+        let segments: Vec<_> = match depthwise {
+            true => vec![vec![0..1]],
+            false => (0..p.groups).map(|group| input_segments(group, inputs, lanes)).collect(),
+        };
+        let floats_per_tap = if depthwise { lanes } else { inputs * 2 * lanes };
+        let grids = grids(&shape, p.form, &read, &segments, lanes, floats_per_tap, kernels.max_rows());
         let written = if forward { shape.y } else { shape.x };
         let bound = Bound::new(&p.epilogue, written, lanes)?;
-        // Depthwise: the blocks of channels are the panels of one group.
-        let (groups, outputs, read_group, panels) = if depthwise {
-            (1, p.groups, read.block, p.groups.div_ceil(lanes))
-        } else {
-            (p.groups, outputs, blocks * read.block, outputs.div_ceil(2 * lanes))
+        let panels = match depthwise {
+            true => (0..p.groups)
+                .step_by(lanes)
+                .map(|first| OutputPanel { group: 0, first, count: lanes.min(p.groups - first) })
+                .collect(),
+            false => output_panels(p.groups, outputs, lanes),
         };
         let of_grid = |grid: &Grid| match depthwise {
             true => kernels.clone(),
@@ -93,12 +96,10 @@ impl Direct {
             depthwise,
             batch: p.batch,
             read_batch: read.batch,
-            read_group,
-            run: if depthwise { 1 } else { lanes },
+            read_panel: if depthwise { read.block } else { 0 },
             a_step: 1,
             write,
-            groups,
-            outputs,
+            channels: p.groups * outputs,
             panels,
             panel_len: taps * floats_per_tap,
             grids,
@@ -127,14 +128,12 @@ impl Direct {
             depthwise: false,
             batch: p.batch,
             read_batch: 0,
-            read_group: 0,
-            run: shape.kernel[2],
+            read_panel: 0,
             a_step: shape.dilation[2],
             write: Surface::new(shape.y, shape.y_halo, lanes, p.out_batch_stride),
-            groups: 1,
-            outputs: p.out_channels,
-            panels: p.out_channels.div_ceil(2 * lanes),
-            panel_len: grid.taps.len() * shape.kernel[2] * 2 * lanes,
+            channels: p.out_channels,
+            panels: output_panels(1, p.out_channels, lanes),
+            panel_len: p.in_channels * p.kernel.iter().product::<usize>() * 2 * lanes,
             kernels: vec![kernels.for_rows(isa, &grid.in_rows)],
             grids: vec![grid],
             bound: Bound::new(&p.epilogue, shape.y, lanes)?,
@@ -155,7 +154,7 @@ impl Direct {
 
     /// Panels over all groups.
     pub(super) fn panels(&self) -> usize {
-        self.groups * self.panels
+        self.panels.len()
     }
 
     /// Pixels of a hook's strip.
@@ -164,7 +163,7 @@ impl Direct {
     }
 
     pub(super) unsafe fn run(&self, args: &ConvArgs<'_>, team: &Team, scratch: &ScratchPool) {
-        let all_panels = self.groups * self.panels;
+        let all_panels = self.panels.len();
         let nest = Nest { args: *args };
         let nest = &nest;
         let threads = team.size();
@@ -234,9 +233,7 @@ impl Direct {
         let c_rows = if hooked { std::array::from_fn(|m| m * lanes) } else { grid.row_table(out_step) };
         let mut tile = Tile::new(self.isa);
         tile.rows = grid.in_rows.as_ptr();
-        tile.taps = grid.taps.as_ptr();
-        tile.tap_count = grid.taps.len();
-        (tile.run, tile.last_run, tile.a_step) = (self.run, self.run, self.a_step);
+        tile.a_step = self.a_step;
         tile.b_step = if self.depthwise { lanes } else { 2 * lanes };
         tile.c_rows = c_rows.as_ptr();
         tile.c_vector = if hooked { strip_len * lanes } else { self.write.block };
@@ -260,20 +257,24 @@ impl Direct {
         let one_tap = self.prefetch_input && grid.rows_per_tile == 1;
 
         for panel in p0..p1 {
-            let (group, index) = (panel / self.panels, panel % self.panels);
-            let channel = index * if self.depthwise { lanes } else { 2 * lanes };
-            let here = (self.outputs - channel).min(if self.depthwise { lanes } else { 2 * lanes });
-            let vectors = here.div_ceil(lanes);
-            tile.last_lanes = here - (vectors - 1) * lanes;
-            let first_channel = group * self.outputs + channel;
-            let first_block = first_channel / lanes;
+            let OutputPanel { group, first, count } = self.panels[panel];
+            let list = &grid.groups[group];
+            (tile.taps, tile.runs, tile.tap_count) = (list.taps.as_ptr(), list.runs.as_ptr(), list.taps.len());
+            let (first_block, first_lane) = (first / lanes, first % lanes);
+            let vectors = (first_lane + count).div_ceil(lanes);
+            if !hooked {
+                tile.first_lane = first_lane;
+                tile.last_lanes = first_lane + count - (vectors - 1) * lanes;
+                tile.fill = first + count == self.channels;
+            }
             let mut tail = [0f32; 32];
             if let Bound::Direct { bias: true, .. } = self.bound {
-                let bias = nest.args.extras[0].cast_const().cast::<f32>().wrapping_add(first_channel);
+                let begin = first_block * lanes;
+                let bias = nest.args.extras[0].cast_const().cast::<f32>().wrapping_add(begin);
                 tile.bias = bias;
-                if here < vectors * lanes {
+                if begin + vectors * lanes > self.channels {
                     // The vector would be read beyond the end of the operand.
-                    unsafe { std::ptr::copy_nonoverlapping(bias, tail.as_mut_ptr(), here) };
+                    unsafe { std::ptr::copy_nonoverlapping(bias, tail.as_mut_ptr(), self.channels - begin) };
                     tile.bias = tail.as_ptr();
                 }
             }
@@ -283,15 +284,14 @@ impl Direct {
                 if grid.rows_per_tile > 1 { (r1 - r0).div_ceil(grid.rows_per_tile) } else { (r1 - r0) * tiles_in_row };
             let mut lines_left = 0;
             tile.prefetch_lines = 0;
-            if self.prefetch_weights && panel + 1 < p1 && !grid.taps.is_empty() {
+            if self.prefetch_weights && panel + 1 < p1 && !list.taps.is_empty() {
                 let lines = self.panel_len.div_ceil(16);
-                tile.prefetch_lines = lines.div_ceil(tiles * grid.taps.len());
+                tile.prefetch_lines = lines.div_ceil(tiles * list.taps.len());
                 tile.prefetch = weights.wrapping_add(self.panel_len);
                 lines_left = lines;
             }
             tile.prefetch_a = if one_tap && panel == p0 { ahead } else { 0 };
-            let channels_read = if self.depthwise { panel } else { group };
-            let group_input = channels_read * self.read_group;
+            let panel_input = panel * self.read_panel;
             let mut row = r0;
             while row < r1 {
                 let plane_row = row % grid.count[1];
@@ -299,7 +299,7 @@ impl Direct {
                 let (item, depth) = (plane / grid.count[0], plane % grid.count[0]);
                 let rows = grid.rows_per_tile.min(grid.count[1] - plane_row).min(r1 - row);
                 let at = |batch: usize, step: [usize; 3]| item * batch + depth * step[0] + plane_row * step[1];
-                let a = input.wrapping_add(group_input + at(self.read_batch, grid.in_step));
+                let a = input.wrapping_add(panel_input + at(self.read_batch, grid.in_step));
                 let c = if hooked {
                     strip
                 } else {
@@ -335,8 +335,8 @@ impl Direct {
                             item,
                             position: [depth, plane_row + i, 0],
                             acc: strip.wrapping_add(i * width * lanes),
-                            first_channel,
-                            channels: here,
+                            first_channel: first,
+                            channels: count,
                         };
                         // SAFETY: the strip holds these rows.
                         unsafe { self.call_hook(grid, nest, &place, strip_len) };
@@ -355,21 +355,21 @@ impl Direct {
         let Some(hook) = nest.args.hook else { return };
         let lanes = self.lanes;
         let width = grid.count[2];
-        for vector in 0..place.channels.div_ceil(lanes) {
-            let channel = place.first_channel + vector * lanes;
-            let cols = lanes.min(place.channels - vector * lanes);
-            let acc =
-                View2 { ptr: place.acc.wrapping_add(vector * strip_len * lanes).cast(), row: lanes as i64, col: 1 };
+        let end = place.first_channel + place.channels;
+        let mut channel = place.first_channel;
+        while channel < end {
+            let (block, lane) = (channel / lanes, channel % lanes);
+            let cols = (lanes - lane).min(end - channel);
+            let in_strip = (block - place.first_channel / lanes) * strip_len * lanes + lane;
+            let acc = View2 { ptr: place.acc.wrapping_add(in_strip).cast(), row: lanes as i64, col: 1 };
             let view = |(address, bytes): &(Address, usize), base: *mut u8| match address {
                 Address::Scalar => View2 { ptr: base, row: 0, col: 0 },
                 Address::Channel => View2 { ptr: base.wrapping_add(channel * bytes), row: 0, col: 1 },
                 Address::Blocked(surface) => {
                     let step = grid.steps_in(surface);
                     let spatial: usize = (0..3).map(|d| place.position[d] * step[d]).sum();
-                    let offset = grid.origin_in(surface)
-                        + place.item * surface.batch
-                        + channel / lanes * surface.block
-                        + spatial;
+                    let offset =
+                        grid.origin_in(surface) + place.item * surface.batch + block * surface.block + lane + spatial;
                     View2 { ptr: base.wrapping_add(offset * bytes), row: step[2] as i64, col: 1 }
                 }
             };
@@ -385,12 +385,14 @@ impl Direct {
             unsafe {
                 hook(&acc, width as i64, cols as i64, extra_views.as_ptr(), out_views.as_ptr());
             }
-            if cols < lanes {
+            channel += cols;
+            let absent = (lanes - lane) - cols;
+            if absent > 0 && channel == self.channels {
                 for (out, (_, bytes)) in out_views.iter().zip(outs) {
                     for pixel in 0..width {
                         let at = out.ptr.wrapping_add((pixel * out.row as usize + cols) * bytes);
                         // SAFETY: the rest of the vector at that pixel.
-                        unsafe { std::ptr::write_bytes(at, 0, (lanes - cols) * bytes) };
+                        unsafe { std::ptr::write_bytes(at, 0, absent * bytes) };
                     }
                 }
             }

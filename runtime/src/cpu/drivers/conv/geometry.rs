@@ -3,6 +3,7 @@
 use crate::cpu::drivers::DriverError;
 use egret_program::driver::{ConvForm, ConvInput, ConvProblem};
 use egret_simd::MAX_ROWS;
+use std::ops::Range;
 
 /// Spatial numbers, always three of them; missing dims come first.
 pub(super) type Dims = [usize; 3];
@@ -112,14 +113,23 @@ pub(crate) fn gradient_phases(kernel: Dims, stride: Dims, dilation: Dims, pad: D
         .collect()
 }
 
+/// What one group reads at a position: the taps of one segment of its channels after the other.
+#[derive(Clone, Debug, Default)]
+pub(super) struct TapList {
+    /// Offset of each from the input's address of the position.
+    pub(super) taps: Vec<usize>,
+    /// Channels in each.
+    pub(super) runs: Vec<usize>,
+}
+
 /// A regular set of output positions with the taps that reach them: all positions of a forward convolution, or one
 /// phase of an input gradient.
 #[derive(Clone, Debug)]
 pub(super) struct Grid {
     /// Positions in each dim.
     pub(super) count: Dims,
-    /// Offset of each step of taps from the input's address of a position.
-    pub(super) taps: Vec<usize>,
+    /// What each group reads.
+    pub(super) groups: Vec<TapList>,
     /// Floats in the input from one position to the next.
     pub(super) in_step: Dims,
     /// Position (0, 0, 0) in the output.
@@ -164,61 +174,64 @@ impl Grid {
     }
 }
 
-/// The grids of a forward convolution (one) or an input gradient (one for each phase). `blocks` input blocks are read at
-/// each tap (1 for depthwise).
+/// The grids of a forward convolution (one) or an input gradient (one for each phase). `segments` are the channels that
+/// each group reads, cut at the blocks (for depthwise the first channel of a block).
 pub(super) fn grids(
     shape: &Shape,
     form: ConvForm,
     read: &Surface,
-    blocks: usize,
+    segments: &[Vec<Range<usize>>],
+    lanes: usize,
     floats_per_tap: usize,
     max_rows: usize,
 ) -> Vec<Grid> {
-    let grid = |count, taps, in_step, first, out_step, weights| {
-        let grid = Grid { count, taps, in_step, first, out_step, weights, rows_per_tile: 1, in_rows: [0; MAX_ROWS] };
+    let grid = |count, groups, in_step, first, out_step, weights| {
+        let grid = Grid { count, groups, in_step, first, out_step, weights, rows_per_tile: 1, in_rows: [0; MAX_ROWS] };
         grid.finish(max_rows)
     };
-    if form == ConvForm::Forward {
-        let mut taps = Vec::new();
-        for block in 0..blocks {
-            for tap in points(shape.kernel) {
-                let offset = |d: usize| (tap[d] * shape.dilation[d]) as isize - shape.pad[d] as isize;
-                taps.push(at(read, block, offset));
-            }
+    let list = |offsets: &[usize], segments: &Vec<Range<usize>>| {
+        let mut list = TapList::default();
+        for segment in segments {
+            let channel = segment.start / lanes * read.block + segment.start % lanes;
+            list.taps.extend(offsets.iter().map(|offset| channel.wrapping_add(*offset)));
+            list.runs.resize(list.taps.len(), segment.len());
         }
+        list
+    };
+    let lists = |offsets: &[usize]| segments.iter().map(|of_group| list(offsets, of_group)).collect();
+    if form == ConvForm::Forward {
+        let offset = |tap: Dims| at(read, |d| (tap[d] * shape.dilation[d]) as isize - shape.pad[d] as isize);
+        let offsets: Vec<usize> = points(shape.kernel).map(offset).collect();
         let in_step = std::array::from_fn(|d| shape.stride[d] * read.step[d]);
-        return vec![grid(shape.y, taps, in_step, [0; 3], [1; 3], 0)];
+        return vec![grid(shape.y, lists(&offsets), in_step, [0; 3], [1; 3], 0)];
     }
     let phases = gradient_phases(shape.kernel, shape.stride, shape.dilation, shape.pad);
     let kernel: Vec<Dims> = points(shape.kernel).collect();
     let mut weights = 0;
     let mut grids = Vec::new();
     for (first, phase) in points(shape.stride).zip(&phases) {
-        let mut taps = Vec::new();
-        for block in 0..blocks {
-            for &tap in phase {
-                let offset = |d: usize| {
-                    let position = (first[d] + shape.pad[d]) as isize;
-                    let distance = position - (kernel[tap][d] * shape.dilation[d]) as isize;
-                    distance / shape.stride[d] as isize
-                };
-                taps.push(at(read, block, offset));
-            }
-        }
+        let offset = |tap: &usize| {
+            at(read, |d| {
+                let position = (first[d] + shape.pad[d]) as isize;
+                let distance = position - (kernel[*tap][d] * shape.dilation[d]) as isize;
+                distance / shape.stride[d] as isize
+            })
+        };
+        let offsets: Vec<usize> = phase.iter().map(offset).collect();
         let count = std::array::from_fn(|d| shape.x[d].saturating_sub(first[d]).div_ceil(shape.stride[d]));
         let here = weights;
         weights += phase.len() * floats_per_tap;
         if count.contains(&0) {
             continue;
         }
-        grids.push(grid(count, taps, read.step, first, shape.stride, here));
+        grids.push(grid(count, lists(&offsets), read.step, first, shape.stride, here));
     }
     grids
 }
 
 /// Offset of a position that may lie in the halo.
-fn at(surface: &Surface, block: usize, offset: impl Fn(usize) -> isize) -> usize {
+fn at(surface: &Surface, offset: impl Fn(usize) -> isize) -> usize {
     let spatial: isize = (0..3).map(|d| offset(d) * surface.step[d] as isize).sum();
     // The halo was checked, so the sum is not negative.
-    (surface.block * block + surface.origin).wrapping_add_signed(spatial)
+    surface.origin.wrapping_add_signed(spatial)
 }

@@ -2,7 +2,7 @@
 
 use super::ConvArgs;
 use super::direct::{Direct, Nest};
-use super::geometry::{Grid, Shape, points};
+use super::geometry::{Grid, Shape, TapList, points};
 use crate::cpu::drivers::{DriverError, ScratchNeed, ScratchPool, part};
 use crate::cpu::team::Team;
 use egret_program::driver::{ConvProblem, ConvSchedule};
@@ -46,9 +46,10 @@ impl ImageConv {
                     taps.push((channel * copy[0] + tap[1] * shape.dilation[1]) * copy[1]);
                 }
             }
+            let runs = vec![shape.kernel[2]; taps.len()];
             Grid {
                 count: shape.y,
-                taps,
+                groups: vec![TapList { taps, runs }],
                 in_step: [0, shape.stride[1] * copy[1], shape.stride[2]],
                 first: [0; 3],
                 out_step: [1; 3],

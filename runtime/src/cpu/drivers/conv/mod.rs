@@ -57,9 +57,9 @@ impl ConvPlan {
     /// Binds.
     ///
     /// # Errors
-    /// If the numbers contradict each other, a halo is too small, or the form does not exist: groups whose channels are
-    /// not multiples of L (except depthwise), depthwise with a channel multiplier, images with groups or three
-    /// spatial dims, gradients with respect to images.
+    /// If the numbers contradict each other, a halo is too small, or the form does not exist: weight gradients of groups
+    /// whose channels are not multiples of L (except depthwise), images with groups or three spatial dims, gradients
+    /// with respect to images.
     pub fn new(problem: &ConvProblem, schedule: &ConvSchedule, isa: Isa) -> Result<ConvPlan, DriverError> {
         check_isa(isa, schedule.lanes)?;
         let lanes = isa.lanes_f32();
@@ -68,8 +68,9 @@ impl ConvPlan {
             return Err(DriverError::Problem("groups must divide the channels"));
         }
         let of_group = |channels: usize| (channels / problem.groups).is_multiple_of(lanes);
-        if problem.groups > 1 && !problem.is_depthwise() && !(of_group(i) && of_group(o)) {
-            return Err(DriverError::Unsupported("groups whose channels are not a multiple of the vector"));
+        let whole = problem.groups == 1 || problem.is_depthwise() || of_group(i) && of_group(o);
+        if problem.form == ConvForm::WeightGradient && !whole {
+            return Err(DriverError::Unsupported("weight gradients of groups that share a vector"));
         }
         let form = match (problem.form, problem.input) {
             (ConvForm::WeightGradient, ConvInput::Blocked) => Form::WeightGradient(WeightGradient::new(problem, isa)?),
