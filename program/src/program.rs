@@ -149,6 +149,7 @@ pub enum KernelBody {
 ///
 /// - conv: input, weights, output, then the epilogue's extras (bias and residual, or those of the hook), then the
 ///   hook's outputs if there is a hook. The weight gradient: x, gradient of y, gradient of w.
+/// - pool: x, y, then the hook's extras and outputs if there is a hook.
 /// - gemm: A, B, C, then the epilogue's extras, the hook's outputs, the finisher's extras, the finisher's outputs. With
 ///   hooks or a finisher C is the first output again.
 /// - attention: q, k, v, o, the log-sum-exp if the problem has one, then the mask or the hook's extras.

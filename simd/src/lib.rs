@@ -15,6 +15,7 @@
 mod isa;
 pub mod pack;
 mod peak;
+pub mod pool;
 mod strips;
 mod tile;
 mod transpose;

@@ -101,6 +101,7 @@ pub fn layout(graph: &Graph, partition: &Partition, device: &DeviceDescription, 
                 }
                 Family::Map | Family::Concat => {
                     !must_be_row_major[id.index()]
+                        && whole_blocks(graph, id, lanes)
                         && reads_blocked(graph, &blocked, id)
                         && same_axes(graph, &blocked, id)
                 }
@@ -131,6 +132,18 @@ fn reads_blocked(graph: &Graph, blocked: &[bool], id: NodeId) -> bool {
     sources(graph, blocked, id)
         .iter()
         .any(|s| blocked[s.index()] && graph.tensor_type(*s).shape.rank() == graph.tensor_type(id).shape.rank())
+}
+
+/// Whether the parts of a concatenation of channels begin with a vector each.
+fn whole_blocks(graph: &Graph, id: NodeId, lanes: i64) -> bool {
+    let node = graph.node(id);
+    match &node.op {
+        Op::Concat(concat) if concat.axis == 1 => {
+            let before_last = &node.operands[..node.operands.len().saturating_sub(1)];
+            before_last.iter().all(|part| graph.tensor_type(*part).shape[1].modulo(&Dim::from(lanes)).is(0))
+        }
+        _ => true,
+    }
 }
 
 /// Whether a map reads its blocked operands without moving axes, so that lanes stay lanes.

@@ -18,14 +18,14 @@ use crate::rewrite::term::BindingTime;
 use crate::schedule::epilogue::{self, Extra};
 use crate::schedule::scope::{Value, value_of};
 
-fn dims(values: &[i64]) -> Vec<Dim> {
+pub(super) fn dims(values: &[i64]) -> Vec<Dim> {
     values.iter().map(|v| Dim::from(*v)).collect()
 }
 
 /// A tensor that a convolution reads or writes in blocked channels.
-struct Blocked {
-    buffer: BufferId,
-    halo: SmallVec<[i64; 3]>,
+pub(super) struct Blocked {
+    pub(super) buffer: BufferId,
+    pub(super) halo: SmallVec<[i64; 3]>,
 }
 
 impl Planner<'_> {
@@ -53,6 +53,7 @@ impl Planner<'_> {
         let image = conv.form == Form::Forward
             && conv.groups == 1
             && conv.spatial() <= 2
+            && x_shape[1].as_const().is_some_and(|channels| 2 * channels < self.lanes)
             && frame.is_row_major(node.operands[0])
             && !matches!(frame.layouts.get(&value_of(&frame.graph, node.operands[0])), Some(Layout::Blocked { .. }));
         let (input, first) = if image {
@@ -119,52 +120,9 @@ impl Planner<'_> {
         };
         let mut hook = None;
         if let Op::Fused(fused) = &node.op {
-            let extras: SmallVec<[NodeId; 8]> = node.operands[fused.bases..].iter().copied().collect();
-            let result_shape = frame.graph.tensor_type(id).shape.clone();
-            let mut addressing = Vec::new();
-            let mut operands = Vec::new();
-            let mut types = Vec::new();
-            for extra in extras {
-                types.push(frame.graph.tensor_type(extra).dtype);
-                let (how, operand) = self.conv_extra(frame, extra, &result_shape, steps)?;
-                addressing.push(how);
-                operands.push(operand);
-            }
-            let is_vector = |arg: usize| addressing[arg - 1] == Addressing::PerColumn && types[arg - 1] == DType::F32;
-            let is_full =
-                |arg: usize| matches!(addressing[arg - 1], Addressing::Full { .. }) && types[arg - 1] == DType::F32;
-            match epilogue::direct(&fused.epilogue, &is_vector, &is_full) {
-                Some(direct) => {
-                    problem.epilogue = Epilogue::Direct {
-                        bias: direct.bias.map(|_| Bias::PerColumn),
-                        residual: direct.residual.map(|arg| addressing[arg - 1].clone()),
-                        activation: direct.activation,
-                    };
-                    let order = direct.bias.into_iter().chain(direct.residual);
-                    args.extend(order.map(|arg| operands[arg - 1].arg(false)));
-                }
-                None => {
-                    let (used, programs) = compact(&[&fused.epilogue]);
-                    let hook_extras: Vec<Extra> = used
-                        .iter()
-                        .map(|i| Extra { dtype: types[*i], by_column: addressing[*i] != Addressing::Scalar })
-                        .collect();
-                    let made =
-                        epilogue::hook(&programs[0], &hook_extras, fused.dtype, self.exact).map_err(|findings| {
-                            let error = Diagnostic::new("E0461", "no hook can be made for an epilogue");
-                            findings.into_iter().fold(error, |error, finding| error.note(finding.to_string()))
-                        })?;
-                    let halo = dims(&result_halo);
-                    let batch_stride = self.item(&result_shape, &result_halo);
-                    problem.epilogue = Epilogue::Hook {
-                        extras: used.iter().map(|i| addressing[*i].clone()).collect(),
-                        outs: vec![Addressing::Full { halo, batch_stride }],
-                        element_bytes: used.iter().map(|i| types[*i].size() as u8).chain([4]).collect(),
-                    };
-                    args.extend(used.iter().map(|i| operands[*i].arg(false)));
-                    args.push(out);
-                    hook = Some(made);
-                }
+            (problem.epilogue, hook) = self.image_epilogue(frame, id, fused, &result_halo, true, &mut args, steps)?;
+            if hook.is_some() {
+                args.push(out);
             }
         }
         let numbers = problem.map(&mut |d| d.hint(SYMBOL_HINT).max(0) as usize);
@@ -175,8 +133,60 @@ impl Planner<'_> {
         Ok(())
     }
 
+    /// The epilogue of a driver over a tensor in blocked channels; its extra operands are added to the arguments.
+    pub(super) fn image_epilogue(
+        &mut self,
+        frame: &mut Frame,
+        id: NodeId,
+        fused: &egret_ir::ops::Fused,
+        result_halo: &[i64],
+        in_registers: bool,
+        args: &mut Vec<Arg>,
+        steps: &mut Vec<Step>,
+    ) -> Result<(Epilogue<Dim>, Option<crate::kernel::Kernel>), Diagnostic> {
+        let extras: SmallVec<[NodeId; 8]> = frame.graph.node(id).operands[fused.bases..].iter().copied().collect();
+        let result_shape = frame.graph.tensor_type(id).shape.clone();
+        let (mut addressing, mut operands, mut types) = (Vec::new(), Vec::new(), Vec::new());
+        for extra in extras {
+            types.push(frame.graph.tensor_type(extra).dtype);
+            let (how, operand) = self.conv_extra(frame, extra, &result_shape, steps)?;
+            addressing.push(how);
+            operands.push(operand);
+        }
+        let is_vector = |arg: usize| addressing[arg - 1] == Addressing::PerColumn && types[arg - 1] == DType::F32;
+        let is_full =
+            |arg: usize| matches!(addressing[arg - 1], Addressing::Full { .. }) && types[arg - 1] == DType::F32;
+        let direct = epilogue::direct(&fused.epilogue, &is_vector, &is_full).filter(|_| in_registers);
+        if let Some(direct) = direct {
+            let order = direct.bias.into_iter().chain(direct.residual);
+            args.extend(order.map(|arg| operands[arg - 1].arg(false)));
+            let epilogue = Epilogue::Direct {
+                bias: direct.bias.map(|_| Bias::PerColumn),
+                residual: direct.residual.map(|arg| addressing[arg - 1].clone()),
+                activation: direct.activation,
+            };
+            return Ok((epilogue, None));
+        }
+        let (used, programs) = compact(&[&fused.epilogue]);
+        let by_column = |i: &usize| addressing[*i] != Addressing::Scalar;
+        let hook_extras: Vec<Extra> =
+            used.iter().map(|i| Extra { dtype: types[*i], by_column: by_column(i) }).collect();
+        let hook = epilogue::hook(&programs[0], &hook_extras, fused.dtype, self.exact).map_err(|findings| {
+            let error = Diagnostic::new("E0461", "no hook can be made for an epilogue");
+            findings.into_iter().fold(error, |error, finding| error.note(finding.to_string()))
+        })?;
+        let batch_stride = self.item(&result_shape, result_halo);
+        let epilogue = Epilogue::Hook {
+            extras: used.iter().map(|i| addressing[*i].clone()).collect(),
+            outs: vec![Addressing::Full { halo: dims(result_halo), batch_stride }],
+            element_bytes: used.iter().map(|i| types[*i].size() as u8).chain([4]).collect(),
+        };
+        args.extend(used.iter().map(|i| operands[*i].arg(false)));
+        Ok((epilogue, Some(hook)))
+    }
+
     /// Elements from a batch item to the next of a blocked tensor.
-    fn item(&self, shape: &Shape, halo: &[i64]) -> Dim {
+    pub(super) fn item(&self, shape: &Shape, halo: &[i64]) -> Dim {
         let lanes = Dim::from(self.lanes);
         let pixels = shape[2..].iter().zip(halo).fold(Dim::ONE, |n, (s, h)| n * (s.clone() + Dim::from(2 * h)));
         shape[1].ceil_div(&lanes) * lanes * pixels
@@ -211,7 +221,7 @@ impl Planner<'_> {
     }
 
     /// A value in blocked channels with at least that halo: where it is, or a copy made now.
-    fn blocked(
+    pub(super) fn blocked(
         &mut self,
         frame: &mut Frame,
         id: NodeId,

@@ -24,12 +24,17 @@ pub struct Frame {
     pub row_major: FxHashMap<Value, BufferId>,
     /// Blocked copies of row-major values, by halo.
     pub blocked: FxHashMap<(Value, SmallVec<[i64; 3]>), BufferId>,
+    /// Whether generated kernels read the row-major copy of a value that has one.
+    pub reads_copies: bool,
     lanes: i64,
 }
 
 impl Stored for Frame {
     fn layout(&self, value: Value) -> Option<&Layout> {
-        self.layouts.get(&value)
+        match self.copy_of(value) {
+            Some(_) => Some(&Layout::RowMajor),
+            None => self.layouts.get(&value),
+        }
     }
 
     fn lanes(&self) -> i64 {
@@ -47,6 +52,7 @@ impl Frame {
             times: Vec::new(),
             row_major: FxHashMap::default(),
             blocked: FxHashMap::default(),
+            reads_copies: false,
             lanes,
         };
         for i in 0..frame.graph.nodes().len() {
@@ -82,6 +88,43 @@ impl Frame {
     pub fn store(&mut self, value: Value, buffer: BufferId, layout: Layout) {
         self.buffers.insert(value, buffer);
         self.layouts.insert(value, layout);
+    }
+
+    fn copy_of(&self, value: Value) -> Option<BufferId> {
+        if self.reads_copies { self.row_major.get(&value).copied() } else { None }
+    }
+
+    /// The buffer in which a generated kernel finds a value.
+    pub fn operand_buffer(&self, value: Value) -> BufferId {
+        self.copy_of(value).unwrap_or_else(|| self.buffers[&value])
+    }
+
+    /// Images in blocked channels that a value is computed from, through values that are not stored.
+    pub fn blocked_sources(&self, id: NodeId) -> SmallVec<[Value; 4]> {
+        let mut found: SmallVec<[Value; 4]> = SmallVec::new();
+        let mut seen: rustc_hash::FxHashSet<NodeId> = rustc_hash::FxHashSet::default();
+        let mut todo: SmallVec<[NodeId; 8]> = self.graph.node(id).operands.iter().copied().collect();
+        while let Some(at) = todo.pop() {
+            if !seen.insert(at) {
+                continue;
+            }
+            let value = value_of(&self.graph, at);
+            match self.layouts.get(&value).filter(|_| self.buffers.contains_key(&value)) {
+                Some(Layout::Blocked { .. }) if self.is_image(value) => {
+                    if !found.contains(&value) {
+                        found.push(value);
+                    }
+                }
+                Some(_) => {}
+                None => todo.extend(self.graph.node(at).operands.iter().copied()),
+            }
+        }
+        found
+    }
+
+    /// Whether a blocked value has more than one pixel: else its lanes lie as a row-major vector does.
+    fn is_image(&self, value: Value) -> bool {
+        self.graph.ty(value.0).parts()[value.1].shape[2..].iter().any(|d| !d.is(1))
     }
 
     /// Whether a node's value is in memory.

@@ -9,6 +9,7 @@ mod emit;
 pub(crate) mod frame;
 mod gemm;
 mod operands;
+mod pool;
 mod scan;
 
 use egret_ir::{Diagnostic, Dim, Graph, NodeId, Op, TensorType};
@@ -364,6 +365,9 @@ impl Planner<'_> {
             Family::Attention => return self.attention(frame, id, &place, steps),
             Family::AttentionGrad => return self.attention_grad(frame, id, &place, steps),
             Family::Dot if self.gemm(frame, id, &place, direct, phase, steps)? => return Ok(()),
+            Family::Window if direct.is_none() && phase == Phase::Run && self.pool(frame, id, &place, steps)? => {
+                return Ok(());
+            }
             Family::Conv if layout::has_driver(&frame.graph, id, self.lanes) && phase == Phase::Run => {
                 return self.conv(frame, id, &place, direct, steps);
             }
@@ -418,6 +422,16 @@ impl Planner<'_> {
         for (i, id) in outputs.enumerate() {
             self.result(frame, (id, 0), &place, direct.filter(|_| i == 0));
         }
+        // pixels that lie a vector apart are read one by one: the driver that moves them is faster
+        let rows = matches!(group.family, Family::Map | Family::Concat | Family::Window | Family::Row);
+        frame.reads_copies = rows && !matches!(frame.layouts.get(&(group.root, 0)), Some(Layout::Blocked { .. }));
+        if frame.reads_copies {
+            for root in std::iter::once(group.root).chain(group.siblings.iter().copied()) {
+                for value in frame.blocked_sources(root) {
+                    self.unblock(frame, value, steps)?;
+                }
+            }
+        }
         let made = schedule::generate(&frame.graph, frame, group, self.exact).map_err(|findings| {
             let node = frame.graph.node(group.root);
             let mut error = Diagnostic::new("E0461", format!("no kernel can be made for {}", node.op.home().name()));
@@ -426,11 +440,12 @@ impl Planner<'_> {
         })?;
         let grid = made.kernel.grid.iter().fold(Dim::ONE, |n, extent| n * dim_of(extent, &made.dims));
         let args = made.args.iter().map(|(value, writes)| Arg {
-            buffer: frame.buffers[value],
+            buffer: frame.operand_buffer(*value),
             offset: Dim::ZERO,
             writes: *writes,
         });
         let args: Vec<Arg> = args.collect();
+        frame.reads_copies = false;
         let clear = self.halos(frame, group.root);
         let family = match group.family {
             Family::Map => "map",

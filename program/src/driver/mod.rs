@@ -11,6 +11,7 @@ mod conv;
 mod epilogue;
 mod gemm;
 pub mod hook;
+mod pool;
 mod relayout;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ pub use attention::{AttentionGradProblem, AttentionOperand, AttentionProblem, At
 pub use conv::{ConvForm, ConvInput, ConvProblem, ConvSchedule, Split};
 pub use epilogue::{Activation, Bias, Epilogue, Finisher, Operand};
 pub use gemm::{BatchDim, GemmProblem, GemmSchedule, MatrixForm};
+pub use pool::{PoolKind, PoolProblem};
 pub use relayout::{Direction, PackForm, PackProblem, RelayoutProblem};
 
 use serde::{Deserialize, Serialize};
@@ -29,6 +31,8 @@ use std::fmt;
 pub enum Driver<D = usize> {
     /// Convolution, its input gradient or its weight gradient.
     Conv(ConvProblem<D>, ConvSchedule),
+    /// Pooling.
+    Pool(PoolProblem<D>),
     /// Matrix product.
     Gemm(GemmProblem<D>, GemmSchedule),
     /// Attention.
@@ -46,6 +50,7 @@ impl<D> Driver<D> {
     pub fn map<E>(&self, f: &mut impl FnMut(&D) -> E) -> Driver<E> {
         match self {
             Driver::Conv(p, s) => Driver::Conv(p.map(f), s.clone()),
+            Driver::Pool(p) => Driver::Pool(p.map(f)),
             Driver::Gemm(p, s) => Driver::Gemm(p.map(f), s.clone()),
             Driver::Attention(p, s) => Driver::Attention(p.map(f), s.clone()),
             Driver::AttentionGrad(p, s) => Driver::AttentionGrad(p.map(f), s.clone()),
@@ -59,6 +64,7 @@ impl<D: fmt::Display> fmt::Display for Driver<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Driver::Conv(p, s) => write!(f, "{p}\n{s}"),
+            Driver::Pool(p) => write!(f, "{p}"),
             Driver::Gemm(p, s) => write!(f, "{p}\n{s}"),
             Driver::Attention(p, s) => write!(f, "{p}\n{s}"),
             Driver::AttentionGrad(p, s) => write!(f, "{p}\n{s}"),

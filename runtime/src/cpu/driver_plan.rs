@@ -6,7 +6,7 @@ use egret_simd::Isa;
 
 use super::drivers::{
     AttentionArgs, AttentionGradArgs, AttentionGradPlan, AttentionPlan, ConvArgs, ConvPlan, DriverError, GemmArgs,
-    GemmPlan, PackPlan, RelayoutPlan, ScratchNeed, ScratchPool,
+    GemmPlan, PackPlan, PoolArgs, PoolPlan, RelayoutPlan, ScratchNeed, ScratchPool,
 };
 use super::team::Team;
 
@@ -26,6 +26,7 @@ pub(crate) struct DriverPlan {
 #[derive(Debug)]
 enum Form {
     Conv(Box<ConvPlan>),
+    Pool(Box<PoolPlan>),
     Gemm(Box<GemmPlan>),
     Attention { plan: Box<AttentionPlan>, lse: bool },
     AttentionGrad(Box<AttentionGradPlan>),
@@ -57,6 +58,11 @@ impl DriverPlan {
                 (extras, outs) = epilogue_operands(&problem.epilogue);
                 wants_hook = matches!(problem.epilogue, Epilogue::Hook { .. });
                 (Form::Conv(Box::new(ConvPlan::new(problem, schedule, isa)?)), 3)
+            }
+            Driver::Pool(problem) => {
+                (extras, outs) = epilogue_operands(&problem.epilogue);
+                wants_hook = matches!(problem.epilogue, Epilogue::Hook { .. });
+                (Form::Pool(Box::new(PoolPlan::new(problem, isa)?)), 2)
             }
             Driver::Gemm(problem, schedule) => {
                 (extras, outs) = epilogue_operands(&problem.epilogue);
@@ -103,6 +109,7 @@ impl DriverPlan {
     pub(crate) fn scratch(&self) -> ScratchNeed {
         match &self.form {
             Form::Conv(plan) => plan.scratch(),
+            Form::Pool(plan) => plan.scratch(),
             Form::Gemm(plan) => plan.scratch(),
             Form::Attention { plan, .. } => plan.scratch(),
             Form::AttentionGrad(plan) => plan.scratch(),
@@ -126,6 +133,10 @@ impl DriverPlan {
                 Form::Conv(plan) => {
                     let (input, weights, output) = (arg(0), arg(1), arg(2));
                     plan.run(&ConvArgs { input, weights, output, extras, outs, hook: self.hook }, team, scratch);
+                }
+                Form::Pool(plan) => {
+                    let (input, output) = (arg(0), arg(1));
+                    plan.run(&PoolArgs { input, output, extras, outs, hook: self.hook }, team, scratch);
                 }
                 Form::Gemm(plan) => {
                     let outs = if self.finisher.is_some() { finisher_outs } else { outs };

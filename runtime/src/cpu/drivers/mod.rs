@@ -8,6 +8,7 @@ mod conv;
 mod epilogue;
 mod gemm;
 mod kernels;
+mod pool;
 mod relayout;
 #[cfg(test)]
 mod testing;
@@ -16,6 +17,7 @@ pub use attention::{AttentionArgs, AttentionGradArgs, AttentionGradPlan, Attenti
 pub use conv::{ConvArgs, ConvPlan};
 pub use epilogue::MAX_VIEWS;
 pub use gemm::{GemmArgs, GemmPlan};
+pub use pool::{PoolArgs, PoolPlan};
 pub use relayout::{PackPlan, RelayoutPlan};
 
 use super::memory::{Buffer, OutOfMemory};

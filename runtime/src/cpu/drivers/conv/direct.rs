@@ -1,28 +1,20 @@
 //! The direct loop nest: for each panel of output channels, each row, each tile of pixels.
 
 use super::ConvArgs;
-use super::geometry::{Grid, Shape, Surface, dims, grids};
-use crate::cpu::drivers::epilogue::{MAX_VIEWS, check_hook, set_activation};
+use super::geometry::{Grid, Shape, Surface, grids};
+use super::hooked::{Hooked, Place, full_surface};
+use crate::cpu::drivers::epilogue::set_activation;
 use crate::cpu::drivers::kernels::Kernels;
 use crate::cpu::drivers::{DriverError, ScratchNeed, ScratchPool, chunk_count, part};
 use crate::cpu::team::Team;
-use egret_program::driver::hook::View2;
 use egret_program::driver::{Activation, Bias, ConvForm, ConvProblem, ConvSchedule, Epilogue, Operand, Split};
 use egret_simd::pack::{OutputPanel, input_segments, output_panels};
 use egret_simd::{Isa, MAX_ROWS, Tile, TileKind};
 
-/// How an extra operand or output of a convolution is addressed.
-#[derive(Debug)]
-enum Address {
-    Scalar,
-    Channel,
-    Blocked(Surface),
-}
-
 #[derive(Debug)]
 enum Bound {
     Direct { bias: bool, residual: Option<Surface>, activation: Activation },
-    Hook { extras: Vec<(Address, usize)>, outs: Vec<(Address, usize)> },
+    Hook(Hooked),
 }
 
 /// Forward convolution or input gradient, dense, grouped or depthwise.
@@ -147,7 +139,7 @@ impl Direct {
     pub(super) fn scratch(&self) -> ScratchNeed {
         let per_worker = match &self.bound {
             Bound::Direct { .. } => 0,
-            Bound::Hook { .. } => self.strip_len() * 2 * self.lanes * 4,
+            Bound::Hook(_) => self.strip_len() * 2 * self.lanes * 4,
         };
         ScratchNeed { per_worker, shared: 0 }
     }
@@ -221,15 +213,16 @@ impl Direct {
     ) {
         let (grid, kernels) = (&self.grids[grid], &self.kernels[grid]);
         let lanes = self.lanes;
+        let lattice = grid.lattice;
         let width = grid.count[2];
         if r0 >= r1 {
             return;
         }
         let max_rows = kernels.max_rows();
         let tiles_in_row = width.div_ceil(max_rows);
-        let hooked = matches!(self.bound, Bound::Hook { .. });
+        let hooked = matches!(self.bound, Bound::Hook(_));
         let strip_len = self.strip_len();
-        let out_step = grid.steps_in(&self.write);
+        let out_step = lattice.steps_in(&self.write);
         let c_rows = if hooked { std::array::from_fn(|m| m * lanes) } else { grid.row_table(out_step) };
         let mut tile = Tile::new(self.isa);
         tile.rows = grid.in_rows.as_ptr();
@@ -243,15 +236,15 @@ impl Direct {
         if let Bound::Direct { bias, residual, activation } = &self.bound {
             set_activation(&mut tile, *activation);
             if let Some(surface) = residual {
-                let step = grid.steps_in(surface);
+                let step = lattice.steps_in(surface);
                 residual_rows = grid.row_table(step);
                 tile.residual_vector = surface.block;
                 let base = nest.args.extras[usize::from(*bias)].cast_const().cast::<f32>();
-                residual_at = Some((surface, step, base.wrapping_add(grid.origin_in(surface))));
+                residual_at = Some((surface, step, base.wrapping_add(lattice.origin_in(surface))));
             }
         }
         tile.residual_rows = residual_rows.as_ptr();
-        let output = nest.args.output.wrapping_add(grid.origin_in(&self.write));
+        let output = nest.args.output.wrapping_add(lattice.origin_in(&self.write));
         // The input of the next tile is asked for only where nothing else has brought it: one tap, first panel.
         let ahead = max_rows * grid.in_step[2];
         let one_tap = self.prefetch_input && grid.rows_per_tile == 1;
@@ -329,7 +322,7 @@ impl Direct {
                         }
                     }
                 }
-                if hooked {
+                if let (Bound::Hook(hooked), Some(hook)) = (&self.bound, nest.args.hook) {
                     for i in 0..rows {
                         let place = Place {
                             item,
@@ -337,76 +330,17 @@ impl Direct {
                             acc: strip.wrapping_add(i * width * lanes),
                             first_channel: first,
                             channels: count,
+                            last: self.channels,
                         };
+                        let operands = (nest.args.extras, nest.args.outs);
                         // SAFETY: the strip holds these rows.
-                        unsafe { self.call_hook(grid, nest, &place, strip_len) };
+                        unsafe { hooked.call(hook, operands, &place, lattice, (width, strip_len)) };
                     }
                 }
                 row += rows;
             }
         }
     }
-
-    /// Calls the hook for one row of a panel, block by block, and clears the lanes of channels that do not exist.
-    unsafe fn call_hook(&self, grid: &Grid, nest: &Nest<'_>, place: &Place, strip_len: usize) {
-        let Bound::Hook { extras, outs } = &self.bound else {
-            return;
-        };
-        let Some(hook) = nest.args.hook else { return };
-        let lanes = self.lanes;
-        let width = grid.count[2];
-        let end = place.first_channel + place.channels;
-        let mut channel = place.first_channel;
-        while channel < end {
-            let (block, lane) = (channel / lanes, channel % lanes);
-            let cols = (lanes - lane).min(end - channel);
-            let in_strip = (block - place.first_channel / lanes) * strip_len * lanes + lane;
-            let acc = View2 { ptr: place.acc.wrapping_add(in_strip).cast(), row: lanes as i64, col: 1 };
-            let view = |(address, bytes): &(Address, usize), base: *mut u8| match address {
-                Address::Scalar => View2 { ptr: base, row: 0, col: 0 },
-                Address::Channel => View2 { ptr: base.wrapping_add(channel * bytes), row: 0, col: 1 },
-                Address::Blocked(surface) => {
-                    let step = grid.steps_in(surface);
-                    let spatial: usize = (0..3).map(|d| place.position[d] * step[d]).sum();
-                    let offset =
-                        grid.origin_in(surface) + place.item * surface.batch + block * surface.block + lane + spatial;
-                    View2 { ptr: base.wrapping_add(offset * bytes), row: step[2] as i64, col: 1 }
-                }
-            };
-            let mut extra_views = [View2::NULL; MAX_VIEWS];
-            for ((to, address), base) in extra_views.iter_mut().zip(extras).zip(nest.args.extras) {
-                *to = view(address, *base);
-            }
-            let mut out_views = [View2::NULL; 4];
-            for ((to, address), base) in out_views.iter_mut().zip(outs).zip(nest.args.outs) {
-                *to = view(address, *base);
-            }
-            // SAFETY: the views lie within the operands; the hook's signature is the ABI's.
-            unsafe {
-                hook(&acc, width as i64, cols as i64, extra_views.as_ptr(), out_views.as_ptr());
-            }
-            channel += cols;
-            let absent = (lanes - lane) - cols;
-            if absent > 0 && channel == self.channels {
-                for (out, (_, bytes)) in out_views.iter().zip(outs) {
-                    for pixel in 0..width {
-                        let at = out.ptr.wrapping_add((pixel * out.row as usize + cols) * bytes);
-                        // SAFETY: the rest of the vector at that pixel.
-                        unsafe { std::ptr::write_bytes(at, 0, absent * bytes) };
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// One output row of a panel, for a hook.
-struct Place {
-    item: usize,
-    position: [usize; 3],
-    acc: *mut f32,
-    first_channel: usize,
-    channels: usize,
 }
 
 /// The operands, shared by the team.
@@ -425,18 +359,14 @@ impl Nest<'_> {
 
 impl Bound {
     fn new(epilogue: &Epilogue, written: [usize; 3], lanes: usize) -> Result<Bound, DriverError> {
-        let surface = |halo: &[usize], batch: usize| {
-            if halo.is_empty() || halo.len() > 3 {
-                return Err(DriverError::Problem("an operand's halo needs an entry for each dim"));
-            }
-            Ok(Surface::new(written, dims(halo, 0), lanes, batch))
-        };
         match epilogue {
             Epilogue::Direct { bias: Some(Bias::PerRow), .. } => Err(DriverError::Unsupported("a bias for each pixel")),
             Epilogue::Direct { bias, residual, activation } => {
                 let residual = match residual {
                     None => None,
-                    Some(Operand::Full { halo, batch_stride }) => Some(surface(halo, *batch_stride)?),
+                    Some(Operand::Full { halo, batch_stride }) => {
+                        Some(full_surface(written, halo, *batch_stride, lanes)?)
+                    }
                     Some(_) => {
                         return Err(DriverError::Unsupported("a residual that is not of full size"));
                     }
@@ -444,22 +374,7 @@ impl Bound {
                 Ok(Bound::Direct { bias: bias.is_some(), residual, activation: *activation })
             }
             Epilogue::Hook { extras, outs, element_bytes } => {
-                check_hook(extras.len(), outs.len(), element_bytes)?;
-                let address = |operand: &Operand| match operand {
-                    Operand::Scalar => Ok(Address::Scalar),
-                    Operand::PerColumn => Ok(Address::Channel),
-                    Operand::Full { halo, batch_stride } => Ok(Address::Blocked(surface(halo, *batch_stride)?)),
-                    _ => Err(DriverError::Unsupported("row or strided operands in the epilogue of a convolution")),
-                };
-                let mut all = Vec::new();
-                for (operand, bytes) in extras.iter().chain(outs).zip(element_bytes) {
-                    all.push((address(operand)?, usize::from(*bytes)));
-                }
-                let outs = all.split_off(extras.len());
-                if outs.iter().any(|(a, _)| !matches!(a, Address::Blocked(_))) {
-                    return Err(DriverError::Problem("an output of a convolution must be full"));
-                }
-                Ok(Bound::Hook { extras: all, outs })
+                Ok(Bound::Hook(Hooked::new(extras, outs, element_bytes, written, lanes)?))
             }
         }
     }

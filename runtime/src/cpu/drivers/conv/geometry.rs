@@ -1,14 +1,15 @@
 //! Where the elements of a convolution lie.
 
+use super::hooked::Lattice;
 use crate::cpu::drivers::DriverError;
 use egret_program::driver::{ConvForm, ConvInput, ConvProblem};
 use egret_simd::MAX_ROWS;
 use std::ops::Range;
 
 /// Spatial numbers, always three of them; missing dims come first.
-pub(super) type Dims = [usize; 3];
+pub(crate) type Dims = [usize; 3];
 
-pub(super) fn dims(list: &[usize], missing: usize) -> Dims {
+pub(crate) fn dims(list: &[usize], missing: usize) -> Dims {
     let mut out = [missing; 3];
     out[3 - list.len()..].copy_from_slice(list);
     out
@@ -16,19 +17,19 @@ pub(super) fn dims(list: &[usize], missing: usize) -> Dims {
 
 /// A tensor in blocked channels.
 #[derive(Clone, Debug)]
-pub(super) struct Surface {
+pub(crate) struct Surface {
     /// Floats from one position to the next in each dim.
-    pub(super) step: Dims,
+    pub(crate) step: Dims,
     /// Floats from one channel block to the next.
-    pub(super) block: usize,
+    pub(crate) block: usize,
     /// Floats from one batch item to the next.
-    pub(super) batch: usize,
+    pub(crate) batch: usize,
     /// Offset of position (0, 0, 0), behind the halo.
-    pub(super) origin: usize,
+    pub(crate) origin: usize,
 }
 
 impl Surface {
-    pub(super) fn new(spatial: Dims, halo: Dims, lanes: usize, batch: usize) -> Surface {
+    pub(crate) fn new(spatial: Dims, halo: Dims, lanes: usize, batch: usize) -> Surface {
         let extent = |d: usize| spatial[d] + 2 * halo[d];
         let step = [extent(1) * extent(2) * lanes, extent(2) * lanes, lanes];
         let origin = (0..3).map(|d| halo[d] * step[d]).sum();
@@ -132,10 +133,8 @@ pub(super) struct Grid {
     pub(super) groups: Vec<TapList>,
     /// Floats in the input from one position to the next.
     pub(super) in_step: Dims,
-    /// Position (0, 0, 0) in the output.
-    pub(super) first: Dims,
-    /// Output positions from one position of the grid to the next.
-    pub(super) out_step: Dims,
+    /// Its positions in the output.
+    pub(super) lattice: Lattice,
     /// Where its weights begin in a panel.
     pub(super) weights: usize,
     /// Output rows that one tile holds (more than one when rows are short).
@@ -149,16 +148,6 @@ impl Grid {
     pub(super) fn row_table(&self, step: Dims) -> [usize; MAX_ROWS] {
         let width = if self.rows_per_tile > 1 { self.count[2] } else { MAX_ROWS };
         std::array::from_fn(|m| (m / width) * step[1] + (m % width) * step[2])
-    }
-
-    /// Floats from one position of the grid to the next in an output tensor.
-    pub(super) fn steps_in(&self, surface: &Surface) -> Dims {
-        std::array::from_fn(|d| self.out_step[d] * surface.step[d])
-    }
-
-    /// Offset of the grid's first position in an output tensor.
-    pub(super) fn origin_in(&self, surface: &Surface) -> usize {
-        surface.origin + (0..3).map(|d| self.first[d] * surface.step[d]).sum::<usize>()
     }
 
     /// Rows, over all batch items.
@@ -185,8 +174,8 @@ pub(super) fn grids(
     floats_per_tap: usize,
     max_rows: usize,
 ) -> Vec<Grid> {
-    let grid = |count, groups, in_step, first, out_step, weights| {
-        let grid = Grid { count, groups, in_step, first, out_step, weights, rows_per_tile: 1, in_rows: [0; MAX_ROWS] };
+    let grid = |count, groups, in_step, lattice, weights| {
+        let grid = Grid { count, groups, in_step, lattice, weights, rows_per_tile: 1, in_rows: [0; MAX_ROWS] };
         grid.finish(max_rows)
     };
     let list = |offsets: &[usize], segments: &Vec<Range<usize>>| {
@@ -203,7 +192,7 @@ pub(super) fn grids(
         let offset = |tap: Dims| at(read, |d| (tap[d] * shape.dilation[d]) as isize - shape.pad[d] as isize);
         let offsets: Vec<usize> = points(shape.kernel).map(offset).collect();
         let in_step = std::array::from_fn(|d| shape.stride[d] * read.step[d]);
-        return vec![grid(shape.y, lists(&offsets), in_step, [0; 3], [1; 3], 0)];
+        return vec![grid(shape.y, lists(&offsets), in_step, Lattice::ALL, 0)];
     }
     let phases = gradient_phases(shape.kernel, shape.stride, shape.dilation, shape.pad);
     let kernel: Vec<Dims> = points(shape.kernel).collect();
@@ -224,7 +213,7 @@ pub(super) fn grids(
         if count.contains(&0) {
             continue;
         }
-        grids.push(grid(count, lists(&offsets), read.step, first, shape.stride, here));
+        grids.push(grid(count, lists(&offsets), read.step, Lattice { first, step: shape.stride }, here));
     }
     grids
 }

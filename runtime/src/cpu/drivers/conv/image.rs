@@ -3,6 +3,7 @@
 use super::ConvArgs;
 use super::direct::{Direct, Nest};
 use super::geometry::{Grid, Shape, TapList, points};
+use super::hooked::Lattice;
 use crate::cpu::drivers::{DriverError, ScratchNeed, ScratchPool, part};
 use crate::cpu::team::Team;
 use egret_program::driver::{ConvProblem, ConvSchedule};
@@ -51,8 +52,7 @@ impl ImageConv {
                 count: shape.y,
                 groups: vec![TapList { taps, runs }],
                 in_step: [0, shape.stride[1] * copy[1], shape.stride[2]],
-                first: [0; 3],
-                out_step: [1; 3],
+                lattice: Lattice::ALL,
                 weights: 0,
                 rows_per_tile: 1,
                 in_rows: [0; MAX_ROWS],

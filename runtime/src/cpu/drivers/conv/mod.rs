@@ -4,12 +4,14 @@ mod direct;
 #[cfg(test)]
 mod epilogue_tests;
 mod geometry;
+mod hooked;
 mod image;
 #[cfg(test)]
 mod tests;
 mod weight_gradient;
 
-pub(crate) use geometry::gradient_phases;
+pub(crate) use geometry::{Surface, dims, gradient_phases};
+pub(crate) use hooked::{Hooked, Lattice, Place};
 
 use super::kernels::check_isa;
 use super::{DriverError, ScratchNeed, ScratchPool};

@@ -1,0 +1,83 @@
+//! Pooling in blocked channels on its driver.
+
+use egret_ir::ops::{ReduceWindow, WindowKind};
+use egret_ir::{DType, Diagnostic, Dim, NodeId, Op};
+use egret_program::driver::{Driver, Epilogue, PoolKind, PoolProblem};
+use egret_program::{Arg, Place, Step};
+use smallvec::SmallVec;
+
+use super::conv::dims;
+use super::frame::Frame;
+use super::{DriverLaunch, Planner};
+use crate::layout::Layout;
+
+/// The pooling of a node whose result lies in blocked channels, if the driver has it.
+fn pooling(frame: &Frame, id: NodeId) -> Option<ReduceWindow> {
+    let node = frame.graph.node(id);
+    let anchor = match &node.op {
+        Op::Fused(fused) => &fused.anchor,
+        other => other,
+    };
+    let Op::ReduceWindow(op) = anchor else { return None };
+    let (x, y) = (frame.graph.tensor_type(node.operands[0]), frame.graph.tensor_type(id));
+    let blocked = matches!(frame.layouts.get(&(id, 0)), Some(Layout::Blocked { .. }));
+    let f32 = x.dtype == DType::F32 && y.dtype == DType::F32;
+    let spatial = op.window.size.len() + 2 == x.shape.rank() && op.window.size.len() <= 3;
+    (blocked && f32 && spatial).then(|| op.clone())
+}
+
+impl Planner<'_> {
+    /// Plans a pooling on the driver; `false` if it has to be generated.
+    pub(super) fn pool(
+        &mut self,
+        frame: &mut Frame,
+        id: NodeId,
+        place: &Place,
+        steps: &mut Vec<Step>,
+    ) -> Result<bool, Diagnostic> {
+        let Some(op) = pooling(frame, id) else { return Ok(false) };
+        let node = frame.graph.node(id).clone();
+        let no_halo: SmallVec<[i64; 3]> = SmallVec::from_elem(0, op.window.size.len());
+        let input = self.blocked(frame, node.operands[0], &no_halo, steps)?;
+        let halo = match frame.layouts.get(&(id, 0)) {
+            Some(Layout::Blocked { halo }) => halo.clone(),
+            _ => no_halo,
+        };
+        let result = self.result(frame, (id, 0), place, None);
+        let x = frame.graph.tensor_type(node.operands[0]).shape.clone();
+        let y = frame.graph.tensor_type(id).shape.clone();
+        let out = Arg { buffer: result, offset: Dim::ZERO, writes: true };
+        let mut args = vec![Arg { buffer: input.buffer, offset: Dim::ZERO, writes: false }, out.clone()];
+        let (mut epilogue, mut hook) = (Epilogue::none(), None);
+        if let Op::Fused(fused) = &node.op {
+            (epilogue, hook) = self.image_epilogue(frame, id, fused, &halo, false, &mut args, steps)?;
+            args.push(out);
+        }
+        let problem = PoolProblem {
+            kind: match op.kind {
+                WindowKind::Max => PoolKind::Max,
+                WindowKind::Sum => PoolKind::Sum,
+                WindowKind::MeanValid => PoolKind::MeanValid,
+                WindowKind::MeanAll => PoolKind::MeanAll,
+            },
+            lanes: self.lanes as usize,
+            batch: x[0].clone(),
+            channels: x[1].clone(),
+            in_spatial: x[2..].to_vec(),
+            out_spatial: y[2..].to_vec(),
+            kernel: dims(&op.window.size),
+            stride: dims(&op.window.stride),
+            dilation: dims(&op.window.dilation),
+            pad_begin: dims(&op.window.pad_low),
+            in_halo: dims(&input.halo),
+            out_halo: dims(&halo),
+            in_batch_stride: self.item(&x, &input.halo),
+            out_batch_stride: self.item(&y, &halo),
+            epilogue,
+        };
+        let clear = self.halos(frame, id);
+        let driver = Driver::Pool(problem);
+        self.drive(frame, id, DriverLaunch { driver, hook, finisher: None, args, clear, family: "pool" }, steps);
+        Ok(true)
+    }
+}
