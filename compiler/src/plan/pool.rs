@@ -11,8 +11,9 @@ use super::frame::Frame;
 use super::{DriverLaunch, Planner};
 use crate::layout::Layout;
 
-/// The pooling of a node whose result lies in blocked channels, if the driver has it.
-fn pooling(frame: &Frame, id: NodeId) -> Option<ReduceWindow> {
+/// The pooling of a node whose result lies in blocked channels, if the driver has it. A single pixel of whole vectors is
+/// the same memory row-major.
+fn pooling(frame: &Frame, id: NodeId, lanes: i64) -> Option<ReduceWindow> {
     let node = frame.graph.node(id);
     let anchor = match &node.op {
         Op::Fused(fused) => &fused.anchor,
@@ -20,7 +21,15 @@ fn pooling(frame: &Frame, id: NodeId) -> Option<ReduceWindow> {
     };
     let Op::ReduceWindow(op) = anchor else { return None };
     let (x, y) = (frame.graph.tensor_type(node.operands[0]), frame.graph.tensor_type(id));
-    let blocked = matches!(frame.layouts.get(&(id, 0)), Some(Layout::Blocked { .. }));
+    let one_pixel = y.shape.rank() > 2 && y.shape[2..].iter().all(|d| d.is(1));
+    let source = crate::schedule::scope::value_of(&frame.graph, node.operands[0]);
+    let blocked = match frame.layouts.get(&(id, 0)) {
+        Some(Layout::Blocked { .. }) => true,
+        _ if one_pixel && y.shape[1].modulo(&Dim::from(lanes)).is(0) => {
+            matches!(frame.layouts.get(&source), Some(Layout::Blocked { .. }))
+        }
+        _ => false,
+    };
     let f32 = x.dtype == DType::F32 && y.dtype == DType::F32;
     let spatial = op.window.size.len() + 2 == x.shape.rank() && op.window.size.len() <= 3;
     (blocked && f32 && spatial).then(|| op.clone())
@@ -35,7 +44,7 @@ impl Planner<'_> {
         place: &Place,
         steps: &mut Vec<Step>,
     ) -> Result<bool, Diagnostic> {
-        let Some(op) = pooling(frame, id) else { return Ok(false) };
+        let Some(op) = pooling(frame, id, self.lanes) else { return Ok(false) };
         let node = frame.graph.node(id).clone();
         let no_halo: SmallVec<[i64; 3]> = SmallVec::from_elem(0, op.window.size.len());
         let input = self.blocked(frame, node.operands[0], &no_halo, steps)?;
