@@ -125,7 +125,7 @@ unsafe fn products<V: Vector, const M: usize, const N: usize, const KIND: u8, co
                         _ => first.wrapping_add(rows[J]),
                     };
                     let q = at(p, s);
-                    let twice = V::BROADCASTS && (KIND == PACKED || KIND == STRIDED) && N == 2 && J % 2 == 0;
+                    let twice = V::BROADCASTS && (KIND == PACKED || KIND == STRIDED) && N == 2 && J.is_multiple_of(2);
                     if KIND == LANES {
                         let x = V::load(q);
                         unroll!(I < N, max 2, { acc[J][I] = x.fma(columns[I], acc[J][I]); });

@@ -89,7 +89,7 @@ pub(crate) fn another(p: *const f32) -> *const f32 {
     {
         let mut q = p;
         // SAFETY: no instruction at all.
-        unsafe { std::arch::asm!("/* {0} */", inout(reg) q, options(pure, nomem, nostack, preserves_flags)) };
+        unsafe { std::arch::asm!("/* {0} */", inout(reg) q, options(pure, readonly, nostack, preserves_flags)) };
         q
     }
     #[cfg(not(target_arch = "x86_64"))]
