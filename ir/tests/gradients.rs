@@ -1,8 +1,12 @@
 //! Each vector-Jacobian product against central finite differences in f64, in the middle of a graph: the operands are
 //! computed, and the upstream gradient is not one.
 
+mod samples;
+
+use std::collections::BTreeSet;
+
 use egret_ir::ops::{
-    Attention, Conv, ConvForm, CumulativeKind, InnerKind, Labels, Outside, Places, ReduceKind, ScatterKind, Window,
+    Attention, Conv, ConvForm, CumulativeKind, InnerKind, Labels, Op, Outside, Places, ReduceKind, ScatterKind, Window,
     WindowKind,
 };
 use egret_ir::tracer::Beside;
@@ -279,6 +283,14 @@ fn attention() {
         let mask = t.constant(values(&[1, 1, 3, 5], 9));
         x[0].attention(x[1], x[2], op.clone(), &[mask]).0
     });
+    // a learned bias, a score that is not affine, and the log-sum-exp
+    let squashed = Attention { score: ScalarExpr::apply(ScalarFn::Tanh, [op.score.clone()], DType::F64), ..op.clone() };
+    for op in [&op, &squashed] {
+        check("attention with a bias", &[&[2, 1, 3, 4], &[2, 1, 5, 4], &[2, 1, 5, 2], &[1, 3, 1]], |t, x| {
+            let (o, lse) = x[0].attention(x[1], x[2], op.clone(), &[x[3]]);
+            t.concat(&[o.flatten(0), lse.cast(DType::F64).flatten(0) * 0.0], 0)
+        });
+    }
 }
 
 #[test]
@@ -311,6 +323,19 @@ fn second_derivatives() {
         ("rms_norm", &[&[2, 4]], |_, x| x[0].rms_norm(-1, 1e-3)),
         ("conv", &[&[1, 2, 4, 4], &[2, 2, 3, 3]], |_, x| x[0].conv2d(x[1], [1, 1], [1, 1])),
         ("matmul", &[&[2, 3], &[3, 2]], |_, x| x[0].matmul(x[1]).sigmoid()),
+        ("maximum", &[&[1, 4, 4]], |_, x| x[0].max_pool(&[2, 3], &[1, 2], &[1, 1])),
+        ("attention", &[&[1, 2, 3], &[1, 3, 3], &[1, 3, 2]], |_, x| {
+            let half = ScalarExpr::float(0.5, DType::F64);
+            let op = Attention {
+                q: Labels::new("bqd"),
+                k: Labels::new("bkd"),
+                v: Labels::new("bkv"),
+                o: Labels::new("bqv"),
+                scores: Labels::new("bqk"),
+                score: ScalarExpr::apply(ScalarFn::Mul, [ScalarExpr::arg(0), half], DType::F64),
+            };
+            x[0].attention(x[1], x[2], op, &[]).0
+        }),
         ("average", &[&[1, 4, 4]], |_, x| x[0].avg_pool(&[2, 2], &[2, 2], &[1, 1])),
         ("generate", &[&[3]], |t, x| {
             t.generate(x[0].ty(), x, |g, i| {
@@ -467,4 +492,65 @@ fn branches_and_while_loops() {
             last[0] * n.cast(DType::F64) + ys[0].reduce_sum(&[0], false) + x[0]
         });
     }
+}
+
+/// Every operator of the samples: its gradient agrees with differences, or its home says why it has none.
+#[test]
+fn every_operator_has_a_gradient_or_a_reason() {
+    let (mut differentiable, mut reasoned) = (BTreeSet::new(), BTreeSet::new());
+    for sample in samples::samples() {
+        let given: Vec<Tensor> = sample
+            .given
+            .iter()
+            .enumerate()
+            .map(|(i, given)| match given {
+                samples::Given::Values(shape) => values(shape, i),
+                samples::Given::Positive(shape) => {
+                    let mut v = values(shape, i);
+                    (0..v.elements()).for_each(|at| {
+                        let squashed = (v.get(at).as_f64().abs() / 2.2).min(0.9) * 0.7 + 0.05;
+                        v.set(at, egret_ir::ScalarValue::Float(squashed));
+                    });
+                    v
+                }
+                samples::Given::Ints(shape, v) => Tensor::new(shape, v).unwrap(),
+            })
+            .collect();
+        let mut integral = false;
+        let graph = trace(|t| {
+            let inputs: Vec<Var> = given
+                .iter()
+                .enumerate()
+                .map(|(i, v)| t.input(&format!("x{i}"), TensorType::new(v.dtype(), shape_of(v.shape()))))
+                .collect();
+            let results = (sample.build)(t, DType::F64, &inputs);
+            integral = results.iter().all(|y| y.dtype() != DType::F64);
+        });
+        let Ok(graph) = graph else {
+            // integers and truth values have no gradients
+            assert!(samples::needs_integers(&sample.name), "{} is not defined on f64", sample.name);
+            continue;
+        };
+        for node in graph.nodes().iter().filter(|node| node.op.home().no_gradient().is_some()) {
+            reasoned.insert(samples::kind(&node.op));
+        }
+        let none = graph.nodes().iter().any(|node| matches!(node.op, Op::Fused(_) | Op::StopGradient(_)));
+        if integral || none {
+            continue;
+        }
+        for node in graph.nodes() {
+            differentiable.insert(samples::kind(&node.op));
+        }
+        check_at(&sample.name, &given, |t, x| {
+            let results = (sample.build)(t, DType::F64, x);
+            // weights need a fixed extent, which a data-dependent one is not
+            let fixed = |y: Var<'_>| y.shape().iter().all(|dim| dim.as_const().is_some());
+            let floats = results.into_iter().filter(|y| y.dtype() == DType::F64);
+            let floats: Vec<Var> =
+                floats.map(|y| if fixed(y) { y.reshape([-1]) } else { (y * y + y * 0.3).sum().reshape([1]) }).collect();
+            t.concat(&floats, 0)
+        });
+    }
+    let all: BTreeSet<&str> = differentiable.union(&reasoned).copied().collect();
+    assert_eq!(all.len(), samples::KINDS, "neither a gradient nor a reason: {all:?}");
 }

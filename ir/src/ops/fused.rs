@@ -106,6 +106,10 @@ impl Operator for Fused {
         Ok(std::iter::once(result).chain(taps).collect())
     }
 
+    fn no_gradient(&self) -> Option<&'static str> {
+        Some("rewriting makes it, after differentiation")
+    }
+
     fn attributes(&self) -> Vec<(&'static str, Attr)> {
         let mut list = vec![
             ("anchor", Attr::Op((*self.anchor).clone())),

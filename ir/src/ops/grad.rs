@@ -58,6 +58,10 @@ impl Operator for Grad {
     fn eval(&self, _: &[Tensor], _: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
         Err(EvalError::Unexpanded(self.name()))
     }
+
+    fn no_gradient(&self) -> Option<&'static str> {
+        Some("it is expanded first, and what it becomes has one")
+    }
 }
 
 /// The operand; no gradient flows through it.
@@ -77,6 +81,10 @@ impl Operator for StopGradient {
     fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
         cx.result(self, operands)?;
         Ok(vec![operands[0].clone()])
+    }
+
+    fn no_gradient(&self) -> Option<&'static str> {
+        Some("it is what stops one")
     }
 }
 

@@ -95,8 +95,7 @@ impl Operator for NormGrad {
     fn infer(&self, operands: &[Type], cx: &mut InferCx) -> Result<Type, InferError> {
         arity(operands, 2)?;
         let (x, dy) = (operand(operands, 0)?, operand(operands, 1)?);
-        same_dtype(&[x, dy])?;
-        if x.shape.rank() != dy.shape.rank() || self.axis >= x.shape.rank() {
+        if !same_dtype(&[x, dy])?.is_float() || x.shape.rank() != dy.shape.rank() || self.axis >= x.shape.rank() {
             return Err(format!("{dy} is no gradient of {x} normalised from axis {}", self.axis));
         }
         for (a, b) in x.shape.iter().zip(dy.shape.iter()) {

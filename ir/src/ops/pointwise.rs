@@ -11,7 +11,7 @@ use crate::eval::{EvalCx, EvalError, broadcast_strides, copy_elements};
 use crate::scalar::{ExprKind, Meaning, ScalarExpr, ScalarFn, ScalarProgram, ScalarValue};
 use crate::tensor::Tensor;
 use crate::text::Attributes;
-use crate::tracer::Var;
+use crate::tracer::{Tracer, Var};
 use crate::types::{Shape, TensorType, Type};
 
 /// A scalar function of tensors that broadcast together by NumPy's rule.
@@ -57,7 +57,7 @@ impl Operator for Pointwise {
         let args: Vec<ScalarExpr> = (0..cx.operands.len()).map(ScalarExpr::arg).collect();
         let expr = ScalarExpr::apply(self.f, args.iter().cloned(), dtype);
         let known = args.into_iter().zip(cx.operands.iter().copied()).chain([(expr.clone(), cx.results[0])]);
-        let mut emit = Emit { cx, known: known.collect() };
+        let mut emit = Emit { t: cx.t, args: cx.operands, known: known.collect() };
         let mut gradients = Vec::new();
         for (i, operand) in cx.operands.iter().enumerate() {
             let slope = cx.wanted[i].then(|| expr.derivative(i, &dtypes)).flatten();
@@ -108,24 +108,30 @@ impl Operator for Cast {
     }
 }
 
+/// A scalar program as elementwise operators on the values of its arguments, which broadcast together.
+pub(super) fn program_nodes<'t>(t: &Tracer<'t>, program: &ScalarExpr, args: &[Var<'t>]) -> Var<'t> {
+    Emit { t, args, known: FxHashMap::default() }.node(program)
+}
+
 /// Scalar programs as nodes.
-struct Emit<'a, 'b, 't> {
-    cx: &'a VjpCx<'b, 't>,
+struct Emit<'a, 't> {
+    t: &'a Tracer<'t>,
+    args: &'a [Var<'t>],
     known: FxHashMap<ScalarExpr, Var<'t>>,
 }
 
-impl<'t> Emit<'_, '_, 't> {
+impl<'t> Emit<'_, 't> {
     fn node(&mut self, expr: &ScalarExpr) -> Var<'t> {
         if let Some(var) = self.known.get(expr) {
             return *var;
         }
         let var = match expr.kind() {
-            ExprKind::Arg(i) => self.cx.operands[usize::from(*i)],
-            ExprKind::Const(literal) => self.cx.t.scalar(*literal),
+            ExprKind::Arg(i) => self.args[usize::from(*i)],
+            ExprKind::Const(literal) => self.t.scalar(*literal),
             ExprKind::Cast(dtype, inner) => self.node(inner).cast(*dtype),
             ExprKind::Apply(f, args) => {
                 let args: Vec<Var> = args.iter().map(|a| self.node(a)).collect();
-                self.cx.t.add(Pointwise { f: *f }, &args)
+                self.t.add(Pointwise { f: *f }, &args)
             }
         };
         self.known.insert(expr.clone(), var);
@@ -138,8 +144,8 @@ impl<'t> Emit<'_, '_, 't> {
             return match literal.as_f64() {
                 1.0 => dy,
                 -1.0 => -dy,
-                0.0 => self.cx.t.scalar(literal),
-                _ => dy * self.cx.t.scalar(literal),
+                0.0 => self.t.scalar(literal),
+                _ => dy * self.t.scalar(literal),
             };
         }
         match slope.operands_of(ScalarFn::Select) {

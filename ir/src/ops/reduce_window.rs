@@ -2,13 +2,16 @@
 
 use smallvec::SmallVec;
 
-use super::{InferCx, InferError, Op, Operator, arity, check_moderate, operand};
+use super::{InferCx, InferError, InnerKind, Op, Operator, Outside, arity, check_moderate, operand, same_dtype};
 use crate::autodiff::{Gradients, VjpCx};
 use crate::diagnostic::Diagnostic;
 use crate::dim::Dim;
+use crate::dtype::DType;
 use crate::eval::{EvalCx, EvalError, Num, PADDING, Taps, by_kind};
+use crate::scalar::Literal;
 use crate::tensor::Tensor;
 use crate::text::{Attr, Attributes};
+use crate::tracer::{Scalar, Var};
 use crate::types::{Shape, TensorType, Type};
 
 /// What a window computes.
@@ -154,6 +157,9 @@ impl Operator for ReduceWindow {
     fn infer(&self, operands: &[Type], _: &mut InferCx) -> Result<Type, InferError> {
         arity(operands, 1)?;
         let x = operand(operands, 0)?;
+        if self.kind.is_mean() && !x.dtype.is_float() || x.dtype == DType::Bool {
+            return Err(format!("is not defined on {}", x.dtype));
+        }
         Ok(TensorType { dtype: x.dtype, shape: self.window.output(&x.shape)? }.into())
     }
 
@@ -213,6 +219,39 @@ pub struct ReduceWindowGrad {
     pub window: Window,
 }
 
+impl ReduceWindowGrad {
+    /// By window, the mean of the upstream gradient over the elements that are its maximum.
+    fn at_maxima<'t>(&self, cx: &VjpCx<'_, 't>) -> Var<'t> {
+        let (x, w) = (cx.operands[0], &self.window);
+        let dtype = x.dtype();
+        let elements = w.size.iter().fold(1i64, |n, size| n.saturating_mul(*size));
+        cx.t.generate(cx.operands[1].ty(), &[x, cx.dy()], |g, index| {
+            let lead = index.len() - w.size.len();
+            // places of element `e` of the window, numbered in row-major order
+            let places = |e: &Scalar| {
+                let mut inner = elements;
+                let mut places = index[..lead].to_vec();
+                for (axis, size) in w.size.iter().enumerate() {
+                    inner /= size;
+                    let tap = (e / inner) % *size;
+                    let first = &index[lead + axis] * w.stride[axis] - w.pad_low[axis];
+                    places.push(first + tap * w.dilation[axis]);
+                }
+                places
+            };
+            let least = Outside::Fill(Literal::float(f64::NEG_INFINITY, dtype));
+            let none = Outside::Fill(Literal::float(0.0, dtype));
+            let best = g.reduce(InnerKind::Max, elements, None, |g, e| g.load(0, &places(&e), least));
+            let ties = g.sum(elements, |g, e| g.load(0, &places(&e), least).equal(&best).cast(dtype));
+            let sum = g.sum(elements, |g, e| {
+                let wins = g.load(0, &places(&e), least).equal(&best);
+                wins.select(g.load(1, &places(&e), none), 0.0)
+            });
+            sum / ties
+        })
+    }
+}
+
 impl Operator for ReduceWindowGrad {
     fn name(&self) -> &'static str {
         match self.kind {
@@ -227,7 +266,7 @@ impl Operator for ReduceWindowGrad {
         arity(operands, 2)?;
         let (x, dy) = (operand(operands, 0)?, operand(operands, 1)?);
         let y = self.window.output(&x.shape)?;
-        if y.rank() != dy.shape.rank() {
+        if y.rank() != dy.shape.rank() || !same_dtype(&[x, dy])?.is_float() {
             return Err(format!("the gradient {dy} does not fit windows of {x}"));
         }
         for (a, b) in y.iter().zip(dy.shape.iter()) {
@@ -263,11 +302,14 @@ impl Operator for ReduceWindowGrad {
     }
 
     fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
-        if self.kind == WindowKind::Max {
-            return Err(cx.refuse("the second derivative of a window maximum is not supported"));
-        }
-        // linear in dy, and independent of x
-        Ok(vec![None, Some(cx.dy().then(ReduceWindow { kind: self.kind, window: self.window.clone() }, &[]))])
+        // linear in dy, and independent of x but for where the maxima are
+        Ok(vec![
+            None,
+            Some(match self.kind {
+                WindowKind::Max => self.at_maxima(cx),
+                kind => cx.dy().then(ReduceWindow { kind, window: self.window.clone() }, &[]),
+            }),
+        ])
     }
 
     fn attributes(&self) -> Vec<(&'static str, Attr)> {

@@ -75,10 +75,9 @@ impl Operator for SoftmaxGrad {
     fn infer(&self, operands: &[Type], cx: &mut InferCx) -> Result<Type, InferError> {
         arity(operands, 2)?;
         let (y, dy) = (operand(operands, 0)?, operand(operands, 1)?);
-        same_dtype(&[y, dy])?;
         check_axes(&[self.axis], y.shape.rank())?;
-        if y.shape.rank() != dy.shape.rank() {
-            return Err(format!("{y} and {dy} differ in rank"));
+        if !same_dtype(&[y, dy])?.is_float() || y.shape.rank() != dy.shape.rank() {
+            return Err(format!("{dy} is no gradient of {y}"));
         }
         for (a, b) in y.shape.iter().zip(dy.shape.iter()) {
             cx.require_equal(a, b, "extents of a softmax's gradient")?;

@@ -85,8 +85,10 @@ impl ScalarProgram {
             }
             Meaning::Defined(define) => {
                 let args: Vec<ScalarExpr> = (0..operands.len()).map(ScalarExpr::arg).collect();
-                let dtypes = vec![operand; operands.len()];
-                let body = define(&args, operand).expand(&dtypes);
+                // its constants are not rounded to a narrow type: all within is f64
+                let within = if operand.is_float() { DType::F64 } else { operand };
+                let dtypes = vec![within; operands.len()];
+                let body = define(&args, within).expand(&dtypes);
                 let mut known: FxHashMap<ScalarExpr, usize> = args.into_iter().zip(operands.iter().copied()).collect();
                 let at = self.plain(&body, &dtypes, &mut known);
                 match round {

@@ -418,7 +418,7 @@ impl ScalarFn {
             Primitive(f) => f(operands),
             Defined(f) => {
                 let args: Vec<E> = (0..self.arity()).map(E::arg).collect();
-                f(&args, dtype).eval_unrounded(operands)
+                f(&args, if dtype.is_float() { DType::F64 } else { dtype }).eval_unrounded(operands)
             }
         }
     }

@@ -4,7 +4,8 @@ mod eval;
 
 use std::sync::Arc;
 
-use super::{InferCx, InferError, Labels, Op, Operator, Proj, operand, same_dtype};
+use super::pointwise::program_nodes;
+use super::{DotGeneral, InferCx, InferError, Labels, Op, Operator, Proj, operand, same_dtype};
 use crate::autodiff::{Gradients, VjpCx};
 use crate::diagnostic::Diagnostic;
 use crate::dim::Dim;
@@ -13,7 +14,7 @@ use crate::eval::{EvalCx, EvalError};
 use crate::scalar::ScalarExpr;
 use crate::tensor::Tensor;
 use crate::text::{Attr, Attributes};
-use crate::tracer::Var;
+use crate::tracer::{Tracer, Var};
 use crate::types::{TensorType, Type};
 
 /// `(q, k, v, extras…) → (o, lse)`.
@@ -74,6 +75,23 @@ impl Attention {
         scores.shape.elements() * (head * Dim::from(count) + Dim::from(5 + i64::from(self.score.size())))
     }
 
+    /// The raw scores and the logits as plain operators.
+    fn logits<'t>(&self, t: &Tracer<'t>, q: Var<'t>, k: Var<'t>, extras: &[Var<'t>]) -> (Var<'t>, Var<'t>) {
+        let raw = dot((q, &self.q), (k, &self.k), &self.scores);
+        let args: Vec<Var> = std::iter::once(raw).chain(extras.iter().copied()).collect();
+        (raw, program_nodes(t, &self.score, &args).broadcast(raw.shape()))
+    }
+
+    /// The meaning as plain operators: the result and the log-sum-exp of each row.
+    fn plain<'t>(&self, t: &Tracer<'t>, x: &[Var<'t>]) -> Vec<Var<'t>> {
+        let (_, logits) = self.logits(t, x[0], x[1], &x[3..]);
+        let o = dot((logits.softmax(-1), &self.scores), (x[2], &self.v), &self.o);
+        // the gradients through the greatest logit cancel
+        let top = logits.reduce_max(&[-1], true).stop_gradient();
+        let lse = (logits - top).exp().reduce_sum(&[-1], true).log() + top;
+        vec![o, lse.squeeze(&[-1]).cast(DType::F32)]
+    }
+
     fn check_extras(&self, extras: &[Type], scores: &TensorType, cx: &mut InferCx) -> Result<(), InferError> {
         for i in 0..extras.len() {
             let extra = operand(extras, i)?;
@@ -106,16 +124,12 @@ impl Operator for Attention {
     }
 
     fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
-        if cx.upstream[1].is_some() {
-            return Err(cx.refuse("the log-sum-exp of an attention has no gradient"));
-        }
-        if cx.wanted[3..].contains(&true) {
-            return Err(cx.refuse("an extra operand of an attention's score has no gradient"));
-        }
         let scored = std::iter::once(&cx.operands[0]).chain(&cx.operands[3..]);
         let slope = self.score.derivative(0, &scored.map(|v| v.dtype()).collect::<Vec<_>>());
-        if slope.is_some_and(|slope| slope.args().contains(&0)) {
-            return Err(cx.refuse(format!("the score program {} is not affine in the score", self.score)));
+        let affine = slope.is_none_or(|slope| !slope.args().contains(&0));
+        // the closed form serves scores that are affine in the product, and gradients by q, k and v
+        if cx.upstream[1].is_some() || cx.wanted[3..].contains(&true) || !affine {
+            return cx.through(|x| self.plain(cx.t, x));
         }
         let (q, k, v) = (cx.operands[0], cx.operands[1], cx.operands[2]);
         let saved = [k, v, cx.results[0], cx.results[1], cx.dy()];
@@ -134,6 +148,11 @@ impl Operator for Attention {
     fn flops(&self, operands: &[Type], _: &Type) -> Dim {
         self.products(operands, 2)
     }
+}
+
+/// The contraction of two labelled values.
+fn dot<'t>((a, in_a): (Var<'t>, &Labels), (b, in_b): (Var<'t>, &Labels), out: &Labels) -> Var<'t> {
+    a.then(DotGeneral::new(in_a.clone(), in_b.clone(), out.clone()), &[b])
 }
 
 /// `(q, k, v, o, lse, do, extras…) → (dq, dk, dv)` of [`Attention`].
@@ -164,6 +183,28 @@ impl Operator for AttentionGrad {
 
     fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
         eval::backward(self, operands, cx)
+    }
+
+    /// Through the plain form, which computes the probabilities from q, k and the extras again.
+    fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
+        let of = &self.of;
+        cx.through(|x| {
+            let (q, k, v, go, extras) = (x[0], x[1], x[2], x[5], &x[6..]);
+            let (raw, logits) = of.logits(cx.t, q, k, extras);
+            let p = logits.softmax(-1);
+            let dp = dot((go, &of.o), (v, &of.v), &of.scores);
+            let ds = p * (dp - (p * dp).reduce_sum(&[-1], true));
+            let args: Vec<Var> = std::iter::once(raw).chain(extras.iter().copied()).collect();
+            let ds = match of.score.derivative(0, &args.iter().map(|v| v.dtype()).collect::<Vec<_>>()) {
+                Some(slope) => ds * program_nodes(cx.t, &slope, &args),
+                None => cx.zeros(ds.ty()),
+            };
+            vec![
+                dot((ds, &of.scores), (k, &of.k), &of.q),
+                dot((ds, &of.scores), (q, &of.q), &of.k),
+                dot((p, &of.scores), (go, &of.o), &of.v),
+            ]
+        })
     }
 
     fn attributes(&self) -> Vec<(&'static str, Attr)> {
