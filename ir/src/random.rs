@@ -3,6 +3,8 @@
 //! Two kinds: *exact*, in which every value is a small multiple of a power of two, so that all legal orders of
 //! evaluation give the same bits in every element type; and *real*, of ordinary floats.
 
+mod dynamic;
+
 use crate::diagnostic::Diagnostic;
 use crate::dtype::DType;
 use crate::eval::Tensors;
@@ -62,7 +64,15 @@ pub struct Sample {
 /// # Errors
 /// Never for number types; `E0101` for bool.
 pub fn exact(seed: u64, size: usize, dtype: DType) -> Result<Sample, Diagnostic> {
-    build(seed, size, dtype, true)
+    build(seed, size, dtype, Kind { exact: true, dynamic: false })
+}
+
+/// [`exact`] with operators that compute places, sizes and control from data among the others.
+///
+/// # Errors
+/// Those of [`exact`].
+pub fn exact_dynamic(seed: u64, size: usize, dtype: DType) -> Result<Sample, Diagnostic> {
+    build(seed, size, dtype, Kind { exact: true, dynamic: true })
 }
 
 /// A graph of about `size` nodes of ordinary values in `dtype`, a float type.
@@ -70,7 +80,7 @@ pub fn exact(seed: u64, size: usize, dtype: DType) -> Result<Sample, Diagnostic>
 /// # Errors
 /// Never for float types; `E0101` for others.
 pub fn real(seed: u64, size: usize, dtype: DType) -> Result<Sample, Diagnostic> {
-    build(seed, size, dtype, false)
+    build(seed, size, dtype, Kind { exact: false, dynamic: false })
 }
 
 /// The greatest whole number up to which all are exact in an element type.
@@ -92,7 +102,15 @@ struct Known<'t> {
     quantum: f64,
 }
 
-fn build(seed: u64, size: usize, dtype: DType, exact: bool) -> Result<Sample, Diagnostic> {
+/// What graphs are made of.
+#[derive(Clone, Copy)]
+struct Kind {
+    exact: bool,
+    dynamic: bool,
+}
+
+fn build(seed: u64, size: usize, dtype: DType, kind: Kind) -> Result<Sample, Diagnostic> {
+    let Kind { exact, dynamic } = kind;
     let mut random = Random::new(seed);
     let mut inputs = Tensors::new();
     let graph = trace(|t| {
@@ -105,7 +123,11 @@ fn build(seed: u64, size: usize, dtype: DType, exact: bool) -> Result<Sample, Di
             grower.values.push(Known { var, most: if exact { 3.0 } else { 2.0 }, quantum: grower.quantum() });
         }
         for _ in 0..size {
-            grower.grow();
+            if dynamic && grower.random.below(2) == 0 {
+                grower.grow_dynamic();
+            } else {
+                grower.grow();
+            }
         }
         grower.results()
     })?;
@@ -389,30 +411,36 @@ mod tests {
 
     #[test]
     fn samples_are_legal_run_and_survive_text() {
-        for seed in 0..60 {
-            let dtype = DType::ALL[1 + seed as usize % (DType::ALL.len() - 1)];
-            let sample = exact(seed, 24, dtype).unwrap();
+        let number = |seed: u64| DType::ALL[1 + seed as usize % (DType::ALL.len() - 1)];
+        let float = |seed: u64| [DType::F32, DType::F64, DType::F16, DType::BF16][seed as usize % 4];
+        let exact = (0..60).map(|seed| exact(seed, 24, number(seed)));
+        let dynamic = (0..120).map(|seed| exact_dynamic(seed, 24, number(seed)));
+        let real = (0..30).map(|seed| real(seed, 30, float(seed)));
+        let mut seen = std::collections::BTreeSet::new();
+        for sample in exact.chain(dynamic).chain(real) {
+            let sample = sample.unwrap();
             verify(&sample.graph).unwrap();
             let printed = text::print(&sample.graph);
-            let parsed = text::parse(&printed).unwrap_or_else(|e| panic!("{e}\n{printed}"));
+            let constants = text::large_constants(&sample.graph);
+            let parsed = text::parse_with(&printed, &constants).unwrap_or_else(|e| panic!("{e}\n{printed}"));
             assert_eq!(parsed, sample.graph, "{printed}");
             let outcome = interpret(&sample.graph, &sample.inputs, &Tensors::new());
             outcome.unwrap_or_else(|e| panic!("{e}\n{printed}"));
+            seen.extend(sample.graph.nodes().iter().map(|node| node.op.home().name()));
         }
-        for seed in 0..30 {
-            let sample = real(seed, 30, [DType::F32, DType::F64, DType::F16, DType::BF16][seed as usize % 4]).unwrap();
-            verify(&sample.graph).unwrap();
-            interpret(&sample.graph, &sample.inputs, &Tensors::new()).unwrap();
+        for name in ["generate", "gather_nd", "scatter_elements", "top_k", "non_zero", "unique", "rng", "if", "while"] {
+            assert!(seen.contains(name), "{name} is in no sample");
         }
     }
 
     /// Exactness is a promise: the same graph in a wider type has the same values.
     #[test]
     fn exact_samples_are_exact() {
-        for seed in 0..60 {
-            let narrow = exact(seed, 30, DType::BF16).unwrap();
+        let samples = (0..60).map(|seed| exact(seed, 30, DType::BF16));
+        for (seed, narrow) in samples.chain((0..120).map(|seed| exact_dynamic(seed, 30, DType::BF16))).enumerate() {
+            let narrow = narrow.unwrap();
             let wide_text = text::print(&narrow.graph).replace("bf16", "f64");
-            let wide = text::parse(&wide_text).unwrap();
+            let wide = text::parse_with(&wide_text, &text::large_constants(&narrow.graph)).unwrap();
             let inputs = narrow.inputs.iter().map(|(name, v)| {
                 let mut copy = Tensor::zeros(DType::F64, v.shape());
                 v.values().enumerate().for_each(|(i, v)| copy.set(i, v));
