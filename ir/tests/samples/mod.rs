@@ -1,5 +1,7 @@
 //! One small graph for each operator and form, in any element type: what the tests of types and of gradients run over.
 
+#![allow(dead_code, reason = "each test that includes this reads a part of it")]
+
 use egret_ir::ops::{
     Attention, AttentionGrad, Conv, ConvForm, CumulativeKind, Fused, InnerKind, Labels, NonMaxSuppression, Norm,
     NormGrad, NormKind, Op, Outside, Places, Proj, Real, ReduceKind, ReduceWindowGrad, ScatterKind, SoftmaxGrad,
