@@ -234,3 +234,15 @@ fn random_numbers_are_of_their_range_and_moments() {
         assert!(mean.abs() < 0.079 && (variance - 1.0).abs() < 0.111, "{dtype} {mean} {variance}");
     }
 }
+
+#[test]
+fn bits_are_read_as_another_type_of_their_size() {
+    let graph = trace(|t| t.input("x", f32([3])).bitcast(DType::I32)).unwrap();
+    let bits = run(&graph, &[("x", floats(&[3], &[1.0, -0.0, f32::INFINITY]))]).unwrap();
+    assert_eq!(bits[0], Tensor::new(&[3], &[0x3f80_0000i32, i32::MIN, 0x7f80_0000]).unwrap());
+    assert_eq!(trace(|t| t.input("x", f32([3])).bitcast(DType::I64)).unwrap_err().code, "E0101");
+    assert_eq!(
+        trace(|t| t.input("x", TensorType::new(DType::U8, [3])).bitcast(DType::Bool)).unwrap_err().code,
+        "E0101"
+    );
+}

@@ -9,7 +9,6 @@ use egret_ir::ops::{
     Attention, Conv, ConvForm, CumulativeKind, InnerKind, Labels, Op, Outside, Places, ReduceKind, ScatterKind, Window,
     WindowKind,
 };
-use egret_ir::tracer::Beside;
 use egret_ir::{
     DType, Graph, Literal, ScalarExpr, ScalarFn, Shape, Tensor, TensorType, Tensors, Tracer, Var, interpret, trace,
 };
@@ -229,7 +228,7 @@ fn generated() {
             let part = at - low.clone();
             let low = g.bind(low.cast(DType::I64));
             let (a, b) = (g.load(0, std::slice::from_ref(&low), Outside::Clamp), g.load(0, &[low + 1], fill));
-            a * (1.0.beside(&part) - part.clone()) + b * part
+            a * (-part.clone() + 1.0) + b * part
         })
     });
     // a windowed norm: nested loops, values of outer loops read inside, a count that is data
@@ -534,7 +533,8 @@ fn every_operator_has_a_gradient_or_a_reason() {
         for node in graph.nodes().iter().filter(|node| node.op.home().no_gradient().is_some()) {
             reasoned.insert(samples::kind(&node.op));
         }
-        let none = graph.nodes().iter().any(|node| matches!(node.op, Op::Fused(_) | Op::StopGradient(_)));
+        let none =
+            graph.nodes().iter().any(|node| matches!(node.op, Op::Fused(_) | Op::StopGradient(_) | Op::Bitcast(_)));
         if integral || none {
             continue;
         }

@@ -114,11 +114,13 @@ fn damaged_texts_do_not_panic() {
         ys[0].slice(1, 1, 3, 2)
     });
     let graph = graph.or_else(|_| trace(|t| t.input("x", f32(["n", "m"])).softmax(1))).unwrap();
-    let printed = text::print(&graph);
+    let dynamic = egret_ir::random::exact_dynamic(7, 40, DType::I32).unwrap().graph;
+    let texts = [text::print(&graph), text::print(&dynamic)];
+    let constants = text::large_constants(&dynamic);
     let mut random = egret_ir::random::Random::new(3);
     let marks = ['{', '}', '[', ']', '(', ')', '%', '"', '-', '9', ',', '=', ':', 'é', '\\'];
-    for _ in 0..3000 {
-        let mut damaged: Vec<char> = printed.chars().collect();
+    for i in 0..4000 {
+        let mut damaged: Vec<char> = texts[i % 2].chars().collect();
         for _ in 0..1 + random.below(4) {
             let at = random.below(damaged.len());
             match random.below(3) {
@@ -127,7 +129,7 @@ fn damaged_texts_do_not_panic() {
                 _ => damaged[at] = marks[random.below(marks.len())],
             }
         }
-        let _ = text::parse(&damaged.into_iter().collect::<String>());
+        let _ = text::parse_with(&damaged.into_iter().collect::<String>(), &constants);
     }
     let deep = format!("graph {{ %0 = input \"x\" : f32[{}1{}] }}", "min(".repeat(5000), ", 1)".repeat(5000));
     assert_eq!(text::parse(&deep).unwrap_err().code, "E0601");

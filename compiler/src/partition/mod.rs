@@ -78,7 +78,9 @@ pub fn is_movement(op: &Op) -> bool {
 /// `E0465` with the node.
 pub fn check_lowered(graph: &Graph, live: &[bool]) -> Result<(), Diagnostic> {
     use Op::*;
-    let lowered = |op: &Op| !matches!(op, TopK(_) | NonZero(_) | Unique(_) | NonMaxSuppression(_) | If(_) | While(_));
+    let lowered = |op: &Op| {
+        !matches!(op, Bitcast(_) | TopK(_) | NonZero(_) | Unique(_) | NonMaxSuppression(_) | If(_) | While(_))
+    };
     let Some((id, node)) = graph.iter().find(|(id, node)| live[id.index()] && !lowered(&node.op)) else {
         return Ok(());
     };

@@ -122,6 +122,7 @@ impl fmt::Debug for Real {
 }
 
 mod attention;
+mod bitcast;
 mod control;
 mod conv;
 mod cross_entropy;
@@ -148,6 +149,7 @@ mod top_k;
 mod unique;
 
 pub use attention::{Attention, AttentionGrad};
+pub use bitcast::Bitcast;
 pub use control::{If, While};
 pub use conv::{Conv, ConvForm};
 pub use cross_entropy::CrossEntropy;
@@ -257,7 +259,7 @@ macro_rules! operators {
 
 operators! {
     Input, Param, State, Const, Iota,
-    Pointwise, Cast,
+    Pointwise, Cast, Bitcast,
     Reshape, Transpose, Broadcast, Slice, Pad, Concat, Reverse,
     DotGeneral, Conv, Reduce, ReduceWindow, ReduceWindowGrad,
     Softmax, SoftmaxGrad, CrossEntropy, Norm, NormGrad, Attention, AttentionGrad,
@@ -303,6 +305,7 @@ pub(crate) fn read(name: &str, a: &Attributes) -> Result<Op, Diagnostic> {
     }
     let homes = [
         iota::read,
+        bitcast::read,
         movement::read,
         dot_general::read,
         conv::read,

@@ -18,31 +18,49 @@ pub struct Scalar {
 
 /// What stands beside a [`Scalar`]: another, or a number that takes its element type.
 pub trait Beside {
-    /// The value.
-    fn beside(self, other: &Scalar) -> Scalar;
+    /// Its element type, if it has one of its own.
+    fn own_dtype(&self) -> Option<DType>;
+    /// The value; a number in element type `dtype`.
+    fn of(self, dtype: DType) -> Scalar;
 }
 
 impl Beside for Scalar {
-    fn beside(self, _: &Scalar) -> Scalar {
+    fn own_dtype(&self) -> Option<DType> {
+        Some(self.dtype)
+    }
+
+    fn of(self, _: DType) -> Scalar {
         self
     }
 }
 
 impl Beside for &Scalar {
-    fn beside(self, _: &Scalar) -> Scalar {
+    fn own_dtype(&self) -> Option<DType> {
+        Some(self.dtype)
+    }
+
+    fn of(self, _: DType) -> Scalar {
         self.clone()
     }
 }
 
 impl Beside for f64 {
-    fn beside(self, other: &Scalar) -> Scalar {
-        Scalar::literal(Literal::float(self, other.dtype))
+    fn own_dtype(&self) -> Option<DType> {
+        None
+    }
+
+    fn of(self, dtype: DType) -> Scalar {
+        Scalar::literal(Literal::float(self, dtype))
     }
 }
 
 impl Beside for i64 {
-    fn beside(self, other: &Scalar) -> Scalar {
-        Scalar::literal(Literal::new(ScalarValue::Int(self.into()), other.dtype))
+    fn own_dtype(&self) -> Option<DType> {
+        None
+    }
+
+    fn of(self, dtype: DType) -> Scalar {
+        Scalar::literal(Literal::new(ScalarValue::Int(self.into()), dtype))
     }
 }
 
@@ -80,12 +98,10 @@ impl Scalar {
         if self.dtype == dtype { self.clone() } else { Scalar { expr: self.expr.clone().cast(dtype), dtype } }
     }
 
-    /// `yes` where this is true, else `no`.
+    /// `yes` where this is true, else `no`; a number takes the element type of the other, or f32 beside another number.
     pub fn select(&self, yes: impl Beside, no: impl Beside) -> Scalar {
-        // numbers take the type of the other branch
-        let probe = yes.beside(self);
-        let no = no.beside(&probe);
-        self.map(ScalarFn::Select, &[&probe, &no])
+        let dtype = yes.own_dtype().or(no.own_dtype()).unwrap_or(DType::F32);
+        self.map(ScalarFn::Select, &[&yes.of(dtype), &no.of(dtype)])
     }
 
     /// Greatest integer not above it.
@@ -95,7 +111,7 @@ impl Scalar {
 
     /// The quotient of integers rounded towards negative infinity.
     pub fn floor_div(&self, by: impl Beside) -> Scalar {
-        let by = by.beside(self);
+        let by = by.of(self.dtype);
         let rest = self.modulo(by.clone());
         (self.clone() - rest) / by
     }
@@ -106,7 +122,7 @@ macro_rules! functions {
         /// Scalar functions of two values.
         impl Scalar {
             $($(#[$doc])* pub fn $name(&self, other: impl Beside) -> Scalar {
-                let other = other.beside(self);
+                let other = other.of(self.dtype);
                 self.map(ScalarFn::$f, &[&other])
             })*
         }
@@ -141,7 +157,7 @@ macro_rules! overload {
         impl<R: Beside> $trait<R> for Scalar {
             type Output = Scalar;
             fn $method(self, other: R) -> Scalar {
-                let other = other.beside(&self);
+                let other = other.of(self.dtype);
                 self.map(ScalarFn::$f, &[&other])
             }
         }
@@ -149,7 +165,7 @@ macro_rules! overload {
         impl<R: Beside> $trait<R> for &Scalar {
             type Output = Scalar;
             fn $method(self, other: R) -> Scalar {
-                let other = other.beside(self);
+                let other = other.of(self.dtype);
                 self.map(ScalarFn::$f, &[&other])
             }
         }

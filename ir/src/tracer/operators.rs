@@ -9,9 +9,9 @@ use crate::diagnostic::Diagnostic;
 use crate::dim::Dim;
 use crate::dtype::DType;
 use crate::ops::{
-    Attention, Cast, Conv, CrossEntropy, Cumulative, CumulativeKind, DotGeneral, Gather, Labels, NonZero, Norm,
-    NormKind, Places, Proj, Real, Reduce, ReduceKind, ReduceWindow, Scatter, ScatterKind, Softmax, StopGradient, TopK,
-    Unique, Window, WindowKind,
+    Attention, Bitcast, Cast, Conv, CrossEntropy, Cumulative, CumulativeKind, DotGeneral, Gather, Labels, NonZero,
+    Norm, NormKind, Places, Proj, Real, Reduce, ReduceKind, ReduceWindow, Scatter, ScatterKind, Softmax, StopGradient,
+    TopK, Unique, Window, WindowKind,
 };
 use crate::scalar::ScalarFn;
 use crate::types::{Shape, TensorType};
@@ -166,6 +166,12 @@ impl<'t> Var<'t> {
     #[track_caller]
     pub fn cast(self, dtype: DType) -> Var<'t> {
         if self.dtype() == dtype { self } else { self.then(Cast { dtype }, &[]) }
+    }
+
+    /// The same bits as another element type of the same size.
+    #[track_caller]
+    pub fn bitcast(self, dtype: DType) -> Var<'t> {
+        if self.dtype() == dtype { self } else { self.then(Bitcast { dtype }, &[]) }
     }
 
     /// The same value; no gradient flows through it.

@@ -42,6 +42,7 @@ pub fn kind(op: &Op) -> &'static str {
         Op::Iota(_) => "iota",
         Op::Pointwise(_) => "pointwise",
         Op::Cast(_) => "cast",
+        Op::Bitcast(_) => "bitcast",
         Op::Reshape(_) => "reshape",
         Op::Transpose(_) => "transpose",
         Op::Broadcast(_) => "broadcast",
@@ -81,7 +82,7 @@ pub fn kind(op: &Op) -> &'static str {
 }
 
 /// The kinds that every sample may use besides the one under test.
-pub const KINDS: usize = 42;
+pub const KINDS: usize = 43;
 
 /// Whether a sample is of a scalar function of integers or truth values.
 pub fn needs_integers(name: &str) -> bool {
@@ -167,6 +168,15 @@ pub fn samples() -> Vec<Sample> {
     for to in DType::ALL.iter().copied() {
         one!(&format!("cast to {to}"), [values(&[5])], move |_, _, x| vec![x[0].cast(to)]);
     }
+    one!("bitcast", [values(&[5])], |_, dtype, x| {
+        let bits = match dtype.size() {
+            1 => DType::U8,
+            2 => DType::U16,
+            4 => DType::U32,
+            _ => DType::U64,
+        };
+        vec![x[0].bitcast(bits).bitcast(dtype)]
+    });
     one!("reshape", [values(&[2, 3, 1])], |_, _, x| vec![x[0].reshape([3, 2])]);
     one!("transpose", [values(&[2, 3, 4])], |_, _, x| vec![x[0].transpose(&[2, 0, 1])]);
     one!("broadcast", [values(&[3, 1])], |_, _, x| vec![x[0].broadcast([2, 3, 5])]);
