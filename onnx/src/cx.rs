@@ -6,7 +6,7 @@ use egret_ir::ops::Broadcast;
 use egret_ir::{DType, Diagnostic, Dim, Literal, Origin, ScalarValue, Shape, Tensor, Tracer, Var, Weight};
 
 use crate::graph;
-use crate::model::Model;
+use crate::model::{COUNTER, Model};
 use crate::proto::{AttributeProto, GraphProto, NodeProto};
 use crate::tensor::{from_proto, from_sparse};
 
@@ -304,6 +304,11 @@ impl<'t> Cx<'_, 't> {
         let Some(proto) = self.attribute(name).and_then(|a| a.sparse_tensor.clone()) else { return Ok(None) };
         let tensor = self.region.model.with_files(|files| from_sparse(&proto, files));
         tensor.map(Some).map_err(|e| e.at(self.origin()))
+    }
+
+    /// The counter of random numbers, which each run advances.
+    pub(crate) fn random_counter(&self) -> Var<'t> {
+        self.region.root.state(COUNTER, Tensor::scalar(Literal::int(0, DType::U64)))
     }
 
     /// An axis counted from the last when negative.

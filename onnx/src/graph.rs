@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use egret_ir::interpret::interpret;
 use egret_ir::tracer::extend;
-use egret_ir::{DType, Diagnostic, Dim, Graph, Op, Shape, Tensor, TensorType, Tensors, Tracer, Var};
+use egret_ir::{DType, Diagnostic, Dim, Graph, Literal, Op, Shape, Tensor, TensorType, Tensors, Tracer, Var};
 use smallvec::SmallVec;
 
 use crate::cx::{Cx, Region, Scope, Source, origin};
 use crate::dims;
-use crate::model::{Model, is_standard, opset};
+use crate::model::{COUNTER, Model, is_standard, opset};
 use crate::ops::{self, Import};
 use crate::proto::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, ValueInfoProto};
 use crate::tensor::{Extent, LARGEST, declared, dtype, from_proto, from_sparse};
@@ -93,6 +93,10 @@ pub(crate) fn main<'t>(
         let node = NodeProto { name: info.name.clone(), op_type: "output".into(), ..NodeProto::default() };
         let var = Cx::new(at, &node, &mut scope).node_of(source)?;
         t.output(&info.name, var);
+    }
+    if model.is_random() {
+        let counter = t.state(COUNTER, Tensor::scalar(Literal::int(0, DType::U64)));
+        t.update(counter, counter + 1i64);
     }
     Ok(())
 }

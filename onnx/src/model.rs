@@ -30,7 +30,11 @@ pub(crate) struct Model<'m> {
     params: RefCell<HashSet<String>>,
     nodes: Cell<usize>,
     needs: RefCell<Needs>,
+    streams: Cell<u64>,
 }
+
+/// The state that random numbers are counted by.
+pub(crate) const COUNTER: &str = "random.counter";
 
 /// Whether a domain is that of the standard operators.
 pub(crate) fn is_standard(domain: &str) -> bool {
@@ -47,9 +51,10 @@ impl<'m> Model<'m> {
         Model {
             functions: proto.functions.iter().map(|f| ((f.domain.as_str(), f.name.as_str()), f)).collect(),
             external: RefCell::new(external),
-            params: RefCell::default(),
+            params: RefCell::new(HashSet::from([COUNTER.to_string()])),
             nodes: Cell::new(NODES),
             needs: RefCell::default(),
+            streams: Cell::new(0),
         }
     }
 
@@ -74,6 +79,16 @@ impl<'m> Model<'m> {
             n += 1;
         }
         free
+    }
+
+    /// A stream of random numbers that no other node has.
+    pub(crate) fn stream(&self) -> u64 {
+        self.streams.replace(self.streams.get() + 1)
+    }
+
+    /// Whether any node has a stream.
+    pub(crate) fn is_random(&self) -> bool {
+        self.streams.get() > 0
     }
 
     /// Counts a node.

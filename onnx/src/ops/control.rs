@@ -18,12 +18,32 @@ fn truth(cx: &Cx, i: usize) -> Result<Option<bool>, Diagnostic> {
     }
 }
 
-/// The branch of a known condition, in place.
+/// The branch of a known condition, in place; else both branches, of which a run takes one.
 pub(super) fn conditional<'t>(cx: &mut Cx<'_, 't>) -> Sources<'t> {
-    match truth(cx, 0)? {
-        Some(true) => cx.body(cx.t, cx.graph("then_branch")?, &[]),
-        Some(false) => cx.body(cx.t, cx.graph("else_branch")?, &[]),
-        None => Err(cx.data_dependent(0)),
+    let known = truth(cx, 0)?;
+    let (then, otherwise) = (cx.graph("then_branch")?, cx.graph("else_branch")?);
+    match known {
+        Some(true) => return cx.body(cx.t, then, &[]),
+        Some(false) => return cx.body(cx.t, otherwise, &[]),
+        None => {}
+    }
+    let condition = cx.var(0)?.reshape(Shape::scalar());
+    let failed = std::cell::RefCell::new(None);
+    let run = |t: &Tracer<'t>, graph: &GraphProto| {
+        cx.body(t, graph, &[]).and_then(|results| vars(cx, t, results)).unwrap_or_else(|error| {
+            failed.borrow_mut().get_or_insert(error);
+            Vec::new()
+        })
+    };
+    let results = cx.t.cond(condition, |t| run(t, then), |t| run(t, otherwise));
+    match failed.into_inner() {
+        None => Ok(results.into_iter().map(Source::Var).collect()),
+        Some(error) if error.code == "E0304" => Err(error),
+        // with the condition known, one branch may do
+        Some(error) => {
+            cx.data_dependent(0);
+            Err(Diagnostic { code: "E0304", ..error })
+        }
     }
 }
 
@@ -74,13 +94,13 @@ pub(super) fn counted<'t>(cx: &mut Cx<'_, 't>) -> Sources<'t> {
     let trips = match (cx.has(0), cx.known(0)) {
         (false, _) => None,
         (true, Some(known)) => known.dims.into_iter().next(),
-        (true, None) => return Err(cx.data_dependent(0)),
+        (true, None) => None,
     };
     let starts = if cx.has(1) { truth(cx, 1)? } else { Some(true) };
     let trips = match (starts, trips) {
         (Some(false), _) => Dim::ZERO,
         (Some(true), Some(trips)) if always_true(graph, &graph.output[0].name, condition) => trips,
-        _ => return Err(cx.unsupported("a condition that data decide")),
+        (starts, trips) => return looped(cx, graph, carried, starts, trips),
     };
     let trips = if trips.range().0 < 0 { trips.maximum(&Dim::ZERO) } else { trips };
     let mut carries: Vec<Source<'t>> = Vec::with_capacity(carried);
@@ -126,6 +146,66 @@ pub(super) fn counted<'t>(cx: &mut Cx<'_, 't>) -> Sources<'t> {
     }
     let ys = stacks.iter().map(|stack| Source::Var(cx.t.concat(stack, 0)));
     Ok(carries.into_iter().chain(ys).collect())
+}
+
+/// A loop that data end: its number of trips, or its condition, is known in the run alone.
+fn looped<'t>(
+    cx: &mut Cx<'_, 't>,
+    graph: &GraphProto,
+    carried: usize,
+    starts: Option<bool>,
+    bound: Option<Dim>,
+) -> Sources<'t> {
+    let scalar = |dtype: DType, value: i64| cx.t.scalar(Literal::int(value, dtype));
+    let mut init = vec![scalar(DType::I64, 0)];
+    init.push(match starts {
+        Some(starts) => scalar(DType::Bool, i64::from(starts)),
+        None => cx.var(1)?.reshape(Shape::scalar()),
+    });
+    let most = if cx.has(0) { Some(cx.var(0)?.cast(DType::I64).reshape(Shape::scalar())) } else { None };
+    for i in 0..carried {
+        init.push(cx.var(i + 2)?);
+    }
+    let mut failed = None;
+    let (last, _, ys) = cx.t.while_loop(
+        bound,
+        &init,
+        |_, carries| match most {
+            Some(most) => carries[0].less(most).logical_and(carries[1]),
+            // the value itself, made in this graph
+            None => carries[1].logical_and(carries[1]),
+        },
+        |t, carries| {
+            let operands = carries.iter().copied().map(Source::Var).collect::<Vec<Source>>();
+            let kept = || (carries.to_vec(), Vec::new());
+            match cx.body(t, graph, &operands).and_then(|results| vars(cx, t, results)) {
+                Ok(results) => {
+                    let condition = results[0].reshape(Shape::scalar());
+                    let next: Vec<Var> = [carries[0] + 1i64, condition]
+                        .into_iter()
+                        .chain(results[1..=carried].iter().copied())
+                        .collect();
+                    if fits(&next, carries) {
+                        return (next, results[carried + 1..].to_vec());
+                    }
+                    failed = Some(cx.unsupported("a carried value changes its type from trip to trip"));
+                    kept()
+                }
+                Err(error) => {
+                    failed = Some(error);
+                    kept()
+                }
+            }
+        },
+    );
+    let Some(error) = failed else { return Ok(last.into_iter().skip(2).chain(ys).map(Source::Var).collect()) };
+    // with the operands known the loop may be written out
+    for i in 0..2 {
+        if cx.has(i) && cx.tensor(i).is_none() {
+            cx.data_dependent(i);
+        }
+    }
+    Err(if error.code == "E0310" { Diagnostic { code: "E0304", ..error } } else { error })
 }
 
 /// Whether values have the types of those that they replace, as far as symbols tell.

@@ -1,10 +1,10 @@
 //! Elementwise operators.
 
-use egret_ir::{DType, Dim, ScalarFn, Shape, Tensor, Var};
+use egret_ir::{DType, Dim, Literal, ScalarFn, Shape, Tensor, Var};
 
 use super::{Results, Sources};
 use crate::cx::{Cx, Source};
-use crate::graph::single;
+use crate::graph::{single, tensor_source};
 
 /// A scalar function of the table.
 pub(super) fn scalar<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
@@ -61,14 +61,19 @@ pub(super) fn identity<'t>(cx: &mut Cx<'_, 't>) -> Sources<'t> {
     Ok(vec![cx.source(0)?.clone()])
 }
 
-/// In inference the operand; the mask, if read, is true everywhere.
+/// In inference the operand; the mask, if read, is true everywhere. In training elements are left out at random.
 pub(super) fn dropout<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
     let training = cx.has(2) && cx.number(2)? != Some(0.0);
-    if training && !(cx.has(1) && cx.number(1)? == Some(0.0)) {
-        return Err(cx.unsupported("training mode; in inference it is the identity"));
-    }
     let x = cx.var(0)?;
-    let mask = if cx.wants(1) { vec![x.equal(x).logical_or(x.not_equal(x))] } else { Vec::new() };
+    if training {
+        let ratio = cx.number(1)?.unwrap_or(0.5);
+        if ratio != 0.0 {
+            let (y, kept) = super::random::dropped(cx, x, ratio)?;
+            return Ok(vec![y, kept]);
+        }
+    }
+    let yes = cx.t.scalar(Literal::int(1, DType::Bool));
+    let mask = if cx.wants(1) { vec![yes.broadcast(x.shape())] } else { Vec::new() };
     Ok(std::iter::once(x).chain(mask).collect())
 }
 
@@ -88,6 +93,27 @@ pub(super) fn cast_like<'t>(cx: &mut Cx<'_, 't>) -> Sources<'t> {
     Ok(vec![Source::Var(cx.var(0)?.cast(dtype))])
 }
 
+/// The same bits as another element type of the same size. Integers wrap when they are converted, which is that; of
+/// floats only constants have bits that can be read.
+pub(super) fn bit_cast<'t>(cx: &mut Cx<'_, 't>) -> Sources<'t> {
+    let dtype = cx.dtype("to")?.ok_or_else(|| cx.error("has no element type"))?;
+    let own = cx.element_type(0)?;
+    if own.size() != dtype.size() {
+        return Err(cx.error(format!("{own} and {dtype} differ in size")));
+    }
+    match cx.source(0)? {
+        source if own == dtype => Ok(vec![source.clone()]),
+        Source::Const(tensor) | Source::Param(_, tensor) => {
+            let bits = Tensor::from_bytes(dtype, tensor.shape(), tensor.bytes());
+            let bits = bits.ok_or_else(|| cx.error(format!("{tensor:?} has no such bits")))?;
+            let name = cx.node.output.first().cloned().unwrap_or_default();
+            Ok(vec![tensor_source(cx.region.model, &name, bits)])
+        }
+        _ if own.is_float() || dtype.is_float() => Err(cx.unsupported(format!("the bits of {own} as {dtype}"))),
+        _ => Ok(vec![Source::Var(cx.var(0)?.cast(dtype))]),
+    }
+}
+
 pub(super) fn pow<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
     let (a, b) = (cx.var(0)?, cx.var(1)?);
     let b = if cx.opset < 7 { aligned(cx, a, b)? } else { b };
@@ -101,13 +127,27 @@ pub(super) fn pow<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
 /// `fmod` 0: the sign of the divisor, integers only; 1: the sign of the dividend.
 pub(super) fn modulo<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
     let (a, b) = (cx.var(0)?, cx.var(1)?);
-    let rest = a % b;
-    if cx.int("fmod", 0) != 0 || a.dtype().is_unsigned() {
-        return single(rest);
+    single(if cx.int("fmod", 0) != 0 || a.dtype().is_unsigned() { a % b } else { a.modulo(b) })
+}
+
+pub(super) fn bit_shift<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
+    let (x, by) = (cx.var(0)?, cx.var(1)?);
+    let unsigned = match x.dtype() {
+        DType::I8 => DType::U8,
+        DType::I16 => DType::U16,
+        DType::I32 => DType::U32,
+        DType::I64 => DType::U64,
+        other => other,
+    };
+    let left = match cx.text("direction", "").as_str() {
+        "LEFT" => true,
+        "RIGHT" => false,
+        other => return Err(cx.error(format!("there is no direction `{other}`"))),
+    };
+    if unsigned == x.dtype() {
+        return single(if left { x.shift_left(by) } else { x.shift_right(by) });
     }
-    let zero = cx.like(rest, 0.0);
-    let differs = rest.less(zero).logical_xor(b.less(zero)).logical_and(rest.not_equal(zero));
-    single(differs.select(rest + b, rest))
+    single(signed_shift(x, by, unsigned, left))
 }
 
 pub(super) fn clip<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
@@ -204,16 +244,6 @@ pub(super) fn shrink<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
     single(x.greater(lambda).select(x - bias, low))
 }
 
-pub(super) fn softsign<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
-    let x = cx.var(0)?;
-    single(x / (x.abs() + 1.0))
-}
-
-pub(super) fn tan<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
-    let x = cx.var(0)?;
-    single(x.sin() / x.cos())
-}
-
 pub(super) fn is_inf<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
     let (positive, negative) = (cx.int("detect_positive", 1) != 0, cx.int("detect_negative", 1) != 0);
     let x = cx.var(0)?;
@@ -223,4 +253,17 @@ pub(super) fn is_inf<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
         (false, true) => x.equal(f64::NEG_INFINITY),
         (false, false) => x.less(x).cast(DType::Bool),
     })
+}
+
+/// Bits of a signed integer moved; upwards what passes the sign is lost, downwards copies of the sign follow. A count
+/// below 0, or of the width or more, leaves the sign's copies alone.
+fn signed_shift<'t>(x: Var<'t>, by: Var<'t>, unsigned: DType, left: bool) -> Var<'t> {
+    // a count below 0 is far above the width
+    let (bits, count) = (x.cast(unsigned), by.cast(unsigned));
+    if left {
+        return bits.shift_left(count).cast(x.dtype());
+    }
+    let negative = x.less(0i64);
+    let moved = negative.select(bits.bit_not(), bits).shift_right(count);
+    negative.select(moved.bit_not(), moved).cast(x.dtype())
 }

@@ -1,5 +1,6 @@
 //! Look-ups by index.
 
+use egret_ir::ops::{Outside, Places, ScatterKind};
 use egret_ir::{DType, Diagnostic, Dim, Literal, ScalarValue, Shape, Tensor, TensorType, Var};
 
 use super::Results;
@@ -74,64 +75,96 @@ pub(super) fn gather<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
     single(x.gather(index, axis as isize))
 }
 
-/// Each index picks one element: a look-up in all elements at the index' own place on the other axes.
+/// Each index picks one element of its own place on the other axes.
 pub(super) fn gather_elements<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
     let x = cx.var(0)?;
-    let own = x.shape();
-    let axis = cx.axis(cx.int("axis", 0), own.rank())?;
-    let index = indices(cx, 1, &own[axis].clone())?.cast(DType::I64);
-    let shape = index.shape();
-    if shape.rank() != own.rank() {
-        return Err(cx.error(format!("indices {} do not fit {}", index.ty(), x.ty())));
-    }
-    let mut flat: Option<Var> = None;
-    for (i, stride) in own.strides().iter().enumerate() {
-        let place = match i == axis {
-            true => index,
-            false => cx.t.iota(TensorType { dtype: DType::I64, shape: shape.clone() }, i),
-        };
-        let part = if stride.is(1) { place } else { place * size(cx, stride, DType::I64)? };
-        flat = Some(flat.map_or(part, |sum| sum + part));
-    }
-    let flat = flat.ok_or_else(|| cx.error("a scalar has no axis"))?;
-    single(x.reshape(Shape::from([own.elements()])).gather(flat, 0))
+    let axis = cx.axis(cx.int("axis", 0), x.rank())?;
+    let index = indices(cx, 1, &x.shape()[axis].clone())?;
+    single(x.gather_at(Places::Elements { axis }, index))
 }
 
-/// Tuples of indices of the axes after `batch_dims`: a look-up in those axes (and the batch axes) as one.
-pub(super) fn gather_nd<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
-    let (x, index) = (cx.var(0)?, cx.var(1)?);
+/// Tuples of indices of the axes after `batch`, negative ones counted from the end of their axis.
+fn tuples<'t>(cx: &mut Cx<'_, 't>, x: Var<'t>, batch: usize) -> Result<Var<'t>, Diagnostic> {
+    let index = cx.var(1)?;
+    let Some(width) = index.shape().last().cloned() else { return Err(cx.error("the indices are a scalar")) };
+    let width = cx.extents(&[width])?[0] as usize;
     let own = x.shape();
-    let shape = index.shape();
-    let batch = usize::try_from(cx.int("batch_dims", 0)).unwrap_or(usize::MAX);
-    let Some((width, lead)) = shape.split_last() else { return Err(cx.error("the indices are a scalar")) };
-    let Some(width) = width.as_const().and_then(|w| usize::try_from(w).ok()) else {
-        return Err(cx.open_extent(format!("the last extent of the indices {shape} must be a number")));
-    };
-    if width == 0 || batch.saturating_add(width) > own.rank() || batch > lead.len() {
+    if batch.saturating_add(width) > own.rank() || batch >= index.rank() {
         return Err(cx.error(format!("indices {} do not fit {}", index.ty(), x.ty())));
     }
-    let joined = batch + width;
-    let strides = Shape::from(&own[..joined]).strides();
-    let safe = never_negative(cx, index);
-    let mut flat: Option<Var> = None;
-    for i in 0..joined {
-        let place = if i < batch {
-            cx.t.iota(TensorType { dtype: DType::I64, shape: lead.into() }, i)
-        } else {
-            let at = (i - batch) as i64;
-            let part = index.narrow(-1, at, 1).reshape(lead).cast(DType::I64);
-            match safe {
-                true => part,
-                false => part.less(cx.like(part, 0.0)).select(part + size(cx, &own[i], DType::I64)?, part),
-            }
-        };
-        let part = if strides[i].is(1) { place } else { place * size(cx, &strides[i], DType::I64)? };
-        flat = Some(flat.map_or(part, |sum| sum + part));
+    if index.dtype().is_unsigned() || never_negative(cx, index) || width == 0 {
+        return Ok(index);
     }
-    let flat = flat.ok_or_else(|| cx.error("has no indices"))?;
-    let elements = own[..joined].iter().fold(Dim::ONE, |n, d| n * d.clone());
-    let rows: Shape = std::iter::once(elements).chain(own[joined..].iter().cloned()).collect();
-    single(x.reshape(rows).gather(flat, 0))
+    let mut extents = Vec::with_capacity(width);
+    for extent in &own[batch..batch + width] {
+        extents.push(size(cx, extent, index.dtype())?.reshape(Shape::from([1i64])));
+    }
+    let extents = cx.t.concat(&extents, 0);
+    Ok(index.less(cx.like(index, 0.0)).select(index + extents, index))
+}
+
+pub(super) fn gather_nd<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
+    let x = cx.var(0)?;
+    let batch = usize::try_from(cx.int("batch_dims", 0)).unwrap_or(usize::MAX);
+    let index = tuples(cx, x, batch)?;
+    single(x.gather_at(Places::Tuples { batch }, index))
+}
+
+/// How updates meet what is there.
+fn scatter_kind(cx: &Cx) -> Result<ScatterKind, Diagnostic> {
+    Ok(match cx.text("reduction", "none").as_str() {
+        "none" => ScatterKind::Set,
+        "add" => ScatterKind::Add,
+        "mul" => ScatterKind::Mul,
+        "min" => ScatterKind::Min,
+        "max" => ScatterKind::Max,
+        other => return Err(cx.error(format!("there is no reduction `{other}`"))),
+    })
+}
+
+pub(super) fn scatter_elements<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
+    let (x, updates) = (cx.var(0)?, cx.var(2)?);
+    let axis = cx.axis(cx.int("axis", 0), x.rank())?;
+    let index = indices(cx, 1, &x.shape()[axis].clone())?;
+    single(x.scatter(Places::Elements { axis }, scatter_kind(cx)?, index, updates))
+}
+
+pub(super) fn scatter_nd<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
+    let (x, updates) = (cx.var(0)?, cx.var(2)?);
+    let index = tuples(cx, x, 0)?;
+    single(x.scatter(Places::Tuples { batch: 0 }, scatter_kind(cx)?, index, updates))
+}
+
+/// A cache with a part of one axis replaced, for each batch entry from a place of its own on.
+pub(super) fn tensor_scatter<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
+    let (cache, update) = (cx.var(0)?, cx.var(1)?);
+    let axis = cx.axis(cx.int("axis", -2), cache.rank())?;
+    let circular = match cx.text("mode", "linear").as_str() {
+        "linear" => false,
+        "circular" => true,
+        other => return Err(cx.error(format!("there is no mode `{other}`"))),
+    };
+    if axis == 0 || update.rank() != cache.rank() {
+        return Err(cx.error(format!("{} does not fit axis {axis} of {}", update.ty(), cache.ty())));
+    }
+    let starts = cx.optional(2)?.map(|starts| starts.cast(DType::I64));
+    let operands: Vec<Var> = [cache, update].into_iter().chain(starts).collect();
+    let (own, part) = (cache.shape()[axis].clone(), update.shape()[axis].clone());
+    single(cx.t.generate(cache.ty(), &operands, |g, i| {
+        let mut at = i[axis].clone();
+        if starts.is_some() {
+            at = at - g.load(2, &i[..1], Outside::Fault);
+        }
+        if circular {
+            at = at.modulo(g.dim(&own));
+        }
+        let at = g.bind(at);
+        let inside = at.greater_equal(0i64).and(at.less(g.dim(&part)));
+        let mut index = i.to_vec();
+        index[axis] = at;
+        let new = g.load(1, &index, Outside::Clamp);
+        inside.select(new, g.load(0, i, Outside::Fault))
+    }))
 }
 
 /// Integers as rows with `values[1]` at their place and `values[0]` elsewhere.

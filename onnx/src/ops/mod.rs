@@ -9,12 +9,15 @@ mod linear;
 mod loss;
 mod movement;
 mod norm;
+mod order;
 mod pool;
 mod quantize;
+mod random;
 mod recurrent;
 mod reduce;
 mod resize;
 mod sources;
+mod spatial;
 
 use egret_ir::{Diagnostic, ScalarFn, Var};
 
@@ -40,6 +43,7 @@ type Sources<'t> = Result<Vec<Source<'t>>, Diagnostic>;
 
 /// Importers of operators whose results need not be nodes.
 const VALUES: &[(&str, Values)] = &[
+    ("BitCast", elementwise::bit_cast),
     ("CastLike", elementwise::cast_like),
     ("Constant", sources::constant),
     ("Identity", elementwise::identity),
@@ -50,11 +54,14 @@ const VALUES: &[(&str, Values)] = &[
 
 /// Importers by operator; the scalar functions of the table in `egret-ir` are not repeated here.
 const NODES: &[(&str, Nodes)] = &[
+    ("AffineGrid", spatial::affine_grid),
     ("ArgMax", reduce::arg_max),
     ("ArgMin", reduce::arg_min),
     ("Attention", attention::attention),
     ("AveragePool", pool::average_pool),
     ("BatchNormalization", norm::batch_normalization),
+    ("Bernoulli", random::bernoulli),
+    ("BitShift", elementwise::bit_shift),
     ("BlackmanWindow", sources::blackman_window),
     ("Cast", elementwise::cast),
     ("CausalConvWithState", attention::causal_conv_with_state),
@@ -62,11 +69,15 @@ const NODES: &[(&str, Nodes)] = &[
     ("CenterCropPad", movement::center_crop_pad),
     ("Clip", elementwise::clip),
     ("Col2Im", pool::col2im),
+    ("Compress", order::compress),
     ("Concat", movement::concat),
     ("ConstantOfShape", sources::constant_of_shape),
     ("Conv", conv::conv),
     ("ConvInteger", quantize::conv_integer),
     ("ConvTranspose", conv::conv_transpose),
+    ("CumProd", order::cum_prod),
+    ("CumSum", order::cum_sum),
+    ("DeformConv", spatial::deform_conv),
     ("DepthToSpace", movement::depth_to_space),
     ("DequantizeLinear", quantize::dequantize_linear),
     ("Det", linear::det),
@@ -86,6 +97,7 @@ const NODES: &[(&str, Nodes)] = &[
     ("GlobalAveragePool", pool::global_average_pool),
     ("GlobalLpPool", pool::global_lp_pool),
     ("GlobalMaxPool", pool::global_max_pool),
+    ("GridSample", spatial::grid_sample),
     ("GroupNormalization", norm::group_normalization),
     ("HammingWindow", sources::hamming_window),
     ("HannWindow", sources::hann_window),
@@ -105,11 +117,16 @@ const NODES: &[(&str, Nodes)] = &[
     ("MatMulInteger", quantize::matmul_integer),
     ("Max", elementwise::max),
     ("MaxPool", pool::max_pool),
+    ("MaxRoiPool", spatial::max_roi_pool),
+    ("MaxUnpool", pool::max_unpool),
     ("Mean", elementwise::mean),
     ("MeanVarianceNormalization", norm::mean_variance_normalization),
     ("Min", elementwise::min),
     ("Mod", elementwise::modulo),
+    ("Multinomial", random::multinomial),
     ("NegativeLogLikelihoodLoss", loss::negative_log_likelihood),
+    ("NonMaxSuppression", order::non_max_suppression),
+    ("NonZero", order::non_zero),
     ("OneHot", indexing::one_hot),
     ("PRelu", elementwise::prelu),
     ("Pad", movement::pad),
@@ -119,6 +136,10 @@ const NODES: &[(&str, Nodes)] = &[
     ("QuantizeLinear", quantize::quantize_linear),
     ("RMSNormalization", norm::rms_normalization),
     ("RNN", recurrent::rnn),
+    ("RandomNormal", random::random_normal),
+    ("RandomNormalLike", random::random_normal_like),
+    ("RandomUniform", random::random_uniform),
+    ("RandomUniformLike", random::random_uniform_like),
     ("Range", sources::range),
     ("ReduceL1", reduce::l1),
     ("ReduceL2", reduce::l2),
@@ -133,7 +154,11 @@ const NODES: &[(&str, Nodes)] = &[
     ("Reshape", movement::reshape),
     ("Resize", resize::resize),
     ("ReverseSequence", indexing::reverse_sequence),
+    ("RoiAlign", spatial::roi_align),
     ("RotaryEmbedding", attention::rotary_embedding),
+    ("Scatter", indexing::scatter_elements),
+    ("ScatterElements", indexing::scatter_elements),
+    ("ScatterND", indexing::scatter_nd),
     ("Selu", elementwise::selu),
     ("Shape", sources::shape),
     ("Shrink", elementwise::shrink),
@@ -141,18 +166,19 @@ const NODES: &[(&str, Nodes)] = &[
     ("Slice", movement::slice),
     ("Softmax", norm::softmax),
     ("SoftmaxCrossEntropyLoss", loss::softmax_cross_entropy),
-    ("Softsign", elementwise::softsign),
     ("SpaceToDepth", movement::space_to_depth),
     ("Split", movement::split),
     ("Squeeze", movement::squeeze),
     ("Sum", elementwise::sum),
     ("SwiGLU", elementwise::swiglu),
     ("Swish", elementwise::swish),
-    ("Tan", elementwise::tan),
+    ("TensorScatter", indexing::tensor_scatter),
     ("ThresholdedRelu", elementwise::thresholded_relu),
     ("Tile", movement::tile),
+    ("TopK", order::top_k),
     ("Transpose", movement::transpose),
     ("Trilu", indexing::trilu),
+    ("Unique", order::unique),
     ("Unsqueeze", movement::unsqueeze),
     ("Upsample", resize::upsample),
 ];

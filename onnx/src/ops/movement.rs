@@ -245,19 +245,20 @@ pub(super) fn pad<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
     single(inside.select(y.then(pad, &[]), varying.reshape(Shape::scalar())))
 }
 
-/// Padding that repeats elements, as a look-up along each axis.
+/// Padding that repeats elements, as a look-up along each axis: with indices that are known now where extents are.
 fn by_index<'t>(cx: &Cx<'_, 't>, x: Var<'t>, mode: &str, low: &[Dim], high: &[Dim]) -> Results<'t> {
     let mut y = x;
     for axis in 0..low.len() {
-        let (Some(low), Some(high), Some(extent)) =
-            (low[axis].as_const(), high[axis].as_const(), x.shape()[axis].as_const())
-        else {
-            return Err(cx.open_extent(format!("mode {mode} needs extents that are numbers, not {}", x.shape())));
-        };
-        if low == 0 && high == 0 {
+        if low[axis].is(0) && high[axis].is(0) {
             continue;
         }
-        let total = usize::try_from(low + extent + high).ok().filter(|n| extent > 0 && *n < 1 << 24);
+        let extent = x.shape()[axis].clone();
+        let total = low[axis].clone() + extent.clone() + high[axis].clone();
+        let (Some(low), Some(total), Some(extent)) = (low[axis].as_const(), total.as_const(), extent.as_const()) else {
+            y = super::spatial::padded(cx, y, axis, &low[axis], total, mode)?;
+            continue;
+        };
+        let total = usize::try_from(total).ok().filter(|n| extent > 0 && *n < 1 << 24);
         let Some(total) = total else { return Err(cx.error("the padding does not fit")) };
         let place = |i: usize| {
             let at = i as i64 - low;

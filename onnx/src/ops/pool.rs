@@ -1,6 +1,6 @@
 //! Pooling.
 
-use egret_ir::ops::{Pad, ReduceKind, Window, WindowKind};
+use egret_ir::ops::{Pad, Places, ReduceKind, ScatterKind, Window, WindowKind};
 use egret_ir::{DType, Diagnostic, Dim, Literal, Shape, TensorType, Var};
 
 use super::Results;
@@ -207,6 +207,44 @@ pub(super) fn col2im<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
     let mut y = sum.ok_or_else(|| cx.error("the blocks are empty"))?;
     for i in 0..n {
         y = y.narrow(i as isize + 2, pads[i], image[i]);
+    }
+    single(y)
+}
+
+/// Elements back at the places that they had before pooling, zeros elsewhere; around that, if the result is larger.
+pub(super) fn max_unpool<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
+    let (x, index) = (cx.var(0)?, cx.var(1)?);
+    let shape = x.shape();
+    let n = shape.rank().saturating_sub(2);
+    let (size, stride) = (spatial(cx, "kernel_shape", n)?, spatial(cx, "strides", n)?);
+    let pads = cx.int_list("pads").filter(|l| !l.is_empty()).unwrap_or(vec![0; 2 * n]);
+    if n == 0 || pads.len() != 2 * n || pads.iter().any(|p| !(0..=LARGEST).contains(p)) {
+        return Err(cx.error(format!("pads {pads:?} of {}", x.ty())));
+    }
+    let grown = |i: usize| {
+        let extent = (shape[2 + i].clone() - Dim::ONE) * Dim::from(stride[i]);
+        extent + Dim::from(size[i] - pads[i] - pads[n + i])
+    };
+    let image: Shape = shape[..2].iter().cloned().chain((0..n).map(grown)).collect();
+    let total = image.elements();
+    if total.range().1 < 0 {
+        return Err(cx.error(format!("an image of {image}")));
+    }
+    let zeros = cx.like(x, 0.0).broadcast(Shape::from([total]));
+    let flat = |v: Var<'t>| v.reshape(Shape::from([shape.elements()]));
+    let mut y = zeros.scatter(Places::Rows { axis: 0 }, ScatterKind::Set, flat(index), flat(x)).reshape(image.clone());
+    if cx.has(2) {
+        let wanted = cx.dims(2)?;
+        if wanted.len() != image.rank() {
+            return Err(cx.error(format!("a result of rank {}", wanted.len())));
+        }
+        let extents = cx.extents(&image)?;
+        let wanted = cx.extents(&wanted)?;
+        let high: Vec<i64> = wanted.iter().zip(&extents).map(|(want, have)| want - have).collect();
+        if high.iter().any(|p| !(0..=LARGEST).contains(p)) {
+            return Err(cx.error(format!("{image} does not fit into {wanted:?}")));
+        }
+        y = y.pad(&vec![0; high.len()], &high, 0.0);
     }
     single(y)
 }

@@ -9,8 +9,9 @@ use crate::graph::single;
 /// No axis is resampled to more elements.
 const LARGEST: i64 = 1 << 24;
 
-/// Rows of more taps than this are one product with a matrix of weights.
-const TAPS: usize = 16;
+/// Rows of more taps than this are one product with a matrix of weights, which is a kernel of its own: the steps of two
+/// axes in one kernel multiply.
+const TAPS: usize = 6;
 
 /// The interpolation, by the node's attributes.
 struct Filter {
