@@ -181,3 +181,75 @@ impl Trainer {
 fn scalar(value: f32) -> Tensor {
     Tensor::scalar(egret_ir::Literal::float(value.into(), egret_ir::DType::F32))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use egret_ir::{ScalarFn, i64};
+    use egret_nn::{Adam, Conv2d, Flatten, Layer, Linear, MaxPool2d, Sequential, Sgd, data, loss};
+
+    /// Losses and last parameters of three steps.
+    fn train(device: &Device, optimiser: &dyn Optimiser) -> (Vec<f32>, Vec<f32>, Vec<Tensor>) {
+        let net = Sequential::new()
+            .named("conv", Conv2d::new(6, 3).stride(2))
+            .layer(ScalarFn::Relu)
+            .layer(MaxPool2d::new(2))
+            .layer(Flatten)
+            .named("out", Linear::new(10));
+        let mut trainer = Trainer::new(device, optimiser, 3, |p| {
+            let images = p.tracer().input("x", f32(shape!["batch", 1, 28, 28]));
+            let logits = net.forward(p, images);
+            Objective::new(loss::cross_entropy(logits, p.tracer().input("y", i64(shape!["batch"]))))
+                .output("logits", logits)
+        })
+        .unwrap();
+        let digits = data::digits(24, 5);
+        let (mut losses, mut after) = (Vec::new(), Vec::new());
+        for (x, y) in digits.batches(10) {
+            losses.push(trainer.step(&[("x", &x), ("y", &y)]).unwrap());
+            after.push(trainer.evaluate(&[("x", &x), ("y", &y)]).unwrap().scalar("loss").unwrap());
+        }
+        let parameters = trainer.parameters().iter().map(|name| trainer.parameter(name).unwrap()).collect();
+        (losses, after, parameters)
+    }
+
+    #[test]
+    fn compiled_training_is_that_of_the_interpreter() {
+        for optimiser in [&Adam::default() as &dyn Optimiser, &Sgd::momentum(0.9)] {
+            let (losses, after, parameters) = train(&Device::cpu().with_threads(2), optimiser);
+            let (want_losses, want_after, want) = train(&Device::interpreter(), optimiser);
+            let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5);
+            assert!(close(&losses, &want_losses) && close(&after, &want_after), "{losses:?} for {want_losses:?}");
+            assert!(after.iter().zip(&losses).all(|(after, before)| after < before), "{losses:?}, then {after:?}");
+            for (have, want) in parameters.iter().zip(&want) {
+                let worst = have.values().zip(want.values()).map(|(a, b)| (a.as_f64() - b.as_f64()).abs());
+                assert!(worst.fold(0.0, f64::max) < 2e-5);
+            }
+        }
+    }
+
+    #[test]
+    fn states_belong_to_one_kind_of_device() {
+        let graph = trace(|t| {
+            let n = t.state("n", scalar(0.0));
+            t.update(n, n + 1.0);
+            n
+        })
+        .unwrap();
+        let (cpu, reference) = (Device::cpu(), Device::interpreter());
+        let (cpu, reference) = (crate::compile(&graph, &cpu).unwrap(), crate::compile(&graph, &reference).unwrap());
+        let state = cpu.state().unwrap();
+        assert_eq!(reference.session_with(&state).err().unwrap().diagnostic().code, "E0802");
+        for exe in [cpu, reference] {
+            let state = exe.state().unwrap();
+            let (mut one, mut other) = (exe.session_with(&state).unwrap(), exe.session_with(&state).unwrap());
+            assert_eq!(one.run(&[]).unwrap().scalar("output"), Some(0.0));
+            assert_eq!(other.run(&[]).unwrap().scalar("output"), Some(1.0));
+            assert_eq!(state.get("n").unwrap(), scalar(2.0));
+            state.set("n", &scalar(7.0)).unwrap();
+            assert_eq!(one.run(&[]).unwrap().scalar("output"), Some(7.0));
+            assert_eq!(exe.session().unwrap().run(&[]).unwrap().scalar("output"), Some(0.0));
+            assert_eq!(state.get("m").unwrap_err().diagnostic().code, "E0513");
+        }
+    }
+}

@@ -5,5 +5,5 @@
 mod attack;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    attack::attack(bytes);
+    attack::attack(bytes, &egret_ir::Tensors::new());
 });

@@ -171,6 +171,15 @@ impl<'t> Cx<'_, 't> {
         Ok(if known.scalar { all.reshape(Shape::scalar()) } else { all })
     }
 
+    /// A value that was just made, or why it was not: what has no type has no extents either.
+    pub(crate) fn made(&self, var: Var<'t>) -> Result<Var<'t>, Diagnostic> {
+        if var.id().is_some() {
+            return Ok(var);
+        }
+        let first = self.t.error().or_else(|| self.region.root.error());
+        Err(first.unwrap_or_else(|| self.error("the operands do not fit")))
+    }
+
     /// Operand `i` as a node, if it is there.
     pub(crate) fn optional(&mut self, i: usize) -> Result<Option<Var<'t>>, Diagnostic> {
         if self.has(i) { self.var(i).map(Some) } else { Ok(None) }

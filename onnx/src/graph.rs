@@ -6,6 +6,7 @@ use std::sync::Arc;
 use egret_ir::interpret::interpret;
 use egret_ir::tracer::extend;
 use egret_ir::{DType, Diagnostic, Dim, Graph, Literal, Op, Shape, Tensor, TensorType, Tensors, Tracer, Var};
+use prost::Message;
 use smallvec::SmallVec;
 
 use crate::cx::{Cx, Region, Scope, Source, origin};
@@ -213,6 +214,7 @@ fn call<'t>(
     node: &NodeProto,
     scope: &Scope<'t>,
 ) -> Result<Vec<Source<'t>>, Diagnostic> {
+    at.model.count_bytes(node, function.encoded_len())?;
     let at = Region { opset: opset(&function.opset_import), ..deeper(at, node)? };
     let mut inner = Scope::default();
     for (formal, actual) in function.input.iter().zip(&node.input).filter(|(_, actual)| !actual.is_empty()) {

@@ -139,7 +139,10 @@ fn sizes_that_no_memory_holds() {
         let shape = if op == "Tile" { ints(&[1 << 62]) } else { huge() };
         let _ = import(&model(x(), vec![("s", shape)], vec![node(op, &["x", "s"], &["y"])]));
     }
-    assert_eq!(refused(&model(vec![], vec![("s", huge())], vec![node("ConstantOfShape", &["s"], &["y"])])).code, "E0305");
+    assert_eq!(
+        refused(&model(vec![], vec![("s", huge())], vec![node("ConstantOfShape", &["s"], &["y"])])).code,
+        "E0305"
+    );
     let range = vec![("a", ints(&[0])), ("b", ints(&[i64::MAX])), ("c", ints(&[1]))];
     assert_eq!(refused(&model(vec![], range, vec![node("Range", &["a", "b", "c"], &["y"])])).code, "E0305");
     let mut liar = to_proto("w", &Tensor::zeros(DType::F32, &[2]));
@@ -151,10 +154,8 @@ fn sizes_that_no_memory_holds() {
 
 #[test]
 fn functions_that_call_themselves_or_double() {
-    let call = |name: &str, inputs: &[&str], outputs: &[&str]| NodeProto {
-        domain: "f".into(),
-        ..node(name, inputs, outputs)
-    };
+    let call =
+        |name: &str, inputs: &[&str], outputs: &[&str]| NodeProto { domain: "f".into(), ..node(name, inputs, outputs) };
     let function = |name: &str, nodes| FunctionProto {
         name: name.into(),
         domain: "f".into(),

@@ -7,6 +7,8 @@
 mod cx;
 mod dims;
 mod graph;
+#[cfg(test)]
+mod hostile;
 mod load;
 mod model;
 mod ops;

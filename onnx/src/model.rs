@@ -93,7 +93,12 @@ impl<'m> Model<'m> {
 
     /// Counts a node.
     pub(crate) fn count(&self, node: &NodeProto) -> Result<(), Diagnostic> {
-        match self.nodes.get().checked_sub(1) {
+        self.count_bytes(node, 0)
+    }
+
+    /// Counts a node whose body of so many bytes is copied.
+    pub(crate) fn count_bytes(&self, node: &NodeProto, bytes: usize) -> Result<(), Diagnostic> {
+        match self.nodes.get().checked_sub(1 + bytes / 4096) {
             Some(left) => {
                 self.nodes.set(left);
                 Ok(())

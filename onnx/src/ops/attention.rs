@@ -113,8 +113,8 @@ pub(super) fn attention<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
     if cx.has(4) || cx.has(5) {
         let (past_k, past_v) = (cx.var(4)?, cx.var(5)?);
         past = past_k.shape().get(2).cloned();
-        k = cx.t.concat(&[past_k, k], 2);
-        v = cx.t.concat(&[past_v, v], 2);
+        k = cx.made(cx.t.concat(&[past_k, k], 2))?;
+        v = cx.made(cx.t.concat(&[past_v, v], 2))?;
     }
     let (present_k, present_v) = (k, v);
     let keys = k.shape().get(2).cloned().unwrap_or(Dim::ZERO);
@@ -144,11 +144,8 @@ pub(super) fn attention<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
     let logits = mask.bias.map_or(capped, |bias| capped + bias);
     let precise = cx.dtype("softmax_precision")?.unwrap_or(q.dtype());
     let mut shares = logits.cast(precise).softmax(-1).cast(v.dtype());
-    let empty = mask.bias.filter(|_| mask.may_be_empty).map(|bias| {
-        // the mask as it is for every key, so that its maximum is that of a row
-        let last = bias.rank() - 1;
-        bias.reduce_max(&[last as isize], true).equal(f64::NEG_INFINITY)
-    });
+    let masked = mask.bias.filter(|_| mask.may_be_empty);
+    let empty = masked.map(|bias| bias.reduce_max(&[-1], true).equal(f64::NEG_INFINITY));
     let mut y = shares.dot_general(v, "bhqk,bhkd->bhqd");
     if let Some(empty) = empty {
         y = empty.select(cx.like(y, 0.0), y);
@@ -161,7 +158,8 @@ pub(super) fn attention<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
         3 => shares,
         mode => return Err(cx.error(format!("qk_matmul_output_mode {mode} is not in 0..=3"))),
     };
-    Ok(vec![if packed { joined(y) } else { y }, present_k, present_v, scores.cast(q.dtype())])
+    let y = if packed { joined(cx.made(y)?) } else { y };
+    Ok(vec![y, present_k, present_v, scores.cast(q.dtype())])
 }
 
 /// Pairs of elements turned by the angle of their place.
@@ -198,7 +196,7 @@ pub(super) fn rotary_embedding<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
     if turned != *width {
         y = cx.t.concat(&[y, x.narrow(3, turned.clone(), width.clone() - turned)], 3);
     }
-    single(if packed { joined(y) } else { y })
+    single(if packed { joined(cx.made(y)?) } else { y })
 }
 
 /// A recurrence over a state `[batch, heads, keys, values]` in f32: `S ← g·S + β·k ⊗ (v − g·Sᵀk)`, `y = scale·Sᵀq`, with
@@ -266,7 +264,7 @@ pub(super) fn linear_attention<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
         (vec![state], vec![q.dot_general(state, "bhgk,bhkv->bhgv")])
     });
     // [time, batch, heads, group, values]
-    let y = ys[0].transpose(&[1, 0, 2, 3, 4]);
+    let y = cx.made(ys[0])?.transpose(&[1, 0, 2, 3, 4]);
     let s = y.shape();
     let width = s[2].clone() * s[3].clone() * s[4].clone();
     let y = y.reshape(Shape::from([s[0].clone(), s[1].clone(), width])).cast(dtype);

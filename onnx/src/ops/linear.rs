@@ -80,7 +80,7 @@ pub(super) fn einsum<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
             }
         }
         let target = if last { out.clone() } else { kept };
-        left = (contract(cx, left, right, &target)?, target);
+        left = (cx.made(contract(cx, left, right, &target)?)?, target);
     }
     single(left.0)
 }

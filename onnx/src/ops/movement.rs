@@ -160,7 +160,7 @@ pub(super) fn slice<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
         return Err(cx.error("starts, ends, axes and steps differ in length"));
     }
     for (i, axis) in axes.iter().enumerate() {
-        let extent = x.shape()[*axis].clone();
+        let extent = cx.made(x)?.shape()[*axis].clone();
         let place = *axis as isize;
         if steps[i] == 0 {
             return Err(cx.error("a step is 0"));
@@ -228,7 +228,7 @@ pub(super) fn pad<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
         let cut = |pad: &Dim| pad.as_const().filter(|p| *p < 0).map_or(0, |p| -p);
         let (before, after) = (cut(&low[axis]), cut(&high[axis]));
         if before + after > 0 {
-            let extent = y.shape()[axis].clone();
+            let extent = cx.made(y)?.shape()[axis].clone();
             y = y.slice(axis as isize, before, extent - Dim::from(after), 1);
         }
     }
@@ -252,7 +252,7 @@ fn by_index<'t>(cx: &Cx<'_, 't>, x: Var<'t>, mode: &str, low: &[Dim], high: &[Di
         if low[axis].is(0) && high[axis].is(0) {
             continue;
         }
-        let extent = x.shape()[axis].clone();
+        let extent = cx.made(y)?.shape()[axis].clone();
         let total = low[axis].clone() + extent.clone() + high[axis].clone();
         let (Some(low), Some(total), Some(extent)) = (low[axis].as_const(), total.as_const(), extent.as_const()) else {
             y = super::spatial::padded(cx, y, axis, &low[axis], total, mode)?;
@@ -324,7 +324,7 @@ pub(super) fn center_crop_pad<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
         return Err(cx.error(format!("{} extents for {} axes", wanted.len(), axes.len())));
     }
     for (axis, want) in axes.into_iter().zip(wanted) {
-        let extents = cx.extents(&[x.shape()[axis].clone(), want])?;
+        let extents = cx.extents(&[cx.made(x)?.shape()[axis].clone(), want])?;
         let (have, want) = (extents[0], extents[1]);
         if !(0..=LARGEST).contains(&want) {
             return Err(cx.error(format!("an extent of {want}")));

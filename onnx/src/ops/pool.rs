@@ -62,7 +62,7 @@ pub(super) fn max_pool<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
     if !cx.wants(1) {
         return single(y);
     }
-    Ok(vec![y, places(cx, x, y, &window)?])
+    Ok(vec![y, places(cx, x, cx.made(y)?, &window)?])
 }
 
 /// A window of more elements has no indices of maxima, since each is written out.

@@ -7,7 +7,10 @@ use crate::cx::Cx;
 use crate::graph::single;
 
 /// No axis is resampled to more elements.
-const LARGEST: i64 = 1 << 24;
+const LARGEST: i64 = 1 << 20;
+
+/// No matrix of weights has more elements.
+const MATRIX: usize = 1 << 24;
 
 /// Rows of more taps than this are one product with a matrix of weights, which is a kernel of its own: the steps of two
 /// axes in one kernel multiply.
@@ -201,7 +204,7 @@ fn by_taps<'t>(
 /// The axis contracted with a matrix of weights.
 fn product<'t>(cx: &Cx<'_, 't>, x: Var<'t>, axis: usize, rows: &[Vec<(i64, f64)>]) -> Result<Var<'t>, Diagnostic> {
     let extent = cx.extents(&x.shape()[axis..=axis])?[0] as usize;
-    let elements = extent.checked_mul(rows.len()).filter(|n| *n as i64 <= LARGEST);
+    let elements = extent.checked_mul(rows.len()).filter(|n| *n <= MATRIX);
     let elements = elements.ok_or_else(|| cx.unsupported("an antialiased axis this long"))?;
     let mut weights = vec![0f64; elements];
     for (i, row) in rows.iter().enumerate() {
@@ -229,7 +232,7 @@ fn each<'t>(cx: &Cx<'_, 't>, mut x: Var<'t>, targets: &[Target]) -> Results<'t> 
     let filter = Filter::of(cx);
     for target in targets {
         let place = target.axis;
-        let extent = x.shape()[place].clone();
+        let extent = cx.made(x)?.shape()[place].clone();
         if target.size.is_none() && target.scale == Some(1.0) && !filter.crops() {
             continue;
         }

@@ -6,10 +6,11 @@ use egret_ir::{Graph, Op, Tensor, Tensors, Type, interpret};
 const NODES: usize = 2_000;
 const BYTES: i64 = 1 << 16;
 
-/// Imports bytes as a model; a model that is legal must be well formed, and must run, or say why not, on zeros.
-pub fn attack(bytes: &[u8]) -> bool {
-    let graph = match egret_onnx::from_bytes(bytes) {
-        Ok(graph) => graph,
+/// Imports bytes as a model for these inputs, as far as it has them; a model that is legal must be well formed, and must
+/// run, or say why not, on zeros.
+pub fn attack(bytes: &[u8], given: &Tensors) -> bool {
+    let graph = match egret_onnx::from_bytes_for(bytes, given) {
+        Ok(loaded) => loaded.graph,
         Err(error) => {
             assert!(error.code.starts_with('E') && !error.message.is_empty(), "{error:?}");
             return false;

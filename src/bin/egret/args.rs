@@ -26,6 +26,10 @@ pub enum Command {
     Run(RunArgs),
     /// Write a stage of compilation as text.
     Dump(DumpArgs),
+    /// Compare a compiled model with the reference interpreter, and find where they part.
+    Verify(VerifyArgs),
+    /// List operators and element types.
+    Ops,
     /// Say how each kernel came to be.
     Explain(ExplainArgs),
     /// Measure compilation and runs.
@@ -148,6 +152,47 @@ pub enum Stage {
     Cuda,
 }
 
+/// How a graph is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// The text form, which `egret run` reads.
+    Text,
+    /// For Graphviz.
+    Dot,
+    /// Nodes with operands, types and origins.
+    Json,
+}
+
+/// What results are compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Against {
+    /// The reference interpreter.
+    Interpreter,
+    /// Nothing: that it compiles and runs is enough.
+    None,
+}
+
+/// `egret verify`.
+#[derive(Args)]
+pub struct VerifyArgs {
+    #[command(flatten)]
+    pub compile: CompileArgs,
+    #[command(flatten)]
+    pub inputs: InputArgs,
+    /// What results are compared with.
+    #[arg(long, default_value = "interpreter")]
+    pub against: Against,
+    /// Allowed difference relative to the expected element.
+    #[arg(long, default_value_t = 1e-3)]
+    pub rtol: f64,
+    /// Allowed difference beside that.
+    #[arg(long, default_value_t = 1e-4)]
+    pub atol: f64,
+    /// Where the smallest graph that shows a difference goes: FILE.txt, and FILE.inputs beside it.
+    #[arg(short, value_name = "FILE", default_value = "difference")]
+    pub output: PathBuf,
+}
+
 /// `egret dump`.
 #[derive(Args)]
 pub struct DumpArgs {
@@ -156,6 +201,12 @@ pub struct DumpArgs {
     /// Which stage.
     #[arg(long)]
     pub stage: Stage,
+    /// How a graph is written; only text can be read back.
+    #[arg(long, default_value = "text")]
+    pub format: Format,
+    /// A folder with inputs, for a model whose shapes depend on them.
+    #[arg(long, value_name = "DIR")]
+    pub inputs: Option<PathBuf>,
     /// The file; a graph's weights go into a `.safetensors` file beside it. Standard output if not given.
     #[arg(short, value_name = "FILE")]
     pub output: Option<PathBuf>,

@@ -2,21 +2,29 @@
 
 use std::fmt::Write;
 
-use egret::ir::text;
+use egret::ir::{NodeId, Op, text};
 use egret::{Compiled, Diagnostic, Graph, Program};
+use serde_json::{Value, json};
 
-use crate::args::{DumpArgs, Stage};
+use crate::args::{DumpArgs, Format, Stage};
 use crate::failure::Failure;
 use crate::model;
 
 /// Writes a stage of compilation.
 pub fn dump(args: &DumpArgs) -> Result<(), Failure> {
-    if matches!(args.stage, Stage::Clif | Stage::Asm | Stage::Cuda) {
+    if matches!(args.stage, Stage::Asm | Stage::Cuda) {
         let message = format!("the stage `{}` cannot be written yet", format!("{:?}", args.stage).to_lowercase());
-        let help = "stages: imported, raised, rewritten, kernels, plan";
+        let help = "stages: imported, raised, rewritten, kernels, plan, clif";
         return Err(Diagnostic::new("E0953", message).help(help).into());
     }
-    let graph = model::load(&args.compile.model)?;
+    let of_graph = matches!(args.stage, Stage::Imported | Stage::Raised | Stage::Rewritten);
+    if args.format != Format::Text && !of_graph {
+        return Err(Failure::usage("only graphs can be written as dot or json: imported, raised, rewritten"));
+    }
+    let graph = match &args.inputs {
+        Some(folder) => model::load_for(&args.compile.model, folder)?.graph,
+        None => model::load(&args.compile.model)?,
+    };
     if args.stage == Stage::Imported {
         return write_graph(args, &graph);
     }
@@ -29,15 +37,72 @@ pub fn dump(args: &DumpArgs) -> Result<(), Failure> {
         Stage::Raised => write_graph(args, &compiled.raised),
         Stage::Rewritten => write_graph(args, &compiled.rewritten.graph),
         Stage::Kernels => write_text(args, &kernels(&compiled)),
+        Stage::Clif => {
+            let options = egret_compiler::plan::Options { exact: args.compile.target.exact };
+            let texts = egret_compiler::plan::clif(&compiled.rewritten.graph, &description, &options)?;
+            let named = |(id, text): &(egret_program::KernelId, String)| {
+                format!("; {}\n{}\n", compiled.program.kernel(*id).name, text.trim_end())
+            };
+            write_text(args, &texts.iter().map(named).collect::<Vec<_>>().join("\n"))
+        }
         _ => write_text(args, &plan(&compiled.program)),
     }
 }
 
 fn write_graph(args: &DumpArgs, graph: &Graph) -> Result<(), Failure> {
-    match &args.output {
-        Some(path) => Ok(text::save(path, graph)?),
-        None => write_text(args, &text::print(graph)),
+    match (args.format, &args.output) {
+        (Format::Text, Some(path)) => Ok(text::save(path, graph)?),
+        (Format::Text, None) => write_text(args, &text::print(graph)),
+        (Format::Dot, _) => write_text(args, &dot(graph)),
+        (Format::Json, _) => write_text(args, &format!("{:#}\n", as_json(graph))),
     }
+}
+
+/// The graph in the language of Graphviz: an edge goes from operand to reader.
+fn dot(graph: &Graph) -> String {
+    let mut out = String::from("digraph {\n  node [shape=box]\n");
+    let label = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
+    for (id, node) in graph.iter() {
+        let name = match leaf(&node.op) {
+            Some(name) => format!("{} {name}", node.op.home().name()),
+            None => node.op.home().name().to_string(),
+        };
+        let _ = writeln!(out, "  n{} [label=\"{}\\n{}\"]", id.index(), label(&name), label(&node.ty.to_string()));
+        for operand in &node.operands {
+            let _ = writeln!(out, "  n{} -> n{}", operand.index(), id.index());
+        }
+    }
+    for (name, id) in graph.outputs() {
+        let _ = writeln!(out, "  \"output {0}\" [shape=oval]\n  n{1} -> \"output {0}\"", label(name), id.index());
+    }
+    out + "}\n"
+}
+
+fn leaf(op: &Op) -> Option<&str> {
+    match op {
+        Op::Input(leaf) => Some(&leaf.name),
+        Op::Param(leaf) => Some(&leaf.name),
+        Op::State(leaf) => Some(&leaf.name),
+        _ => None,
+    }
+}
+
+fn as_json(graph: &Graph) -> Value {
+    let node = |(id, node): (NodeId, &egret::ir::Node)| {
+        let operands: Vec<usize> = node.operands.iter().map(|o| o.index()).collect();
+        let origins: Vec<String> = graph.origins(id).iter().map(ToString::to_string).collect();
+        json!({
+            "id": id.index(), "op": node.op.home().name(), "name": leaf(&node.op), "type": node.ty.to_string(),
+            "operands": operands, "origins": origins,
+        })
+    };
+    let named = |list: &[(String, NodeId)]| -> Vec<Value> {
+        list.iter().map(|(name, id)| json!({ "name": name, "node": id.index() })).collect()
+    };
+    json!({
+        "nodes": graph.iter().map(node).collect::<Vec<Value>>(),
+        "outputs": named(graph.outputs()), "updates": named(graph.updates()),
+    })
 }
 
 fn write_text(args: &DumpArgs, text: &str) -> Result<(), Failure> {

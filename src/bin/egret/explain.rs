@@ -35,7 +35,8 @@ pub fn explain(args: &ExplainArgs, as_json: bool) -> Result<(), Failure> {
         return Err(Failure::usage("the interpreter compiles nothing, so there is nothing to explain"));
     };
     let compiled = egret_compiler::compile(&graph, &description, &args.compile.target.options())?;
-    let all = entries(&compiled);
+    let raised = raise_rules(&graph, &compiled)?;
+    let all = entries(&compiled, &raised);
     let total = all.len();
     let chosen: Vec<Entry> = match &args.node {
         Some(name) => all.into_iter().filter(|entry| entry.mentions(name)).collect(),
@@ -60,7 +61,7 @@ fn origins(graph: &Graph, id: NodeId) -> String {
     graph.origins(id).iter().map(|origin| origin.to_string()).collect::<Vec<_>>().join(", ")
 }
 
-fn entries(compiled: &Compiled) -> Vec<Entry> {
+fn entries(compiled: &Compiled, raised: &BTreeMap<NodeId, Vec<&'static str>>) -> Vec<Entry> {
     let graph = &compiled.rewritten.graph;
     let original = compiled.rewritten.original();
     let mut by_origin: BTreeMap<String, Vec<NodeId>> = BTreeMap::new();
@@ -69,7 +70,6 @@ fn entries(compiled: &Compiled) -> Vec<Entry> {
             by_origin.entry(origins(graph, id)).or_default().push(id);
         }
     }
-    let raised = raise_rules(compiled);
     let line = |id: &NodeId| {
         let explanation = compiled.rewritten.explain(*id).unwrap_or_default();
         let place = |id: NodeId| {
@@ -78,7 +78,7 @@ fn entries(compiled: &Compiled) -> Vec<Entry> {
             if origin.is_empty() { format!("%{} {name}", id.index()) } else { format!("{name} of {origin}") }
         };
         let mut rules: Vec<&'static str> =
-            explanation.covers.iter().flat_map(|c| raised.get(c)).flatten().copied().collect();
+            explanation.covers.iter().filter_map(|c| raised.get(c)).flatten().copied().collect();
         rules.dedup();
         NodeLine {
             name: format!("%{} {}", id.index(), described(graph, *id)),
@@ -116,16 +116,28 @@ fn described(graph: &Graph, id: NodeId) -> String {
     }
 }
 
-/// Rules that raise applied, by the node of the graph before rewriting that they gave.
-fn raise_rules(compiled: &Compiled) -> BTreeMap<NodeId, Vec<&'static str>> {
+/// Rules that raise applied, by the node of the graph before rewriting.
+///
+/// Differentiation and the canonicalisation after it number nodes anew, so raise is repeated and its nodes are found by
+/// operator, type and origins.
+fn raise_rules(graph: &Graph, compiled: &Compiled) -> Result<BTreeMap<NodeId, Vec<&'static str>>, Failure> {
+    let (raised, log) = egret_compiler::raise::raise(&egret_compiler::raise::canonicalise(graph)?)?;
     let original = compiled.rewritten.original();
+    let key = |graph: &Graph, id: NodeId| (graph.node(id).op.clone(), graph.ty(id).clone(), origins(graph, id));
+    let mut nodes: BTreeMap<_, Vec<NodeId>> = BTreeMap::new();
+    for (id, _) in original.iter() {
+        nodes.entry(key(original, id)).or_default().push(id);
+    }
     let mut rules: BTreeMap<NodeId, Vec<&'static str>> = BTreeMap::new();
-    for applied in &compiled.raise_log {
-        if applied.node.index() < original.nodes().len() {
-            rules.entry(applied.node).or_default().push(applied.rule);
+    for applied in log {
+        for id in nodes.get(&key(&raised, applied.node)).into_iter().flatten() {
+            let known = rules.entry(*id).or_default();
+            if !known.contains(&applied.rule) {
+                known.push(applied.rule);
+            }
         }
     }
-    rules
+    Ok(rules)
 }
 
 impl Entry {

@@ -1,4 +1,4 @@
-//! The `egret` command: runs, shows, explains and measures models.
+//! The `egret` command: runs, verifies, shows, explains and measures models.
 
 mod args;
 mod batch;
@@ -7,8 +7,10 @@ mod dump;
 mod explain;
 mod failure;
 mod model;
+mod ops;
 mod run;
 mod tensors;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -22,6 +24,11 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Run(args) => run::run(args, json),
         Command::Dump(args) => dump::dump(args),
+        Command::Verify(args) => verify::verify(args, json),
+        Command::Ops => {
+            ops::ops(json);
+            Ok(())
+        }
         Command::Explain(args) => explain::explain(args, json),
         Command::Bench(args) => bench::bench(args, json),
     };

@@ -109,20 +109,24 @@ fn summary(tensor: &Tensor) -> Summary {
     summary
 }
 
+/// What differs, in a line.
+pub fn errors(difference: &Difference) -> String {
+    if let Some(types) = &difference.types {
+        return types.clone();
+    }
+    let (absolute, relative) = (difference.absolute, difference.relative);
+    let errors = format!("largest error {absolute:.3e} absolute, {relative:.3e} relative");
+    match difference.first {
+        None => format!("{errors}, as expected"),
+        Some((i, have, want)) => {
+            format!("{errors}; {} elements are wrong, first [{i}]: {have}, not {want}", difference.wrong)
+        }
+    }
+}
+
 fn describe(tensor: &Tensor, difference: Option<&Difference>) -> String {
     if let Some(difference) = difference {
-        if let Some(types) = &difference.types {
-            return types.clone();
-        }
-        let (absolute, relative) = (difference.absolute, difference.relative);
-        let errors = format!("{}: largest error {absolute:.3e} absolute, {relative:.3e} relative", typed(tensor));
-        return match difference.first {
-            None => format!("{errors}, as expected"),
-            Some((i, have, want)) => {
-                let wrong = difference.wrong;
-                format!("{errors}; {wrong} of {} are wrong, first [{i}]: {have}, not {want}", tensor.elements())
-            }
-        };
+        return format!("{}: {}", typed(tensor), errors(difference));
     }
     if tensor.elements() == 0 {
         return format!("{}, empty", typed(tensor));

@@ -36,7 +36,9 @@ impl Check {
     fn differences(&self, graph: &Graph, inputs: &[(String, Tensor)]) -> Result<Vec<(String, Difference)>, Failure> {
         let (have, want) = (self.compiled(graph, inputs)?, reference(graph, inputs)?);
         let pairs = have.into_iter().zip(want);
-        Ok(pairs.map(|((name, have), (_, want))| (name, tensors::compare(&have, &want, self.rtol, self.atol))).collect())
+        Ok(pairs
+            .map(|((name, have), (_, want))| (name, tensors::compare(&have, &want, self.rtol, self.atol)))
+            .collect())
     }
 
     /// Whether the value of one node differs when it is the only output.
@@ -132,11 +134,17 @@ pub fn verify(args: &VerifyArgs, as_json: bool) -> Result<(), Failure> {
     if as_json {
         let outputs: Vec<_> = differences
             .iter()
-            .map(|(name, d)| json!({ "name": name, "ok": d.is_none(), "max_absolute_error": d.absolute,
-                "max_relative_error": d.relative, "wrong": d.wrong, "mismatch": d.types }))
+            .map(|(name, d)| {
+                json!({ "name": name, "ok": d.is_none(), "max_absolute_error": d.absolute,
+                "max_relative_error": d.relative, "wrong": d.wrong, "mismatch": d.types })
+            })
             .collect();
-        let first = found.as_ref().map(|f| json!({ "node": f.node, "origin": f.origin, "graph": f.path, "nodes": f.nodes }));
-        println!("{:#}", json!({ "ok": wrong.is_none(), "against": "interpreter", "outputs": outputs, "first": first }));
+        let first =
+            found.as_ref().map(|f| json!({ "node": f.node, "origin": f.origin, "graph": f.path, "nodes": f.nodes }));
+        println!(
+            "{:#}",
+            json!({ "ok": wrong.is_none(), "against": "interpreter", "outputs": outputs, "first": first })
+        );
     } else if let Some(found) = &found {
         println!("the first value that differs is {} ({})", found.node, found.origin);
         println!(
@@ -159,7 +167,13 @@ struct Found {
 }
 
 impl Found {
-    fn search(check: &Check, graph: &Graph, inputs: &[(String, Tensor)], output: usize, to: &Path) -> Result<Found, Failure> {
+    fn search(
+        check: &Check,
+        graph: &Graph,
+        inputs: &[(String, Tensor)],
+        output: usize,
+        to: &Path,
+    ) -> Result<Found, Failure> {
         let expanded = egret::ir::autodiff::expand(graph)?;
         let graph = &expanded;
         let root = graph.outputs()[output].1;
@@ -206,7 +220,13 @@ impl Found {
         Found::write(graph, first, &part, &in_order(&part, inputs), to)
     }
 
-    fn write(graph: &Graph, id: NodeId, part: &Graph, inputs: &[(String, Tensor)], to: &Path) -> Result<Found, Failure> {
+    fn write(
+        graph: &Graph,
+        id: NodeId,
+        part: &Graph,
+        inputs: &[(String, Tensor)],
+        to: &Path,
+    ) -> Result<Found, Failure> {
         let (path, folder) = (to.with_extension("txt"), to.with_extension("inputs"));
         text::save(&path, part)?;
         tensors::write(&folder, "input", inputs)?;
