@@ -123,14 +123,15 @@ fn described(graph: &Graph, id: NodeId) -> String {
 fn raise_rules(graph: &Graph, compiled: &Compiled) -> Result<BTreeMap<NodeId, Vec<&'static str>>, Failure> {
     let (raised, log) = egret_compiler::raise::raise(&egret_compiler::raise::canonicalise(graph)?)?;
     let original = compiled.rewritten.original();
-    let key = |graph: &Graph, id: NodeId| (graph.node(id).op.clone(), graph.ty(id).clone(), origins(graph, id));
-    let mut nodes: BTreeMap<_, Vec<NodeId>> = BTreeMap::new();
+    let key = |graph: &Graph, id: NodeId| (origins(graph, id), graph.ty(id).to_string());
+    let mut nodes: BTreeMap<(String, String), Vec<NodeId>> = BTreeMap::new();
     for (id, _) in original.iter() {
         nodes.entry(key(original, id)).or_default().push(id);
     }
     let mut rules: BTreeMap<NodeId, Vec<&'static str>> = BTreeMap::new();
     for applied in log {
-        for id in nodes.get(&key(&raised, applied.node)).into_iter().flatten() {
+        let same = |id: &&NodeId| original.node(**id).op == raised.node(applied.node).op;
+        for id in nodes.get(&key(&raised, applied.node)).into_iter().flatten().filter(same) {
             let known = rules.entry(*id).or_default();
             if !known.contains(&applied.rule) {
                 known.push(applied.rule);
