@@ -85,10 +85,10 @@ fn check(case: &Case, set: &Path, outputs: &Path) -> Outcome {
     Outcome::Passed
 }
 
-/// A reason without the names of values: its code, and which operators or what form.
+/// A reason without nodes: its code, and which operators or what form.
 fn class(why: &str) -> String {
-    let end = why.find([';', '`', '(']).unwrap_or(why.len());
-    why[..end].trim().trim_end_matches(':').chars().filter(|c| !c.is_control()).take(120).collect()
+    let end = why.find([';', '(']).unwrap_or(why.len());
+    why[..end].trim().chars().filter(|c| !c.is_control()).take(120).collect()
 }
 
 fn run(cases: &[Case], folder: &Path) -> BTreeMap<String, Outcome> {

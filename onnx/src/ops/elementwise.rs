@@ -4,7 +4,7 @@ use egret_ir::{DType, Dim, Literal, ScalarFn, Shape, Tensor, Var};
 
 use super::{Results, Sources};
 use crate::cx::{Cx, Source};
-use crate::graph::{single, tensor_source};
+use crate::graph::single;
 
 /// A scalar function of the table.
 pub(super) fn scalar<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
@@ -93,24 +93,19 @@ pub(super) fn cast_like<'t>(cx: &mut Cx<'_, 't>) -> Sources<'t> {
     Ok(vec![Source::Var(cx.var(0)?.cast(dtype))])
 }
 
-/// The same bits as another element type of the same size. Integers wrap when they are converted, which is that; of
-/// floats only constants have bits that can be read.
-pub(super) fn bit_cast<'t>(cx: &mut Cx<'_, 't>) -> Sources<'t> {
+/// The same bits as another element type of the same size; those of truth values are 0 and 1.
+pub(super) fn bit_cast<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
     let dtype = cx.dtype("to")?.ok_or_else(|| cx.error("has no element type"))?;
-    let own = cx.element_type(0)?;
-    if own.size() != dtype.size() {
-        return Err(cx.error(format!("{own} and {dtype} differ in size")));
+    let x = cx.var(0)?;
+    if x.dtype().size() != dtype.size() {
+        return Err(cx.error(format!("{} and {dtype} differ in size", x.dtype())));
     }
-    match cx.source(0)? {
-        source if own == dtype => Ok(vec![source.clone()]),
-        Source::Const(tensor) | Source::Param(_, tensor) => {
-            let bits = Tensor::from_bytes(dtype, tensor.shape(), tensor.bytes());
-            let bits = bits.ok_or_else(|| cx.error(format!("{tensor:?} has no such bits")))?;
-            let name = cx.node.output.first().cloned().unwrap_or_default();
-            Ok(vec![tensor_source(cx.region.model, &name, bits)])
-        }
-        _ if own.is_float() || dtype.is_float() => Err(cx.unsupported(format!("the bits of {own} as {dtype}"))),
-        _ => Ok(vec![Source::Var(cx.var(0)?.cast(dtype))]),
+    match (x.dtype(), dtype) {
+        (DType::Bool, _) => single(x.cast(DType::U8).bitcast(dtype)),
+        (_, DType::Bool) => Err(cx.unsupported("truth values of other bits than 0 and 1")),
+        // integers wrap when they are converted, which keeps their bits
+        (from, to) if from.is_int() && to.is_int() => single(x.cast(to)),
+        _ => single(x.bitcast(dtype)),
     }
 }
 

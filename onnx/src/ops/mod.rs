@@ -43,7 +43,6 @@ type Sources<'t> = Result<Vec<Source<'t>>, Diagnostic>;
 
 /// Importers of operators whose results need not be nodes.
 const VALUES: &[(&str, Values)] = &[
-    ("BitCast", elementwise::bit_cast),
     ("CastLike", elementwise::cast_like),
     ("Constant", sources::constant),
     ("Identity", elementwise::identity),
@@ -61,6 +60,7 @@ const NODES: &[(&str, Nodes)] = &[
     ("AveragePool", pool::average_pool),
     ("BatchNormalization", norm::batch_normalization),
     ("Bernoulli", random::bernoulli),
+    ("BitCast", elementwise::bit_cast),
     ("BitShift", elementwise::bit_shift),
     ("BlackmanWindow", sources::blackman_window),
     ("Cast", elementwise::cast),

@@ -334,7 +334,7 @@ fn bilinear(g: &mut Generator, lead: &[Scalar], at: &[Scalar; 2], extents: &[Dim
         let low = g.bind(x.cast(DType::I64).minimum(last.clone()));
         let high = g.bind((low.clone() + 1i64).minimum(last.clone()));
         let ends = low.greater_equal(last);
-        let rest = g.bind(ends.select(0.0f64.beside_float(wide), x - low.cast(wide)));
+        let rest = g.bind(ends.select(0.0, x - low.cast(wide)));
         taps.push([(low, g.bind(number(1.0, &rest) - rest.clone())), (high, rest)]);
     }
     let mut joined: Option<Scalar> = None;
@@ -349,21 +349,10 @@ fn bilinear(g: &mut Generator, lead: &[Scalar], at: &[Scalar; 2], extents: &[Dim
             Some(other) => g.bind(other + value),
         });
     }
-    let zero = 0.0f64.beside_float(wide);
+    let nothing = Scalar::literal(Literal::float(0.0, wide));
     match (outside, joined) {
-        (Some(outside), Some(joined)) => outside.select(zero, joined),
-        _ => zero,
-    }
-}
-
-/// A number of a float type.
-trait OfType {
-    fn beside_float(self, dtype: DType) -> Scalar;
-}
-
-impl OfType for f64 {
-    fn beside_float(self, dtype: DType) -> Scalar {
-        Scalar::literal(Literal::float(self, dtype))
+        (Some(outside), Some(joined)) => outside.select(0.0, joined),
+        _ => nothing,
     }
 }
 
@@ -410,7 +399,7 @@ pub(super) fn max_roi_pool<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
                 g.load(0, &[image.clone(), i[1].clone(), row, column], Outside::Fault)
             })
         });
-        empty.select(0.0f64.beside_float(dtype), most)
+        empty.select(0.0, most)
     }))
 }
 
