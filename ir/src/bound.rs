@@ -4,12 +4,14 @@
 //! holds for any evaluation that rounds each primitive to within a unit in the last place of its element type (of `f32`
 //! where that is a half, whose results then round once more) and sums in any order.
 
+use std::borrow::Cow;
+
 use crate::bind;
 use crate::diagnostic::Diagnostic;
 use crate::dtype::DType;
 use crate::eval::{EvalCx, EvalError, Tensors};
 use crate::graph::{Graph, NodeId};
-use crate::interpret::{InterpretError, NodeError};
+use crate::interpret::{InterpretError, NodeError, learn};
 use crate::ops::{NormKind, Op, Pad, ReduceKind, ScatterKind, WindowKind};
 use crate::scalar::{ExprKind, Literal, ScalarExpr, ScalarFn, ScalarValue};
 use crate::tensor::Tensor;
@@ -32,13 +34,18 @@ pub fn interpret_bounded(graph: &Graph, inputs: &Tensors) -> Result<Vec<(String,
     let bindings = bind::bind(graph, inputs, &states).map_err(|e: Diagnostic| InterpretError::Bind(Box::new(e)))?;
     let cx = EvalCx { bindings: &bindings, inputs, states: &states, weights: &graph.weights };
     let live = graph.live();
+    let mut bindings = Cow::Borrowed(&bindings);
     let mut values: Vec<Vec<Bounded>> = vec![Vec::new(); graph.nodes().len()];
     for (id, node) in graph.iter().filter(|(id, _)| live[id.index()]) {
         let operands: Vec<&Bounded> = node.operands.iter().flat_map(|o| &values[o.index()]).collect();
-        let results = evaluate(&node.op, &operands, &cx).map_err(|error| {
+        let failed = |error| {
             let origin = graph.origins(id).iter().map(|o| (**o).clone()).collect();
             InterpretError::Node(Box::new(NodeError { node: id, op: node.op.home().name(), origin, error }))
-        })?;
+        };
+        let cx = EvalCx { bindings: &bindings, ..cx };
+        let results = evaluate(&node.op, &operands, &cx).map_err(failed)?;
+        let parts: Vec<Tensor> = results.iter().map(|part| part.value.clone()).collect();
+        learn(&node.ty, &parts, &mut bindings).map_err(failed)?;
         values[id.index()] = results;
     }
     let of = |id: NodeId| values[id.index()].first().cloned();

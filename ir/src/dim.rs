@@ -4,8 +4,10 @@
 //! dims that are equal polynomials holds. What is not a polynomial (`floordiv`, `mod`, `min`, `max`, a size known only
 //! at run time) is an atom. Equality of different normal forms is decided by ranges, and may be unknown.
 
+mod fresh;
+mod text;
+
 use std::collections::BTreeMap;
-use std::fmt;
 use std::ops::{Add, Mul, Sub};
 use std::sync::Arc;
 
@@ -152,69 +154,6 @@ impl Dim {
     /// A data-dependent size of at most `bound`.
     pub fn fresh(id: u32, bound: Dim) -> Dim {
         Dim::atom(AtomKind::Fresh { id, bound })
-    }
-
-    /// The name under which [`Bindings`] hold the value of a data-dependent size. No symbol of a text has such a name.
-    pub fn fresh_name(id: u32) -> Arc<str> {
-        format!("fresh({id})").into()
-    }
-
-    /// Number and bound, if this is a data-dependent size and nothing else.
-    pub fn as_fresh(&self) -> Option<(u32, &Dim)> {
-        let Repr::Poly(terms) = &self.0 else { return None };
-        let [Term { factors, coefficient: 1 }] = &terms[..] else { return None };
-        match factors.as_slice() {
-            [atom] => match &*atom.0 {
-                AtomKind::Fresh { id, bound } => Some((*id, bound)),
-                _ => None,
-            },
-            _ => None,
-        }
-    }
-
-    /// Calls `visit` with the number and bound of every data-dependent size, repeats included.
-    pub fn fresh_sizes(&self, visit: &mut dyn FnMut(u32, &Dim)) {
-        let Repr::Poly(terms) = &self.0 else { return };
-        for atom in terms.iter().flat_map(|term| &term.factors) {
-            match &*atom.0 {
-                AtomKind::Symbol { .. } => {}
-                AtomKind::FloorDiv(a, b) | AtomKind::Mod(a, b) | AtomKind::Min(a, b) | AtomKind::Max(a, b) => {
-                    a.fresh_sizes(visit);
-                    b.fresh_sizes(visit);
-                }
-                AtomKind::Fresh { id, bound } => {
-                    bound.fresh_sizes(visit);
-                    visit(*id, bound);
-                }
-            }
-        }
-    }
-
-    /// Whether a run must have begun before the value is known.
-    pub fn is_data_dependent(&self) -> bool {
-        let mut found = false;
-        self.fresh_sizes(&mut |_, _| found = true);
-        found
-    }
-
-    /// A bound from above without data-dependent sizes; `i64::MAX` where none is known.
-    pub fn upper_bound(&self) -> Dim {
-        if !self.is_data_dependent() {
-            return self.clone();
-        }
-        // sums of products of sizes grow with each of them
-        let grows = self.polynomial().iter().all(|(coefficient, factors)| {
-            let plain = |kind: &AtomKind| matches!(kind, AtomKind::Symbol { .. } | AtomKind::Fresh { .. });
-            *coefficient >= 0 && factors.iter().all(plain)
-        });
-        if !grows {
-            return Dim::from(self.range().1);
-        }
-        let mut bounds: BTreeMap<Arc<str>, Dim> = BTreeMap::new();
-        self.fresh_sizes(&mut |id, bound| {
-            bounds.insert(Dim::fresh_name(id), bound.upper_bound());
-        });
-        self.substitute(&|name| bounds.get(name).cloned())
     }
 
     fn atom(kind: AtomKind) -> Dim {
@@ -563,57 +502,6 @@ impl Mul for Dim {
             }
         }
         Dim::normal(products)
-    }
-}
-
-impl fmt::Display for Dim {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Repr::Poly(terms) = &self.0 else {
-            return write!(f, "{}", self.as_const().unwrap_or(0));
-        };
-        // constant last, as people write it
-        let ordered = terms.iter().filter(|t| !t.factors.is_empty());
-        let constant = terms.iter().filter(|t| t.factors.is_empty());
-        for (i, term) in ordered.chain(constant).enumerate() {
-            let magnitude = term.coefficient.unsigned_abs();
-            match (i, term.coefficient < 0) {
-                (0, true) => f.write_str("-")?,
-                (0, false) => {}
-                (_, true) => f.write_str(" - ")?,
-                (_, false) => f.write_str(" + ")?,
-            }
-            if term.factors.is_empty() || magnitude != 1 {
-                write!(f, "{magnitude}")?;
-            }
-            for (j, atom) in term.factors.iter().enumerate() {
-                if j > 0 || magnitude != 1 {
-                    f.write_str("*")?;
-                }
-                write!(f, "{atom:?}")?;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Debug for Dim {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl fmt::Debug for Atom {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &*self.0 {
-            AtomKind::Symbol { name, min: 1, max: i64::MAX } => f.write_str(name),
-            AtomKind::Symbol { name, min, max: i64::MAX } => write!(f, "{name}[{min}..]"),
-            AtomKind::Symbol { name, min, max } => write!(f, "{name}[{min}..{max}]"),
-            AtomKind::FloorDiv(a, b) => write!(f, "floordiv({a}, {b})"),
-            AtomKind::Mod(a, b) => write!(f, "mod({a}, {b})"),
-            AtomKind::Min(a, b) => write!(f, "min({a}, {b})"),
-            AtomKind::Max(a, b) => write!(f, "max({a}, {b})"),
-            AtomKind::Fresh { id, bound } => write!(f, "fresh({id}, {bound})"),
-        }
     }
 }
 

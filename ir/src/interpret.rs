@@ -162,7 +162,7 @@ fn run(graph: &Graph, inputs: &[Tensor], roots: &[NodeId], cx: &EvalCx) -> Resul
 }
 
 /// Binds the data-dependent sizes of a value that has been computed.
-fn learn(ty: &Type, value: &[Tensor], bindings: &mut Cow<Bindings>) -> Result<(), EvalError> {
+pub(crate) fn learn(ty: &Type, value: &[Tensor], bindings: &mut Cow<Bindings>) -> Result<(), EvalError> {
     for (part, tensor) in ty.parts().iter().zip(value) {
         for (dim, extent) in part.shape.iter().zip(tensor.shape()) {
             let Some((id, bound)) = dim.as_fresh() else { continue };
