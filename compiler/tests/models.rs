@@ -16,7 +16,7 @@ use egret_compiler::{CompileOptions, Compiled, Level, compile};
 use egret_ir::{Graph, NodeId, Op, Tensor, Tensors, interpret};
 use egret_program::KernelBody;
 use egret_program::driver::Driver;
-use support::models::{Weights, compiled, difference, inputs, model, recorded, run, weights};
+use support::models::{Weights, compiled, difference, inputs, model, recorded, run, run_measured, weights};
 
 /// Tolerance of recorded outputs: the one that their recorders state.
 const RELATIVE: f64 = 1e-3;
@@ -24,10 +24,15 @@ const ABSOLUTE: f64 = 1e-4;
 
 const LEVELS: [Level; 3] = [Level::None, Level::Greedy, Level::Full];
 
-/// Runs with 1 and 2 threads, which must give the same bits.
+/// Runs with 1, 2 and 7 threads, which must give the same bits, in an arena of at most 1.25 of what lives at once.
 fn run_on_threads(compiled: &Compiled, weights: Weights, given: &Tensors) -> Vec<(String, Tensor)> {
-    let outputs = run(&compiled.program, weights, given, 1);
-    assert!(outputs == run(&compiled.program, weights, given, 2), "bits differ between 1 and 2 threads");
+    let (outputs, memory) = run_measured(&compiled.program, weights, given, 1);
+    for threads in [2, 7] {
+        let others = run(&compiled.program, weights, given, threads);
+        assert!(outputs == others, "bits differ between 1 and {threads} threads");
+    }
+    let (arena, bound) = (memory.arena_bytes, memory.live_bytes_bound);
+    assert!(4 * arena <= 5 * bound, "an arena of {arena} bytes, of which {bound} live at once");
     outputs
 }
 
@@ -45,11 +50,16 @@ fn replays(name: &str, level: Level, compiled: &Compiled) {
     assert!(replayed == compiled.rewritten.graph, "{name} {level:?}: the journal does not give the chosen graph");
 }
 
-fn check(name: &str) {
+fn check(name: &str, levels: &[Level]) {
     let Some(folder) = model(name) else { return };
-    let graph = egret_onnx::load(&folder.join("model.onnx")).unwrap_or_else(|e| panic!("{name}: {e}"));
-    let (given, want) = (inputs(&graph, recorded(&folder, "input")), recorded(&folder, "output"));
-    for level in LEVELS {
+    // some models branch on a value of an input: they are imported for the recorded one
+    let path = folder.join("model.onnx");
+    let names = egret_onnx::inputs(&path).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let given: Tensors = names.into_iter().map(|(name, _)| name).zip(recorded(&folder, "input")).collect();
+    let loaded = egret_onnx::load_for(&path, &given).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let (graph, want) = (loaded.graph, recorded(&folder, "output"));
+    let given: Tensors = given.into_iter().filter(|(name, _)| !loaded.fixed.contains(name)).collect();
+    for &level in levels {
         let compiled = compiled(&graph, level);
         replays(name, level, &compiled);
         let outputs = run_on_threads(&compiled, &weights(&graph), &given);
@@ -58,10 +68,11 @@ fn check(name: &str) {
 }
 
 macro_rules! models {
-    ($($test:ident $name:literal;)*) => { $(#[test] fn $test() { check($name); })* };
+    ($levels:expr; $($test:ident $name:literal;)*) => { $(#[test] fn $test() { check($name, $levels); })* };
 }
 
 models! {
+    &LEVELS;
     mnist_cntk "mnist_cntk";
     super_resolution "super_resolution";
     resnet50 "light/test_light_resnet50";
@@ -69,6 +80,26 @@ models! {
     vgg19 "light/test_light_vgg19";
     all_minilm_l6_v2 "all_minilm_l6_v2";
     dtln_1 "dtln_1";
+}
+
+models! {
+    &[Level::Full];
+    blazeface_front "blazeface_front";
+    byte_bidi_lstm "byte_bidi_lstm";
+    face_landmark "face_landmark";
+    magika_v3_3 "magika_v3_3";
+    mlagents_dungeon_escape "mlagents_dungeon_escape";
+    mlagents_gridworld "mlagents_gridworld";
+    ppocr_cls "ppocr_cls";
+    ppocr_v4_det "ppocr_v4_det";
+    silero_vad_op18_ifless "silero_vad_op18_ifless";
+    ultraface_rfb320 "ultraface_rfb320";
+    alexnet "light/test_light_bvlc_alexnet";
+    densenet121 "light/test_light_densenet121";
+    inception_v1 "light/test_light_inception_v1";
+    inception_v2 "light/test_light_inception_v2";
+    shufflenet "light/test_light_shufflenet";
+    zfnet512 "light/test_light_zfnet512";
 }
 
 /// The small models at every instruction set of this machine: code, drivers and vector functions.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use egret_compiler::{CompileOptions, Compiled, Level, compile};
 use egret_ir::{Graph, NodeId, Op, Tensor, Tensors};
 use egret_program::{DeviceDescription, Program};
-use egret_runtime::{Executable, LoadOptions};
+use egret_runtime::{Executable, LoadOptions, MemoryReport};
 
 /// Values of params by name.
 pub type Weights<'w> = &'w dyn Fn(&str) -> Option<Tensor>;
@@ -70,12 +70,23 @@ pub fn compiled(graph: &Graph, level: Level) -> Compiled {
 
 /// The outputs of a program, by name and in order.
 pub fn run(program: &Program, weights: Weights, given: &Tensors, threads: usize) -> Vec<(String, Tensor)> {
+    run_measured(program, weights, given, threads).0
+}
+
+/// The outputs of a program, and the memory of the session that made them.
+pub fn run_measured(
+    program: &Program,
+    weights: Weights,
+    given: &Tensors,
+    threads: usize,
+) -> (Vec<(String, Tensor)>, MemoryReport) {
     let options = LoadOptions { threads, isa: None };
     let executable = Executable::load(Arc::new(program.clone()), weights, options).unwrap_or_else(|e| panic!("{e}"));
     let mut session = executable.session().unwrap_or_else(|e| panic!("{e}"));
     let given: Vec<(&str, &Tensor)> = given.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
     let outputs = session.run(&given).unwrap_or_else(|e| panic!("{e}"));
-    outputs.iter().map(|output| (output.name().to_string(), output.to_tensor())).collect()
+    let outputs = outputs.iter().map(|output| (output.name().to_string(), output.to_tensor())).collect();
+    (outputs, session.memory())
 }
 
 /// The greatest error as a multiple of what is allowed.
