@@ -218,6 +218,10 @@ table! {
     Softplus "softplus" "Softplus" 1 Defined(|a, t| { let x = a[0].clone();
         x.clone().un(ScalarFn::Relu).add(c(1.0, t).add(x.un(ScalarFn::Abs).un(ScalarFn::Neg).un(ScalarFn::Exp)).un(ScalarFn::Log)) }),
         d!(|a, _, _, _| Some(a[0].clone().un(ScalarFn::Sigmoid)));
+    /// log(sigmoid(x)), as min(x, 0) − log1p(e^−|x|): neither underflow nor cancellation.
+    LogSigmoid "log_sigmoid" "" 1 Defined(|a, t| { let x = a[0].clone();
+        x.clone().bin(ScalarFn::Min, c(0.0, t)).bin(ScalarFn::Sub, x.un(ScalarFn::Abs).un(ScalarFn::Neg).un(ScalarFn::Exp).un(ScalarFn::Log1p)) }),
+        d!(|a, _, _, _| Some(a[0].clone().un(ScalarFn::Neg).un(ScalarFn::Sigmoid)));
     /// x·tanh(softplus(x)).
     Mish "mish" "Mish" 1 Defined(|a, _| a[0].clone().mul(a[0].clone().un(ScalarFn::Softplus).un(ScalarFn::Tanh))), None;
     /// x·min(max(x + 3, 0), 6) / 6.
@@ -451,6 +455,8 @@ mod tests {
             (ScalarFn::Acosh, 1.0 + 1e-12, 1.4142764231805424e-6),
             (ScalarFn::Acosh, 1e200, 1e200f64.ln() + std::f64::consts::LN_2),
             (ScalarFn::Atanh, -1e-9, -1e-9f64.atanh()),
+            (ScalarFn::LogSigmoid, -800.0, -800.0),
+            (ScalarFn::LogSigmoid, 40.0, -(-40f64).exp()),
             (ScalarFn::Atanh, 1.0, f64::INFINITY),
             (ScalarFn::Tan, 1.5, 1.5f64.tan()),
         ] {
