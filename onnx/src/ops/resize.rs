@@ -1,6 +1,8 @@
-//! Resampling, one axis after the other, by look-ups with indices and weights that are known now.
+//! Resampling, one axis after the other: by look-ups with indices and weights that are known now, or where extents are
+//! open by a program of the place.
 
-use egret_ir::{DType, Diagnostic, Dim, Literal, ScalarValue, Shape, Tensor, Var};
+use egret_ir::ops::Outside;
+use egret_ir::{DType, Diagnostic, Dim, Generator, Literal, Scalar, ScalarFn, ScalarValue, Shape, Tensor, Var};
 
 use super::Results;
 use crate::cx::Cx;
@@ -223,9 +225,82 @@ fn product<'t>(cx: &Cx<'_, 't>, x: Var<'t>, axis: usize, rows: &[Vec<(i64, f64)>
 /// What an axis becomes.
 struct Target {
     axis: usize,
-    size: Option<i64>,
+    size: Option<Dim>,
     scale: Option<f64>,
     region: (f64, f64),
+}
+
+/// An extent times a scale, rounded down, if the scale is a fraction with a small denominator.
+fn scaled(extent: &Dim, scale: f64) -> Option<Dim> {
+    (1..=64i64).find_map(|q| {
+        let p = scale * q as f64;
+        // scales are numbers of f32
+        let near = p.round();
+        let exact = (p - near).abs() <= near.abs() * f64::from(f32::EPSILON) && (1.0..1e6).contains(&near);
+        exact.then(|| (extent.clone() * Dim::from(near as i64)).floor_div(&Dim::from(q)))
+    })
+}
+
+/// An axis whose extent is open, by a program of the place: one tap or two.
+fn open_axis<'t>(
+    cx: &Cx<'_, 't>,
+    filter: &Filter,
+    x: Var<'t>,
+    at: usize,
+    output: Dim,
+    scale: Option<f64>,
+) -> Result<Var<'t>, Diagnostic> {
+    let input = x.shape()[at].clone();
+    let plain = !filter.antialias && !filter.exclude_outside && !filter.crops();
+    if !plain || !matches!(filter.mode.as_str(), "nearest" | "linear") {
+        return Err(cx.open_extent(format!("axis {at} of {} must have an extent that is a number", x.ty())));
+    }
+    let mut ty = x.ty();
+    ty.shape = ty.shape.iter().enumerate().map(|(i, d)| if i == at { output.clone() } else { d.clone() }).collect();
+    let (dtype, wide) = (x.dtype(), DType::F64);
+    let float = |value: f64| Scalar::literal(Literal::float(value, wide));
+    Ok(cx.t.generate(ty, &[x], |g, i| {
+        let (input, output) = (g.dim(&input).cast(wide), g.dim(&output).cast(wide));
+        let (input, output) = (g.bind(input), g.bind(output));
+        let ratio = match scale {
+            Some(scale) => float(scale),
+            None => g.bind(output.clone() / input.clone()),
+        };
+        let exact = scale.map_or(output.clone(), |scale| input.clone() * scale);
+        let place = i[at].cast(wide);
+        let half = (place.clone() + 0.5) / ratio.clone() - 0.5;
+        let place = match filter.transform.as_str() {
+            "asymmetric" => place / ratio,
+            "align_corners" => {
+                let last = (exact - 1.0).maximum(1.0);
+                place * (input.clone() - 1.0) / last
+            }
+            "pytorch_half_pixel" => output.less_equal(1.0).select(0.0, half),
+            "tf_half_pixel_for_nn" => (place + 0.5) / ratio,
+            "half_pixel_symmetric" => half + input.clone() * 0.5 * (float(1.0) - output / exact),
+            _ => half,
+        };
+        let place = g.bind(place);
+        let load = |g: &mut Generator, index: Scalar| {
+            let mut all = i.to_vec();
+            all[at] = index.cast(DType::I64);
+            g.load(0, &all, Outside::Clamp)
+        };
+        let ceil = |x: Scalar| x.map(ScalarFn::Ceil, &[]);
+        if filter.mode == "nearest" {
+            let index = match filter.nearest.as_str() {
+                "floor" => place.floor(),
+                "ceil" => ceil(place),
+                "round_prefer_ceil" => (place + 0.5).floor(),
+                _ => ceil(place - 0.5),
+            };
+            return load(g, index);
+        }
+        let below = g.bind(place.floor());
+        let rest = g.bind((place - below.clone()).cast(dtype));
+        let (a, b) = (load(g, below.clone()), load(g, below + 1.0));
+        a * (Scalar::literal(Literal::float(1.0, dtype)) - rest.clone()) + b * rest
+    }))
 }
 
 fn each<'t>(cx: &Cx<'_, 't>, mut x: Var<'t>, targets: &[Target]) -> Results<'t> {
@@ -236,7 +311,7 @@ fn each<'t>(cx: &Cx<'_, 't>, mut x: Var<'t>, targets: &[Target]) -> Results<'t> 
         if target.size.is_none() && target.scale == Some(1.0) && !filter.crops() {
             continue;
         }
-        if let (None, Some(n)) = (target.size, target.scale.and_then(|scale| repeats(&filter, scale))) {
+        if let (None, Some(n)) = (&target.size, target.scale.and_then(|scale| repeats(&filter, scale))) {
             let shape = x.shape();
             let mut wide: Vec<Dim> = shape.to_vec();
             wide.insert(place + 1, n.into());
@@ -245,10 +320,27 @@ fn each<'t>(cx: &Cx<'_, 't>, mut x: Var<'t>, targets: &[Target]) -> Results<'t> 
             x = x.unsqueeze(&[place as isize + 1]).broadcast(wide.as_slice()).reshape(whole.as_slice());
             continue;
         }
+        let open = extent.as_const().is_none() || target.size.as_ref().is_some_and(|size| size.as_const().is_none());
+        if open {
+            let output = match (&target.size, target.scale) {
+                (Some(size), _) => Some(size.clone()),
+                (None, Some(scale)) => scaled(&extent, scale),
+                (None, None) => None,
+            };
+            let Some(output) = output else {
+                return Err(cx.open_extent(format!("axis {place} of {} must have an extent that is a number", x.ty())));
+            };
+            x = open_axis(cx, &filter, x, place, output, target.scale)?;
+            continue;
+        }
         let input = cx.extents(&[extent])?[0];
+        let size = match &target.size {
+            Some(size) => Some(cx.extents(std::slice::from_ref(size))?[0]),
+            None => None,
+        };
         let region = if filter.crops() { target.region } else { (0.0, 1.0) };
         let part = region.1 - region.0;
-        let (scale, exact, output) = match (target.size, target.scale) {
+        let (scale, exact, output) = match (size, target.scale) {
             (Some(size), _) => (size as f64 / (input as f64 * part), size as f64, size),
             (None, Some(scale)) => {
                 let exact = input as f64 * part * scale;
@@ -259,7 +351,7 @@ fn each<'t>(cx: &Cx<'_, 't>, mut x: Var<'t>, targets: &[Target]) -> Results<'t> 
         if !(0..=LARGEST).contains(&output) || (input == 0 && output > 0) || !(scale > 0.0 || output == 0) {
             return Err(cx.error(format!("axis {place} of {} cannot be resampled to {output}", x.ty())));
         }
-        let exact = if target.size.is_some() { output as f64 } else { exact };
+        let exact = if size.is_some() { output as f64 } else { exact };
         if output == input && scale == 1.0 && !filter.crops() {
             continue;
         }
@@ -315,7 +407,7 @@ pub(super) fn resize<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
     for (i, axis) in axes.iter().enumerate() {
         let size = match &sizes {
             Some(sizes) if x.shape()[*axis] == sizes[i] => None,
-            Some(sizes) => Some(cx.extents(&sizes[i..=i])?[0]),
+            Some(sizes) => Some(sizes[i].clone()),
             None => None,
         };
         let scale = match (&sizes, &scales) {
@@ -330,7 +422,7 @@ pub(super) fn resize<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
         // a region changes even an extent that stays
         for (i, target) in targets.iter_mut().enumerate() {
             if let Some(sizes) = &sizes {
-                target.size = Some(cx.extents(&sizes[i..=i])?[0]);
+                target.size = Some(sizes[i].clone());
                 target.scale = None;
             }
         }
@@ -348,7 +440,9 @@ fn keep_aspect<'t>(cx: &Cx<'_, 't>, x: Var<'t>, sized: bool, targets: &mut [Targ
     let mut ratios = Vec::with_capacity(targets.len());
     for target in &*targets {
         let input = cx.extents(&x.shape()[target.axis..=target.axis])?[0];
-        ratios.push((input as f64, target.size.unwrap_or(input) as f64 / input as f64));
+        let size = target.size.clone().unwrap_or(Dim::from(input));
+        let size = cx.extents(&[size])?[0];
+        ratios.push((input as f64, size as f64 / input as f64));
     }
     let all = ratios.iter().map(|(_, ratio)| *ratio);
     let scale = match policy.as_str() {
@@ -358,7 +452,7 @@ fn keep_aspect<'t>(cx: &Cx<'_, 't>, x: Var<'t>, sized: bool, targets: &mut [Targ
     };
     for (target, (input, _)) in targets.iter_mut().zip(ratios) {
         // halves go up
-        target.size = Some((input * scale + 0.5).floor() as i64);
+        target.size = Some(Dim::from((input * scale + 0.5).floor() as i64));
         target.scale = None;
     }
     Ok(())

@@ -94,50 +94,53 @@ impl Image<'_> {
             let whole: Vec<Scalar> = at.iter().map(|x| g.bind(round(x).cast(DType::I64))).collect();
             return self.pixel(g, &whole, wide);
         }
-        // for each axis its taps: place and weight
-        let mut axes: Vec<Vec<(Scalar, Scalar)>> = Vec::with_capacity(at.len());
+        let mut first = Vec::with_capacity(at.len());
         for x in at {
-            let below = g.bind(x.floor());
-            let rest = g.bind(x.clone() - below.clone());
-            let first = g.bind(below.cast(DType::I64));
-            let weights = match mode {
-                Mode::Cubic => cubic(g, &rest),
-                _ => vec![(0, number(1.0, &rest) - rest.clone()), (1, rest)],
+            let below = x.floor().cast(DType::I64);
+            first.push(g.bind(if mode == Mode::Cubic { below - 1i64 } else { below }));
+        }
+        self.taps(g, at, &first, mode, &mut Vec::new(), None)
+    }
+
+    /// The sum over the taps of the axes that have no place yet, each a loop, so that the program stays short.
+    fn taps(
+        &self,
+        g: &mut Generator,
+        at: &[Scalar],
+        first: &[Scalar],
+        mode: Mode,
+        place: &mut Vec<Scalar>,
+        weight: Option<Scalar>,
+    ) -> Scalar {
+        let wide = at.first().map_or(DType::F32, Scalar::dtype);
+        let axis = place.len();
+        let Some(x) = at.get(axis) else {
+            let value = self.pixel(g, place, wide);
+            return weight.map_or(value.clone(), |weight| value * weight);
+        };
+        let count = if mode == Mode::Cubic { 4i64 } else { 2 };
+        g.sum(count, |g, tap| {
+            let index = g.bind(first[axis].clone() + tap);
+            let distance = g.bind((x.clone() - index.cast(wide)).map(ScalarFn::Abs, &[]));
+            let own = match mode {
+                Mode::Cubic => keys(&distance),
+                _ => (number(1.0, &distance) - distance).maximum(0.0),
             };
-            let mut taps = Vec::with_capacity(weights.len());
-            for (step, weight) in weights {
-                taps.push((first.clone() + step, g.bind(weight)));
-            }
-            axes.push(taps);
-        }
-        let count: usize = axes.iter().map(Vec::len).product();
-        let mut sum: Option<Scalar> = None;
-        for tap in 0..count {
-            let mut rest = tap;
-            let mut place = Vec::with_capacity(axes.len());
-            let mut weight: Option<Scalar> = None;
-            for taps in &axes {
-                let (index, own) = &taps[rest % taps.len()];
-                rest /= taps.len();
-                place.push(index.clone());
-                weight = Some(weight.map_or(own.clone(), |w| w * own));
-            }
-            let value = self.pixel(g, &place, wide);
-            let part = weight.map_or(value.clone(), |w| value * w);
-            sum = Some(sum.map_or(part.clone(), |sum| g.bind(sum + part)));
-        }
-        sum.unwrap_or_else(|| Scalar::literal(Literal::float(0.0, wide)))
+            let weight = g.bind(weight.map_or(own.clone(), |weight| weight * own));
+            place.push(index);
+            let sum = self.taps(g, at, first, mode, place, Some(weight));
+            place.pop();
+            sum
+        })
     }
 }
 
-/// Weights of four taps around a place by Keys' cubic kernel with a = −3/4 ("Cubic convolution interpolation for digital
-/// image processing", 1981).
-fn cubic(g: &mut Generator, rest: &Scalar) -> Vec<(i64, Scalar)> {
+/// Keys' cubic kernel with a = −3/4 ("Cubic convolution interpolation for digital image processing", 1981).
+fn keys(d: &Scalar) -> Scalar {
     let a = -0.75;
-    let near = |d: Scalar| ((d.clone() * (a + 2.0) - (a + 3.0)) * d.clone()) * d + 1.0;
-    let far = |d: Scalar| ((d.clone() * a - 5.0 * a) * d.clone() + 8.0 * a) * d - 4.0 * a;
-    let up = g.bind(number(1.0, rest) - rest.clone());
-    vec![(-1, far(rest.clone() + 1.0)), (0, near(rest.clone())), (1, near(up.clone())), (2, far(up + 1.0))]
+    let near = ((d.clone() * (a + 2.0) - (a + 3.0)) * d.clone()) * d.clone() + 1.0;
+    let far = ((d.clone() * a - 5.0 * a) * d.clone() + 8.0 * a) * d.clone() - 4.0 * a;
+    d.less_equal(1.0).select(near, d.less(2.0).select(far, 0.0))
 }
 
 /// Values of images at places in −1..1 that a grid holds, its last axis in reverse order of the image's.

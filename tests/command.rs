@@ -1,0 +1,120 @@
+//! The command: exit statuses, batches, and graphs that are written and read back.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use egret::{Tensor, f32};
+
+fn folder(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("command-{name}-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+fn egret(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_egret")).args(args).output().unwrap()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn status(output: &Output) -> i32 {
+    let out = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    output.status.code().unwrap_or_else(|| panic!("{}{}", out(&output.stdout), out(&output.stderr)))
+}
+
+/// `y = relu(x·w) + 1`, with x `[n, 3]`.
+fn model(folder: &Path) -> PathBuf {
+    let w = Tensor::new(&[3, 2], &[1.0f32, -2.0, 3.0, 4.0, -5.0, 6.0]).unwrap();
+    let graph = egret::trace(|t| {
+        let x = t.input("x", f32(["n", "three"]));
+        t.output("y", x.matmul(t.param("w", w)).relu() + 1.0);
+    });
+    let path = folder.join("model.txt");
+    egret::ir::text::save(&path, &graph.unwrap()).unwrap();
+    path
+}
+
+fn inputs(folder: &Path, x: &Tensor) -> PathBuf {
+    let folder = folder.join("inputs");
+    std::fs::create_dir_all(&folder).unwrap();
+    egret::onnx::write_tensor(&folder.join("input_0.pb"), "x", x).unwrap();
+    folder
+}
+
+#[test]
+fn exit_statuses() {
+    let folder = folder("statuses");
+    let model = model(&folder);
+    let x = Tensor::new(&[2, 3], &[1.0f32, 0.0, 0.0, 0.0, 1.0, 0.0]).unwrap();
+    let (given, expected) = (inputs(&folder, &x), folder.join("expected"));
+    std::fs::create_dir_all(&expected).unwrap();
+    let right = Tensor::new(&[2, 2], &[2.0f32, 1.0, 4.0, 5.0]).unwrap();
+    let run = |want: &Tensor| {
+        egret::onnx::write_tensor(&expected.join("output_0.pb"), "y", want).unwrap();
+        status(&egret(&["run", text(&model), "--inputs", text(&given), "--expect", text(&expected)]))
+    };
+    assert_eq!(run(&right), 0);
+    assert_eq!(run(&Tensor::new(&[2, 2], &[2.0f32, 1.0, 4.0, 5.5]).unwrap()), 1);
+    assert_eq!(run(&Tensor::zeros(egret::DType::F32, &[2])), 1);
+    assert_eq!(status(&egret(&["run", text(&folder.join("missing.onnx"))])), 1);
+    assert_eq!(status(&egret(&["run"])), 2);
+    assert_eq!(status(&egret(&["run", text(&model), "--dim", "m=2"])), 2);
+    assert_eq!(status(&egret(&["frobnicate"])), 2);
+    // a message with a graph of one node, whose operator nobody has
+    let unknown = folder.join("unknown.onnx");
+    let node = [b"\x22\x07Unheard".as_slice(), b"\x12\x01y"].concat();
+    let graph = [&[0x0a, node.len() as u8], node.as_slice(), b"\x62\x03\x0a\x01y"].concat();
+    std::fs::write(&unknown, [&[0x3a, graph.len() as u8], graph.as_slice()].concat()).unwrap();
+    let refused = egret(&["run", text(&unknown)]);
+    assert_eq!(status(&refused), 3);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("E0303") && said.contains("Unheard: y"), "{said}");
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn a_batch_outlives_what_fails_in_it() {
+    let folder = folder("batch");
+    let model = model(&folder);
+    let x = Tensor::new(&[1, 3], &[1.0f32, 2.0, 3.0]).unwrap();
+    let given = inputs(&folder, &x);
+    let (list, empty) = (folder.join("list.tsv"), folder.join("empty.onnx"));
+    std::fs::write(&empty, []).unwrap();
+    let line = |model: &Path, i: usize| {
+        format!("{}\t{}\t{}\n", text(model), text(&given), folder.join(i.to_string()).display())
+    };
+    let models = [empty, folder.join("missing.onnx"), model];
+    let lines: String = models.iter().enumerate().map(|(i, model)| line(model, i)).collect();
+    std::fs::write(&list, lines).unwrap();
+    assert_eq!(status(&egret(&["run", "--batch", text(&list)])), 1);
+    let said = |i: usize| std::fs::read_to_string(folder.join(i.to_string()).join("status")).unwrap();
+    assert!(said(0).starts_with("error: E0301"), "{}", said(0));
+    assert!(said(1).starts_with("error: "), "{}", said(1));
+    assert_eq!(said(2), "ok");
+    let (_, y) = egret::onnx::read_tensor(&folder.join("2/output_0.pb")).unwrap();
+    assert_eq!(y.as_slice::<f32>(), Some(&[1.0f32, 25.0][..]));
+    std::fs::write(&list, "one field\n").unwrap();
+    assert_eq!(status(&egret(&["run", "--batch", text(&list)])), 2);
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn stages_are_read_back_and_verified() {
+    let folder = folder("stages");
+    let model = model(&folder);
+    for stage in ["imported", "raised", "rewritten"] {
+        let path = folder.join(format!("{stage}.txt"));
+        assert_eq!(status(&egret(&["dump", text(&model), "--stage", stage, "-o", text(&path)])), 0, "{stage}");
+        assert_eq!(status(&egret(&["verify", text(&path), "--dim", "n=4", "--dim", "three=3"])), 0, "{stage}");
+    }
+    for (format, start) in [("dot", "digraph"), ("json", "{")] {
+        let dumped = egret(&["dump", text(&model), "--stage", "rewritten", "--format", format]);
+        assert_eq!(status(&dumped), 0);
+        assert!(String::from_utf8_lossy(&dumped.stdout).starts_with(start));
+    }
+    assert_eq!(status(&egret(&["dump", text(&model), "--stage", "plan", "--format", "dot"])), 2);
+    assert_eq!(status(&egret(&["ops", "--json"])), 0);
+    std::fs::remove_dir_all(&folder).unwrap();
+}
