@@ -71,7 +71,6 @@ pub fn lower(graph: &Graph, device: &DeviceDescription) -> Result<Lowered, Diagn
     let mut frame = Frame::new(graph.clone(), device.lanes(), &|_| false);
     let n = graph.nodes().len();
     let live = graph.live();
-    partition::check_lowered(graph, &live)?;
     let runs = |frame: &Frame, id: NodeId| frame.time(id) == BindingTime::Run;
     // leaves, and what is known at load where a run reads it
     let mut stored = vec![false; n];

@@ -7,6 +7,6 @@ pub mod program;
 
 pub use description::{DescriptionError, DeviceDescription, Target};
 pub use program::{
-    Arg, Buffer, BufferId, Carried, Check, Code, Fault, Halo, Kernel, KernelBody, KernelId, Launch, Loop, Place, Port,
-    Program, Relocation, Step, Symbol,
+    Arg, Branch, Buffer, BufferId, Carried, Check, Code, Fault, Halo, Kernel, KernelBody, KernelId, Launch, Loop,
+    Place, Port, Program, Relocation, Size, SizeValue, Step, Symbol, While,
 };

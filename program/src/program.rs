@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::driver::Driver;
 
 /// Version of the serialised form; another version is refused.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// A compiled program for one kind of device.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -155,6 +155,9 @@ pub enum KernelBody {
 /// - attention: q, k, v, o, the log-sum-exp if the problem has one, then the mask or the hook's extras.
 /// - gradient of attention: q, k, v, o, log-sum-exp, gradient of o, gradients of q, k, v, then the mask or extras.
 /// - relayout, pack: source, destination.
+/// - top_k: operand, values, places.
+/// - non_zero: operand, places, their number. unique: operand, values, first places, inverse, counts, their number.
+/// - suppression: boxes, scores, most, overlap, score, rows, their number.
 pub struct DriverArgs;
 
 /// Machine code of a function.
@@ -217,6 +220,76 @@ pub enum Step {
     },
     /// Repeats steps.
     Loop(Loop),
+    /// Tells a data-dependent size, which the steps behind it may use.
+    Size(Size),
+    /// Checks an equality of sizes that only the data tell.
+    Check(Check),
+    /// Runs one of two lists of steps.
+    Branch(Branch),
+    /// Repeats steps as long as others say so.
+    While(While),
+}
+
+impl Step {
+    /// The lists of steps that it holds, in order.
+    pub fn inner(&self) -> [&[Step]; 2] {
+        match self {
+            Step::Loop(inner) => [&inner.body, &[]],
+            Step::Branch(branch) => [&branch.then, &branch.otherwise],
+            Step::While(inner) => [&inner.condition, &inner.body],
+            Step::Launch(_) | Step::Copy { .. } | Step::Size(_) | Step::Check(_) => [&[], &[]],
+        }
+    }
+}
+
+/// A data-dependent size.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Size {
+    /// Its [`fresh_name`](Dim::fresh_name).
+    pub name: String,
+    /// What it may not exceed.
+    pub bound: Dim,
+    /// What tells it.
+    pub value: SizeValue,
+    /// The graph's nodes that make it.
+    pub origin: String,
+}
+
+/// What tells a data-dependent size.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum SizeValue {
+    /// An `i64` in memory.
+    Read(Arg),
+    /// Sizes that are known.
+    Known(Dim),
+}
+
+/// One of two lists of steps.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Branch {
+    /// A `bool` in memory.
+    pub condition: Arg,
+    /// Run where it is true.
+    pub then: Vec<Step>,
+    /// Run where it is false.
+    pub otherwise: Vec<Step>,
+}
+
+/// Repeats steps: `condition`, and as long as it leaves true in `test`, `body`. Carried values are those of [`Loop`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct While {
+    /// Run before each trip, and once more at the end.
+    pub condition: Vec<Step>,
+    /// The `bool` that these steps write.
+    pub test: Arg,
+    /// The greatest number of trips.
+    pub bound: Option<Dim>,
+    /// Carried values.
+    pub carried: Vec<Carried>,
+    /// One trip.
+    pub body: Vec<Step>,
+    /// Where the number of trips goes, an `i64`.
+    pub trips: Arg,
 }
 
 /// A launch.
@@ -303,15 +376,14 @@ impl Program {
         &self.kernels[id.0 as usize]
     }
 
-    /// Steps of a run that launch code, those inside loops counted once.
+    /// Steps of a run that launch code, those inside loops and branches counted once.
     pub fn launches(&self) -> Vec<&Launch> {
         let mut launches = Vec::new();
         let mut todo: Vec<&Step> = self.steps.iter().rev().collect();
         while let Some(step) = todo.pop() {
             match step {
                 Step::Launch(launch) => launches.push(launch),
-                Step::Copy { .. } => {}
-                Step::Loop(inner) => todo.extend(inner.body.iter().rev()),
+                other => todo.extend(other.inner().into_iter().rev().flat_map(|steps| steps.iter().rev())),
             }
         }
         launches

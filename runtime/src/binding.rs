@@ -35,6 +35,8 @@ pub(crate) struct Binding {
     /// Extents of all inputs, one behind the other.
     extents: Vec<usize>,
     generation: u64,
+    /// Values of symbols.
+    pub(crate) symbols: Bindings,
     pub(crate) bound: Bound,
     pub(crate) outputs: Vec<BoundOutput>,
     /// Buffers whose address is another in each run.
@@ -76,7 +78,8 @@ impl Binding {
         let bindings = symbols(program, inputs, given, state, state_entries)?;
         check(program, &bindings)?;
         let size = |dim: &Dim, what: &dyn Fn() -> String| {
-            let value = dim.eval(&bindings).map_err(|why| RuntimeError::size(what(), &why))?;
+            // of what the run tells, the most that it may be
+            let value = dim.upper_bound().eval(&bindings).map_err(|why| RuntimeError::size(what(), &why))?;
             usize::try_from(value)
                 .map_err(|_| RuntimeError::Size { what: what(), why: format!("`{dim}` is {value}, below zero") })
         };
@@ -137,7 +140,28 @@ impl Binding {
         }
         let extents = given.iter().flat_map(|at| inputs[*at].1.shape().iter().copied()).collect();
         let generation = state.map_or(0, |held| held.generation);
-        Ok(Binding { extents, generation, bound, outputs, moving, used: 0 })
+        Ok(Binding { extents, generation, symbols: bindings, bound, outputs, moving, used: 0 })
+    }
+}
+
+impl Binding {
+    /// Gives outputs whose extents the run told their shapes.
+    pub(crate) fn shape_outputs(&mut self, program: &Program, sizes: &Bindings) -> Result<(), RuntimeError> {
+        for (port, output) in program.outputs.iter().zip(&mut self.outputs) {
+            if !port.ty.shape.iter().any(Dim::is_data_dependent) {
+                continue;
+            }
+            let what = || format!("output `{}`", port.name);
+            for (extent, dim) in output.shape.iter_mut().zip(port.ty.shape.iter()) {
+                let value = dim.eval(sizes).map_err(|why| RuntimeError::size(what(), &why))?;
+                *extent = usize::try_from(value).map_err(|_| RuntimeError::malformed(what()))?;
+            }
+            output.bytes = output.shape.iter().product::<usize>() * port.ty.dtype.size();
+            if output.bytes > output.room {
+                return Err(RuntimeError::malformed(format!("{} is larger than its bound", what())));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -170,19 +194,22 @@ fn symbols(
 
 /// What must be equal.
 fn check(program: &Program, bindings: &Bindings) -> Result<(), RuntimeError> {
-    for check in &program.checks {
-        let value = |dim: &Dim| dim.eval(bindings).map_err(|why| RuntimeError::size(check.what.clone(), &why));
-        let (left_value, right_value) = (value(&check.left)?, value(&check.right)?);
-        if left_value != right_value {
-            return Err(RuntimeError::Check {
-                what: check.what.clone(),
-                left: check.left.to_string(),
-                left_value,
-                right: check.right.to_string(),
-                right_value,
-                origin: check.origin.clone(),
-            });
-        }
+    program.checks.iter().try_for_each(|check| holds(check, bindings))
+}
+
+/// That two sizes are equal.
+pub(crate) fn holds(check: &egret_program::Check, bindings: &Bindings) -> Result<(), RuntimeError> {
+    let value = |dim: &Dim| dim.eval(bindings).map_err(|why| RuntimeError::size(check.what.clone(), &why));
+    let (left_value, right_value) = (value(&check.left)?, value(&check.right)?);
+    if left_value == right_value {
+        return Ok(());
     }
-    Ok(())
+    Err(RuntimeError::Check {
+        what: check.what.clone(),
+        left: check.left.to_string(),
+        left_value,
+        right: check.right.to_string(),
+        right_value,
+        origin: check.origin.clone(),
+    })
 }

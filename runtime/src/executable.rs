@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use egret_ir::{Bindings, Tensor};
 use egret_program::driver::hook::EpilogueFn;
-use egret_program::{BufferId, KernelBody, Place, Program, Step, Symbol, memory::ALIGNMENT};
+use egret_program::{BufferId, Carried, KernelBody, Place, Program, SizeValue, Step, Symbol, memory::ALIGNMENT};
 use egret_simd::{Isa, VectorFunction, vector_function};
 
 use crate::cpu::bind::{Binder, Bound, Entry, KernelFn, bind, every_step, step_at};
 use crate::cpu::code::{Code, Function, Relocation, scalar_function};
 use crate::cpu::drivers::ScratchPool;
-use crate::cpu::launch::{Pointers, Reported, Runner};
+use crate::cpu::launch::{Pointers, Reported, Runner, Stop};
 use crate::cpu::lifetime::roots;
 use crate::cpu::memory::{Buffer, OutOfMemory};
 use crate::cpu::team::Team;
@@ -174,8 +174,16 @@ impl Executable {
         bind(&binder, &self.program.steps)
     }
 
+    /// Why a run ended early, as an error.
+    pub(crate) fn stopped(&self, steps: &[Step], stop: Stop) -> RuntimeError {
+        match stop {
+            Stop::Reported(reported) => self.fault(steps, reported),
+            Stop::Error(error) => *error,
+        }
+    }
+
     /// What a kernel reported, as an error.
-    pub(crate) fn fault(&self, steps: &[Step], reported: Reported) -> RuntimeError {
+    fn fault(&self, steps: &[Step], reported: Reported) -> RuntimeError {
         let code = reported.code;
         let Some(Step::Launch(launch)) = step_at(steps, reported.step) else {
             return RuntimeError::malformed(format!("a step that is no launch reported {code}"));
@@ -304,10 +312,12 @@ impl Executable {
                 pointers.buffers[i] = in_arena.or(self.pointer(i)).unwrap_or(arena.as_ptr());
             }
             let (team, scratch, base) = (&team, &scratch, arena.as_ptr());
-            let mut runner = Runner { bound: &bound, pointers: &mut pointers, arena: base, team, scratch, times: None };
+            let sizes = &mut Bindings::new();
+            let mut runner =
+                Runner { bound: &bound, pointers: &mut pointers, arena: base, team, scratch, sizes, times: None };
             // SAFETY: `bind` placed what lies in the arena, `lay_out` and `param` the rest; nothing else knows them.
             let ran = unsafe { runner.run(bound.tops[at], bound.tops[at + 1]) };
-            ran.map_err(|reported| self.fault(&program.prepare, reported))?;
+            ran.map_err(|stop| self.stopped(&program.prepare, stop))?;
             for (i, buffer) in program.buffers.iter().enumerate() {
                 if matches!(buffer.place, Place::Param(_)) && !in_runs[i] && last[i] == Some(at) {
                     self.held[i] = None;
@@ -329,11 +339,27 @@ fn each_buffer(step: &Step, visit: &mut dyn FnMut(BufferId)) {
             visit(source.buffer);
             visit(destination.buffer);
         }
-        Step::Loop(inner) => inner.carried.iter().for_each(|carry| {
-            visit(carry.first.buffer);
-            visit(carry.current);
-            visit(carry.next.buffer);
-        }),
+        Step::Loop(inner) => carried(&inner.carried, visit),
+        Step::While(inner) => {
+            carried(&inner.carried, visit);
+            visit(inner.test.buffer);
+            visit(inner.trips.buffer);
+        }
+        Step::Branch(branch) => visit(branch.condition.buffer),
+        Step::Size(size) => {
+            if let SizeValue::Read(arg) = &size.value {
+                visit(arg.buffer);
+            }
+        }
+        Step::Check(_) => {}
+    }
+}
+
+fn carried(values: &[Carried], visit: &mut dyn FnMut(BufferId)) {
+    for carry in values {
+        visit(carry.first.buffer);
+        visit(carry.current);
+        visit(carry.next.buffer);
     }
 }
 

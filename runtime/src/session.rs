@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, MutexGuard};
 
-use egret_ir::Tensor;
+use egret_ir::{Bindings, Tensor};
 use egret_program::{Place, Step};
 
 use crate::binding::{Binding, OutputPlace};
@@ -153,7 +153,9 @@ impl Session {
                         time.origin.clone_from(&launch.origin);
                     }
                     Step::Copy { .. } => time.family = "copy".into(),
-                    Step::Loop(_) => time.family = "loop".into(),
+                    Step::Loop(_) | Step::While(_) => time.family = "loop".into(),
+                    Step::Branch(_) => time.family = "branch".into(),
+                    Step::Size(_) | Step::Check(_) => time.family = "size".into(),
                 }
                 time
             })
@@ -220,25 +222,17 @@ impl Session {
                 _ => {}
             }
         }
-        let copy = |pointers: &Pointers, when: OutputPlace| {
-            for (k, port) in program.outputs.iter().enumerate() {
-                let (output, into) = (&binding.outputs[k], self.into[k]);
-                let to = if into.is_null() { self.outputs[k].as_ptr() } else { into };
-                let from = pointers.buffers[port.buffer.0 as usize];
-                if output.place == when && from != to {
-                    // SAFETY: both have the output's size; neither lies in the other.
-                    unsafe { std::ptr::copy_nonoverlapping(from, to, output.bytes) };
-                }
-            }
-        };
-        copy(&self.pointers, OutputPlace::Before);
+        self.copy_outputs(OutputPlace::Before);
         self.times.fill((0, 0));
+        let told_by_data = !binding.bound.sizes.is_empty() || !binding.bound.checks.is_empty();
+        let mut sizes = if told_by_data { binding.symbols.clone() } else { Bindings::new() };
         let mut runner = Runner {
             bound: &binding.bound,
             pointers: &mut self.pointers,
             arena: self.arena.as_ptr(),
             team: &self.team,
             scratch: &self.scratch,
+            sizes: &mut sizes,
             times: self.profile.then_some(self.times.as_mut_slice()),
         };
         let ran = {
@@ -248,13 +242,31 @@ impl Session {
             // read, and the state's, which is locked. Scratch was made for this team and need.
             unsafe { runner.run(0, binding.bound.ops.len()) }
         };
-        copy(&self.pointers, OutputPlace::After);
         if self.profile {
             for ((timing, (ns, calls)), work) in self.timings.iter_mut().zip(&self.times).zip(&binding.bound.work) {
                 (timing.ns, timing.calls, timing.flops, timing.bytes) = (*ns, *calls, work.0, work.1);
             }
         }
-        ran.map_err(|reported| exe.fault(&program.steps, reported))
+        ran.map_err(|stop| exe.stopped(&program.steps, stop))?;
+        if told_by_data {
+            self.bindings[self.current].shape_outputs(program, &sizes)?;
+        }
+        self.copy_outputs(OutputPlace::After);
+        Ok(())
+    }
+
+    /// Copies outputs that lie elsewhere to where the caller finds them.
+    fn copy_outputs(&self, when: OutputPlace) {
+        let binding = &self.bindings[self.current];
+        for (k, port) in self.exe.program().outputs.iter().enumerate() {
+            let (output, into) = (&binding.outputs[k], self.into[k]);
+            let to = if into.is_null() { self.outputs[k].as_ptr() } else { into };
+            let from = self.pointers.buffers[port.buffer.0 as usize];
+            if output.place == when && from != to {
+                // SAFETY: both have the output's size; neither lies in the other.
+                unsafe { std::ptr::copy_nonoverlapping(from, to, output.bytes) };
+            }
+        }
     }
 
     /// Finds each input among what was given.

@@ -1,7 +1,7 @@
 //! Checks of a program before it is trusted with memory.
 
 use egret_program::program::VERSION;
-use egret_program::{Arg, DeviceDescription, KernelBody, Place, Port, Program, Step, Target};
+use egret_program::{Arg, Carried, DeviceDescription, KernelBody, Place, Port, Program, SizeValue, Step, Target};
 use egret_simd::Isa;
 
 use crate::RuntimeError;
@@ -96,6 +96,12 @@ pub(crate) fn program(program: &Program) -> Result<(), RuntimeError> {
         }
         Ok(())
     };
+    let carried = |carry: &Carried, prepare: bool| {
+        arg(&carry.first, false, prepare)?;
+        arg(&carry.next, false, prepare)?;
+        let offset = egret_ir::Dim::ZERO;
+        arg(&Arg { buffer: carry.current, offset, writes: true }, true, prepare)
+    };
     for (steps, prepare) in [(&program.prepare, true), (&program.steps, false)] {
         for step in every_step(steps) {
             match step {
@@ -118,14 +124,19 @@ pub(crate) fn program(program: &Program) -> Result<(), RuntimeError> {
                     arg(source, false, prepare)?;
                     arg(destination, true, prepare)?;
                 }
-                Step::Loop(inner) => {
-                    for carry in &inner.carried {
-                        arg(&carry.first, false, prepare)?;
-                        arg(&carry.next, false, prepare)?;
-                        let offset = egret_ir::Dim::ZERO;
-                        arg(&Arg { buffer: carry.current, offset, writes: true }, true, prepare)?;
+                Step::Loop(inner) => inner.carried.iter().try_for_each(|c| carried(c, prepare))?,
+                Step::While(inner) => {
+                    inner.carried.iter().try_for_each(|c| carried(c, prepare))?;
+                    arg(&inner.test, false, prepare)?;
+                    arg(&inner.trips, true, prepare)?;
+                }
+                Step::Branch(branch) => arg(&branch.condition, false, prepare)?,
+                Step::Size(size) => {
+                    if let SizeValue::Read(read) = &size.value {
+                        arg(read, false, prepare)?;
                     }
                 }
+                Step::Check(_) => {}
             }
         }
     }

@@ -4,7 +4,7 @@
 //! read, when one kernel reads it and that kernel is generated; else it is a map of its own. Pure movement (reshape,
 //! transpose, broadcast, slice) is index arithmetic of whoever reads it.
 
-use egret_ir::{Diagnostic, Graph, NodeId, Op};
+use egret_ir::{Graph, NodeId, Op};
 use smallvec::SmallVec;
 
 /// What runs a group.
@@ -34,8 +34,14 @@ pub enum Family {
     Cumulative,
     /// Random bits.
     Rng,
-    /// A loop.
+    /// Sorting, and what only the data tell the size of.
+    Select,
+    /// A loop over slices.
     Scan,
+    /// One of two regions.
+    Branch,
+    /// A loop that a condition ends.
+    While,
 }
 
 impl Family {
@@ -72,24 +78,6 @@ pub fn is_movement(op: &Op) -> bool {
     matches!(op, Reshape(_) | Transpose(_) | Broadcast(_) | Slice(_) | Reverse(_) | StopGradient(_) | Proj(_))
 }
 
-/// Checks that kernels exist for every operator of `live` nodes.
-///
-/// # Errors
-/// `E0465` with the node.
-pub fn check_lowered(graph: &Graph, live: &[bool]) -> Result<(), Diagnostic> {
-    use Op::*;
-    let lowered = |op: &Op| {
-        !matches!(op, Bitcast(_) | TopK(_) | NonZero(_) | Unique(_) | NonMaxSuppression(_) | If(_) | While(_))
-    };
-    let Some((id, node)) = graph.iter().find(|(id, node)| live[id.index()] && !lowered(&node.op)) else {
-        return Ok(());
-    };
-    let message = format!("`{}` of this form has no kernel yet (%{})", node.op.home().name(), id.index());
-    let mut error = Diagnostic::new("E0465", message);
-    error.origin = graph.origins(id).iter().map(|o| (**o).clone()).collect();
-    Err(error.help("the interpreter runs it"))
-}
-
 /// A value that every reader computes for itself.
 pub fn is_inline(op: &Op) -> bool {
     use Op::*;
@@ -117,6 +105,9 @@ pub fn anchor_family(op: &Op) -> Option<Family> {
         Rng(_) => Family::Rng,
         Generate(_) => Family::Map,
         Scan(_) => Family::Scan,
+        If(_) => Family::Branch,
+        While(_) => Family::While,
+        TopK(_) | NonZero(_) | Unique(_) | NonMaxSuppression(_) => Family::Select,
         Concat(_) => Family::Concat,
         _ => return None,
     })

@@ -4,6 +4,7 @@
 //! kernel and a launch; layouts that differ between a writer and a driver that reads get a relayout.
 
 mod attention;
+mod control;
 mod conv;
 mod emit;
 pub(crate) mod frame;
@@ -11,6 +12,7 @@ mod gemm;
 mod operands;
 mod pool;
 mod scan;
+mod select;
 
 use egret_ir::{Diagnostic, Dim, Graph, NodeId, Op, TensorType};
 use egret_program::driver::Driver;
@@ -18,7 +20,7 @@ use egret_program::{
     Arg, Buffer, BufferId, Check, DeviceDescription, Halo, Kernel, KernelBody, KernelId, Launch, Place, Port, Program,
     Step,
 };
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
 
 use crate::cost;
@@ -77,6 +79,10 @@ struct Planner<'d> {
     known: FxHashMap<String, KernelId>,
     generated: Vec<(KernelId, kernel::Kernel)>,
     packs: FxHashMap<String, BufferId>,
+    /// Data-dependent sizes that a step so far tells.
+    told: FxHashSet<u32>,
+    /// Equalities that wait for such sizes.
+    awaited: Vec<Check>,
 }
 
 /// Makes the program of a graph that has been canonicalised, raised, differentiated and rewritten.
@@ -125,6 +131,8 @@ fn planned<'d>(graph: &Graph, device: &'d DeviceDescription, options: &Options) 
         known: FxHashMap::default(),
         generated: Vec::new(),
         packs: FxHashMap::default(),
+        told: FxHashSet::default(),
+        awaited: Vec::new(),
     };
     planner.checks(graph);
     let mut frame = Frame::new(graph.clone(), planner.lanes, &|_| false);
@@ -139,19 +147,10 @@ fn planned<'d>(graph: &Graph, device: &'d DeviceDescription, options: &Options) 
 
 impl Planner<'_> {
     fn checks(&mut self, graph: &Graph) {
-        for assumption in graph.assumptions() {
-            let origin = graph.origins(assumption.node).iter().map(|o| o.to_string()).collect::<Vec<_>>().join(", ");
-            let equality = &assumption.equality;
-            let check = Check {
-                left: equality.left.clone(),
-                right: equality.right.clone(),
-                what: equality.what.to_string(),
-                origin,
-            };
-            if !self.program.checks.iter().any(|c| c.left == check.left && c.right == check.right) {
-                self.program.checks.push(check);
-            }
-        }
+        let (late, known) = checks_of(graph)
+            .into_iter()
+            .partition(|check| check.left.is_data_dependent() || check.right.is_data_dependent());
+        (self.awaited, self.program.checks) = (late, known);
     }
 
     fn buffer(&mut self, place: Place, dtype: egret_ir::DType, bytes: Dim, logical_bytes: Dim) -> BufferId {
@@ -222,7 +221,6 @@ impl Planner<'_> {
         let graph = frame.graph.clone();
         let n = graph.nodes().len();
         let live = graph.live();
-        partition::check_lowered(&graph, &live)?;
         let is_load = |id: NodeId| frame.times[id.index()] < BindingTime::Run;
         let mut leaves_at_load = vec![false; n];
         let mut leaves_run = vec![false; n];
@@ -252,7 +250,8 @@ impl Planner<'_> {
             let place = if kept[group.root.index()] { Place::Prepared } else { Place::Arena };
             self.group(frame, group, place, None, Phase::Prepare, &mut prepare)?;
         }
-        self.program.prepare = prepare;
+        // what regions prepare rests on constants alone
+        self.program.prepare.append(&mut prepare);
 
         let stored = |id: NodeId| frame.is_stored(id) || frame.times[id.index()] < BindingTime::Run;
         let partition = partition::partition(&graph, &live_run, &leaves_run, &stored);
@@ -362,6 +361,9 @@ impl Planner<'_> {
         }
         match group.family {
             Family::Scan => return self.scan(frame, id, &place, phase, steps),
+            Family::Branch => return self.branch(frame, id, &place, phase, steps),
+            Family::While => return self.while_loop(frame, id, &place, phase, steps),
+            Family::Select => return self.select(frame, id, &place, steps),
             Family::Attention => return self.attention(frame, id, &place, steps),
             Family::AttentionGrad => return self.attention_grad(frame, id, &place, steps),
             Family::Dot if self.gemm(frame, id, &place, direct, phase, steps)? => return Ok(()),
@@ -559,6 +561,19 @@ impl Planner<'_> {
             halo: halo.iter().map(|h| Dim::from(*h)).collect(),
         }]
     }
+}
+
+/// What a graph assumes of its sizes, each equality once.
+fn checks_of(graph: &Graph) -> Vec<Check> {
+    let mut checks: Vec<Check> = Vec::new();
+    for assumption in graph.assumptions() {
+        let origin = graph.origins(assumption.node).iter().map(|o| o.to_string()).collect::<Vec<_>>().join(", ");
+        let (left, right) = (assumption.equality.left.clone(), assumption.equality.right.clone());
+        if !checks.iter().any(|c| c.left == left && c.right == right) {
+            checks.push(Check { left, right, what: assumption.equality.what.to_string(), origin });
+        }
+    }
+    checks
 }
 
 /// Whether the value of `from` flows into group `to` through values that are not stored.

@@ -1,13 +1,12 @@
 //! Loops over slices: the body is planned once, over buffers that move.
 
-use egret_ir::{Diagnostic, Dim, NodeId, Op};
-use egret_program::{Arg, BufferId, Carried, Loop, Place, Step};
+use egret_ir::{Diagnostic, NodeId, Op};
+use egret_program::{BufferId, Loop, Place, Step};
 use rustc_hash::FxHashMap;
 
 use super::frame::Frame;
 use super::{Phase, Planner};
 use crate::layout::Layout;
-use crate::rewrite::term::BindingTime;
 
 impl Planner<'_> {
     /// Plans a loop.
@@ -22,49 +21,22 @@ impl Planner<'_> {
         let node = frame.graph.node(id).clone();
         let Op::Scan(scan) = &node.op else { return Err(Diagnostic::new("E0464", "a loop's group has no loop")) };
         let body = &*scan.body;
-        let loaded: Vec<bool> = body
-            .inputs()
-            .iter()
-            .enumerate()
-            .map(|(i, _)| {
-                let captured = i >= scan.carried + scan.scanned;
-                captured
-                    && phase == Phase::Run
-                    && frame.time(node.operands[i]) < BindingTime::Run
-                    && frame.is_stored(node.operands[i])
-            })
-            .collect();
-        let inputs = body.inputs().to_vec();
-        let is_loaded = |input: NodeId| inputs.iter().position(|i| *i == input).is_some_and(|i| loaded[i]);
-        let mut inner = Frame::new(body.clone(), self.lanes, &is_loaded);
-        for (input, operand) in inputs.iter().zip(&node.operands).skip(scan.carried + scan.scanned) {
-            let source = self.row_major(frame, *operand, steps)?;
-            // captured values are read where they are; views with an offset are copied first
-            let buffer = if source.offset.is(0) { source.buffer } else { self.materialise(frame, *operand, steps)? };
-            inner.store((*input, 0), buffer, Layout::RowMajor);
-        }
-        for (input, operand) in inputs.iter().zip(&node.operands).skip(scan.carried).take(scan.scanned) {
+        let (initial, rest) = node.operands.split_at(scan.carried);
+        let (scanned, captured) = rest.split_at(scan.scanned);
+        let mut inner = self.region(frame, body, scan.carried + scan.scanned, captured, phase, steps)?;
+        for (input, operand) in body.inputs().iter().skip(scan.carried).zip(scanned) {
             let source = self.row_major(frame, *operand, steps)?;
             let ty = body.tensor_type(*input).clone();
-            let place = Place::Slice { of: source.buffer, stride: ty.bytes() };
-            let buffer = self.row_major_buffer(place, &ty);
+            let slice = Place::Slice { of: source.buffer, stride: ty.bytes() };
+            let buffer = self.row_major_buffer(slice, &ty);
             inner.store((*input, 0), buffer, Layout::RowMajor);
         }
         let mut firsts = Vec::new();
-        for (i, (input, operand)) in inputs.iter().zip(&node.operands).take(scan.carried).enumerate() {
+        for (i, (input, operand)) in body.inputs().iter().zip(initial).enumerate() {
             firsts.push(self.row_major(frame, *operand, steps)?.arg(false));
             // after the loop the carried buffer holds the loop's result
             let buffer = self.result(frame, (id, i), place, None);
             inner.store((*input, 0), buffer, Layout::RowMajor);
-        }
-        let constants = body.clone();
-        for (leaf, leaf_node) in constants.iter() {
-            if let Op::Const(constant) = &leaf_node.op
-                && !crate::partition::is_inline(&leaf_node.op)
-            {
-                let buffer = self.constant(&constant.value, constants.tensor_type(leaf));
-                inner.store((leaf, 0), buffer, Layout::RowMajor);
-            }
         }
         // slices of stacked results are written in place
         let mut direct: FxHashMap<NodeId, BufferId> = FxHashMap::default();
@@ -80,27 +52,12 @@ impl Planner<'_> {
             stacked.push((*output, slice));
         }
         let mut body_steps = Vec::new();
+        self.region_checks(body, &mut body_steps);
         self.lower(&mut inner, &direct, &mut body_steps)?;
         for (output, slice) in stacked {
             self.copy_to(&mut inner, output, slice, &mut body_steps)?;
         }
-        let mut carried = Vec::new();
-        for (i, first) in firsts.into_iter().enumerate() {
-            let output = body.outputs()[i].1;
-            let mut next = self.row_major(&mut inner, output, &mut body_steps)?;
-            let current = inner.buffers[&(inputs[i], 0)];
-            let ty = body.tensor_type(inputs[i]).clone();
-            let bytes = ty.bytes();
-            // a carried value that becomes another one is set aside before any is replaced
-            if inputs[..scan.carried].iter().any(|input| inner.buffers[&(*input, 0)] == next.buffer) {
-                let aside = self.row_major_buffer(Place::Arena, &ty);
-                let destination = Arg { buffer: aside, offset: Dim::ZERO, writes: true };
-                body_steps.push(Step::Copy { source: next.arg(false), destination, bytes: bytes.clone() });
-                next.buffer = aside;
-                next.offset = Dim::ZERO;
-            }
-            carried.push(Carried { first, current, next: next.arg(false), bytes });
-        }
+        let carried = self.next_values(&mut inner, firsts, &mut body_steps)?;
         steps.push(Step::Loop(Loop { length: scan.length.clone(), reverse: scan.reverse, carried, body: body_steps }));
         Ok(())
     }

@@ -1,12 +1,12 @@
 //! Composites that have no kernel on a device, spelled out in operators that have one.
 //!
-//! Scatters of halves are joined in `f32`. Attention has a driver on CPUs, for `f32` and at most two axes beside queries and keys. Halves are attended in `f32`
+//! Scatters of halves are joined in `f32`, and halves are sorted as `f32`. Attention has a driver on CPUs, for `f32` and at most two axes beside queries and keys. Halves are attended in `f32`
 //! and rounded once, as the operator states; any other form becomes products around a softmax.
 
 use std::sync::Arc;
 
 use egret_ir::ops::{
-    Attention, AttentionGrad, Broadcast, Cast, DotGeneral, Labels, Pointwise, Proj, Reduce, ReduceKind, Reshape, Scan,
+    Attention, AttentionGrad, Broadcast, Cast, DotGeneral, Labels, Pointwise, Proj, Reduce, ReduceKind, Reshape,
     Scatter, ScatterKind, Softmax,
 };
 use egret_ir::{DType, Diagnostic, ExprKind, Graph, Literal, NodeId, Op, ScalarExpr, ScalarFn};
@@ -30,6 +30,7 @@ pub fn spell_out(graph: &Graph, device: &DeviceDescription) -> Result<Graph, Dia
                 let part = match &of.op {
                     Op::Attention(attention) => speller.attention(attention, &of.operands, proj.index),
                     Op::AttentionGrad(grad) => speller.gradient(&grad.of, &of.operands, proj.index),
+                    Op::TopK(_) | Op::Unique(_) => speller.selected(&of.op, &of.operands, proj.index),
                     _ => None,
                 };
                 part.map(|id| (id, "spell-out"))
@@ -39,10 +40,15 @@ pub fn spell_out(graph: &Graph, device: &DeviceDescription) -> Result<Graph, Dia
                 let mut speller = Speller { builder, device };
                 speller.scatter(scatter, &node.operands).map(|id| (id, "spell-out"))
             }
-            Op::Scan(scan) => {
-                let body = spell_out(&scan.body, device).ok().filter(|body| *body != *scan.body)?;
-                let scan = Scan { body: Arc::new(body), ..scan.clone() };
-                builder.add(&scan.into(), &node.operands).ok().map(|id| (id, "spell-out"))
+            op if !op.home().regions().is_empty() => {
+                let mut op = op.clone();
+                let mut changed = false;
+                for region in op.regions_mut() {
+                    let spelled = spell_out(region, device).ok()?;
+                    changed |= spelled != **region;
+                    *region = Arc::new(spelled);
+                }
+                changed.then(|| builder.add(&op, &node.operands).ok().map(|id| (id, "spell-out"))).flatten()
             }
             _ => None,
         }
@@ -105,6 +111,18 @@ impl Speller<'_> {
         let wide = self.wide(operands)?;
         let sums = self.add(scatter.clone(), &wide)?;
         self.cast(sums, dtype)
+    }
+
+    /// A part of what orders halves: their order is that of their `f32` values.
+    fn selected(&mut self, op: &Op, operands: &[NodeId], part: usize) -> Option<NodeId> {
+        let dtype = self.dtype(operands[0]);
+        if !is_half(dtype) {
+            return None;
+        }
+        let wide = self.wide(operands)?;
+        let whole = self.add(op.clone(), &wide)?;
+        let value = self.add(Proj { index: part }, &[whole])?;
+        if part == 0 { self.cast(value, dtype) } else { Some(value) }
     }
 
     fn attention(&mut self, attention: &Attention, operands: &[NodeId], part: usize) -> Option<NodeId> {

@@ -4,7 +4,7 @@
 //! [`hook`]). Problems are generic over the extent type `D`: the compiler holds symbolic dims, the session binds them
 //! with `map`. `Display` is stable: it is part of a kernel's text.
 //!
-//! All strides and offsets are in elements (f32) and not negative.
+//! All strides and offsets are in elements and not negative.
 
 mod attention;
 mod conv;
@@ -13,6 +13,7 @@ mod gemm;
 pub mod hook;
 mod pool;
 mod relayout;
+mod select;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +23,7 @@ pub use epilogue::{Activation, Bias, Epilogue, Finisher, Operand};
 pub use gemm::{BatchDim, GemmProblem, GemmSchedule, MatrixForm};
 pub use pool::{PoolKind, PoolProblem};
 pub use relayout::{Direction, PackForm, PackProblem, RelayoutProblem};
+pub use select::{NonZeroProblem, SuppressionProblem, TopKProblem, UniqueProblem};
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -43,6 +45,14 @@ pub enum Driver<D = usize> {
     Relayout(RelayoutProblem<D>),
     /// Packing of weights at load.
     Pack(PackProblem<D>),
+    /// The first elements in order.
+    TopK(TopKProblem<D>),
+    /// Places of true elements.
+    NonZero(NonZeroProblem<D>),
+    /// Distinct slices.
+    Unique(UniqueProblem<D>),
+    /// Boxes that do not overlap better ones.
+    Suppression(SuppressionProblem<D>),
 }
 
 impl<D> Driver<D> {
@@ -56,6 +66,10 @@ impl<D> Driver<D> {
             Driver::AttentionGrad(p, s) => Driver::AttentionGrad(p.map(f), s.clone()),
             Driver::Relayout(p) => Driver::Relayout(p.map(f)),
             Driver::Pack(p) => Driver::Pack(p.map(f)),
+            Driver::TopK(p) => Driver::TopK(p.map(f)),
+            Driver::NonZero(p) => Driver::NonZero(p.map(f)),
+            Driver::Unique(p) => Driver::Unique(p.map(f)),
+            Driver::Suppression(p) => Driver::Suppression(p.map(f)),
         }
     }
 }
@@ -70,6 +84,10 @@ impl<D: fmt::Display> fmt::Display for Driver<D> {
             Driver::AttentionGrad(p, s) => write!(f, "{p}\n{s}"),
             Driver::Relayout(p) => write!(f, "{p}"),
             Driver::Pack(p) => write!(f, "{p}"),
+            Driver::TopK(p) => write!(f, "{p}"),
+            Driver::NonZero(p) => write!(f, "{p}"),
+            Driver::Unique(p) => write!(f, "{p}"),
+            Driver::Suppression(p) => write!(f, "{p}"),
         }
     }
 }

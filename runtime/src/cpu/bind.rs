@@ -2,12 +2,13 @@
 
 use egret_ir::{Bindings, Dim};
 use egret_program::driver::hook::EpilogueFn;
-use egret_program::{Arg, BufferId, KernelBody, Launch, Loop, Place, Program, Step};
+use egret_program::{Arg, BufferId, Carried, KernelBody, Launch, Loop, Place, Program, Size, SizeValue, Step, While};
 use egret_simd::Isa;
 
 use super::driver_plan::DriverPlan;
 use super::drivers::ScratchNeed;
 use super::halo::Border;
+use super::late::{Extent, LateLaunch};
 use super::lifetime::Uses;
 use super::memory::OutOfMemory;
 use crate::RuntimeError;
@@ -43,12 +44,54 @@ pub(crate) struct Span {
 /// An operation. Loops lie flat between their ends.
 #[derive(Debug)]
 pub(crate) enum Op {
-    Clear { border: Border, tensor: Address },
-    Code { entry: KernelFn, args: Span, dims: Span, grid: usize, chunks: usize },
-    Driver { plan: DriverPlan, args: Span },
-    Copy { source: Address, destination: Address, bytes: usize },
+    Clear {
+        border: Border,
+        tensor: Address,
+    },
+    Code {
+        entry: KernelFn,
+        args: Span,
+        dims: Span,
+        grid: usize,
+        chunks: usize,
+    },
+    Driver {
+        plan: DriverPlan,
+        args: Span,
+    },
+    Copy {
+        source: Address,
+        destination: Address,
+        bytes: Extent,
+    },
     Begin(usize),
     End(usize),
+    /// A launch with extents that only the run tells: a place in [`Bound::late`].
+    Late(usize),
+    /// Binds a size: a place in [`Bound::sizes`].
+    Size(usize),
+    /// Checks an equality: a place in [`Bound::checks`].
+    Check(usize),
+    /// Goes on at another operation unless the truth value there is true.
+    Unless {
+        test: Address,
+        to: usize,
+    },
+    /// Goes on at another operation.
+    Jump(usize),
+    /// Leaves a loop unless the truth value there is true and a trip is left.
+    Test {
+        index: usize,
+        test: Address,
+    },
+}
+
+/// A size that a run tells.
+#[derive(Debug)]
+pub(crate) struct BoundSize {
+    pub(crate) name: std::sync::Arc<str>,
+    pub(crate) size: Size,
+    pub(crate) read: Option<Address>,
 }
 
 /// An operation and the step it belongs to, counted in preorder.
@@ -64,7 +107,7 @@ pub(crate) struct Carry {
     pub(crate) first: Address,
     pub(crate) current: u32,
     pub(crate) next: Address,
-    pub(crate) bytes: usize,
+    pub(crate) bytes: Extent,
     /// Offset in the arena of a place between `next` and `current`, where the order of copies would matter.
     pub(crate) stage: Option<usize>,
 }
@@ -74,13 +117,16 @@ pub(crate) struct Carry {
 pub(crate) struct Moving {
     pub(crate) slice: u32,
     pub(crate) of: u32,
-    pub(crate) stride: usize,
+    pub(crate) stride: Extent,
 }
 
 /// A loop.
 #[derive(Debug)]
 pub(crate) struct Repeat {
-    pub(crate) length: usize,
+    /// How often, at most; `None` without bound.
+    pub(crate) length: Option<Extent>,
+    /// Where the number of trips goes, of a loop that a condition ends.
+    pub(crate) trips: Option<Address>,
     pub(crate) reverse: bool,
     pub(crate) begin: usize,
     pub(crate) end: usize,
@@ -95,6 +141,9 @@ pub(crate) struct Bound {
     pub(crate) args: Vec<Address>,
     pub(crate) dims: Vec<i64>,
     pub(crate) loops: Vec<Repeat>,
+    pub(crate) late: Vec<LateLaunch>,
+    pub(crate) sizes: Vec<BoundSize>,
+    pub(crate) checks: Vec<egret_program::Check>,
     /// First operation of each step that is in no loop.
     pub(crate) tops: Vec<usize>,
     /// By buffer: bytes, where used.
@@ -159,6 +208,24 @@ impl Work<'_> {
             .map_err(|_| RuntimeError::Size { what: what(), why: format!("`{dim}` is {value}, below zero") })
     }
 
+    /// The most that an extent may be.
+    fn most(&self, dim: &Dim, what: &dyn Fn() -> String) -> Result<usize, RuntimeError> {
+        let bound = dim.upper_bound();
+        let most = self.number(&bound, what)?;
+        if dim.is_data_dependent() && most > MOST_BYTES {
+            return Err(RuntimeError::Size { what: what(), why: format!("`{dim}` has no bound that memory can hold") });
+        }
+        Ok(most)
+    }
+
+    /// An extent that is known now, or in the run.
+    fn extent(&self, dim: &Dim, what: &dyn Fn() -> String) -> Result<Extent, RuntimeError> {
+        if dim.is_data_dependent() {
+            return Ok(Extent::Late(dim.clone()));
+        }
+        self.number(dim, what).map(Extent::Known)
+    }
+
     fn push(&mut self, op: Op) {
         self.bound.ops.push(Item { op, step: self.step });
     }
@@ -175,18 +242,50 @@ impl Work<'_> {
         match step {
             Step::Launch(launch) => self.launch(launch)?,
             Step::Copy { source, destination, bytes } => {
-                let bytes = self.number(bytes, &|| "bytes of a copy".into())?;
+                let most = self.most(bytes, &|| "bytes of a copy".into())?;
+                let bytes = self.extent(bytes, &|| "bytes of a copy".into())?;
                 let op = Op::Copy { source: self.address(source)?, destination: self.address(destination)?, bytes };
-                self.bound.work[self.step].1 = 2.0 * bytes as f64;
+                self.bound.work[self.step].1 = 2.0 * most as f64;
                 self.push(op);
             }
             Step::Loop(inner) => return self.repeat(inner),
+            Step::While(inner) => return self.repeat_while(inner),
+            Step::Branch(branch) => {
+                let test = self.address(&branch.condition)?;
+                let (unless, step) = (self.bound.ops.len(), self.step);
+                self.push(Op::Unless { test, to: 0 });
+                self.step += 1;
+                branch.then.iter().try_for_each(|step| self.step(step))?;
+                let jump = self.bound.ops.len();
+                self.bound.ops.push(Item { op: Op::Jump(0), step });
+                let otherwise = self.bound.ops.len();
+                branch.otherwise.iter().try_for_each(|step| self.step(step))?;
+                self.bound.ops[unless].op = Op::Unless { test, to: otherwise };
+                self.bound.ops[jump].op = Op::Jump(self.bound.ops.len());
+                return Ok(());
+            }
+            Step::Size(size) => {
+                let read = match &size.value {
+                    SizeValue::Read(arg) => Some(self.address(arg)?),
+                    SizeValue::Known(_) => None,
+                };
+                let name = size.name.as_str().into();
+                self.bound.sizes.push(BoundSize { name, size: size.clone(), read });
+                self.push(Op::Size(self.bound.sizes.len() - 1));
+            }
+            Step::Check(check) => {
+                self.bound.checks.push(check.clone());
+                self.push(Op::Check(self.bound.checks.len() - 1));
+            }
         }
         self.step += 1;
         Ok(())
     }
 
     fn launch(&mut self, launch: &Launch) -> Result<(), RuntimeError> {
+        if super::late::is_late(launch, self.binder.program) {
+            return self.late(launch);
+        }
         for halo in &launch.clear {
             let what = || format!("halo of {}", launch.origin);
             let tensor = self.address(&Arg { writes: true, ..halo.arg.clone() })?;
@@ -255,38 +354,81 @@ impl Work<'_> {
         Ok(())
     }
 
+    /// A launch that is bound anew whenever it runs; memory and scratch are for the most that it may need.
+    fn late(&mut self, launch: &Launch) -> Result<(), RuntimeError> {
+        let late = LateLaunch::new(launch, self.binder)?;
+        for arg in &launch.args {
+            self.uses.add(arg.buffer.0 as usize, self.bound.ops.len(), arg.writes);
+        }
+        for halo in &launch.clear {
+            self.uses.add(halo.arg.buffer.0 as usize, self.bound.ops.len(), true);
+        }
+        self.bound.most_args = self.bound.most_args.max(launch.args.len());
+        let need = late.scratch(self.binder, &|dim| self.most(dim, &|| launch.origin.clone()))?;
+        self.bound.scratch = self.bound.scratch.max(need);
+        self.bound.late.push(late);
+        self.push(Op::Late(self.bound.late.len() - 1));
+        Ok(())
+    }
+
     fn repeat(&mut self, inner: &Loop) -> Result<(), RuntimeError> {
+        let length = self.extent(&inner.length, &|| "iterations of a loop".into())?;
+        let (index, carried) = self.begin(Some(length), inner.reverse, &inner.carried)?;
+        inner.body.iter().try_for_each(|step| self.step(step))?;
+        self.end(index, carried, &inner.carried)
+    }
+
+    fn repeat_while(&mut self, inner: &While) -> Result<(), RuntimeError> {
+        let what = || "trips of a loop".to_string();
+        let length = inner.bound.as_ref().map(|bound| self.extent(bound, &what)).transpose()?;
+        let (index, carried) = self.begin(length, false, &inner.carried)?;
+        inner.condition.iter().try_for_each(|step| self.step(step))?;
+        let test = self.address(&inner.test)?;
+        self.push(Op::Test { index, test });
+        inner.body.iter().try_for_each(|step| self.step(step))?;
+        let trips = self.address(&inner.trips)?;
+        self.bound.loops[index].trips = Some(trips);
+        self.end(index, carried, &inner.carried)
+    }
+
+    fn begin(
+        &mut self,
+        length: Option<Extent>,
+        reverse: bool,
+        values: &[Carried],
+    ) -> Result<(usize, Vec<(Carry, usize)>), RuntimeError> {
         let index = self.bound.loops.len();
-        let length = self.number(&inner.length, &|| "iterations of a loop".into())?;
         let begin = self.bound.ops.len();
         let mut carried = Vec::new();
-        for value in &inner.carried {
-            let bytes = self.number(&value.bytes, &|| "bytes of a carried value".into())?;
+        for value in values {
+            let what = || "bytes of a carried value".to_string();
+            let (bytes, most) = (self.extent(&value.bytes, &what)?, self.most(&value.bytes, &what)?);
             let first = self.address(&value.first)?;
             self.uses.add(value.current.0 as usize, begin, true);
-            carried.push(Carry { first, current: value.current.0, next: first, bytes, stage: None });
+            carried.push((Carry { first, current: value.current.0, next: first, bytes, stage: None }, most));
         }
-        let (reverse, end, slices) = (inner.reverse, begin, Vec::new());
-        self.bound.loops.push(Repeat { length, reverse, begin, end, carried: Vec::new(), slices });
+        let (end, slices) = (begin, Vec::new());
+        self.bound.loops.push(Repeat { length, trips: None, reverse, begin, end, carried: Vec::new(), slices });
         self.push(Op::Begin(index));
         self.step += 1;
         self.uses.enter(index, begin);
-        for step in &inner.body {
-            self.step(step)?;
-        }
+        Ok((index, carried))
+    }
+
+    fn end(&mut self, index: usize, mut carried: Vec<(Carry, usize)>, values: &[Carried]) -> Result<(), RuntimeError> {
         let end = self.bound.ops.len();
-        let crossing = inner.carried.iter().any(|a| inner.carried.iter().any(|b| a.next.buffer == b.current));
-        for (carry, value) in carried.iter_mut().zip(&inner.carried) {
+        let crossing = values.iter().any(|a| values.iter().any(|b| a.next.buffer == b.current));
+        for ((carry, most), value) in carried.iter_mut().zip(values) {
             carry.next = self.address(&value.next)?;
             self.uses.add(value.current.0 as usize, end, true);
             if crossing {
-                carry.stage = Some(self.uses.temporary(carry.bytes, end));
+                carry.stage = Some(self.uses.temporary(*most, end));
             }
         }
         self.uses.leave(end);
         self.push(Op::End(index));
         self.bound.loops[index].end = end;
-        self.bound.loops[index].carried = carried;
+        self.bound.loops[index].carried = carried.into_iter().map(|(carry, _)| carry).collect();
         Ok(())
     }
 
@@ -297,8 +439,8 @@ impl Work<'_> {
         let mut logical = vec![0; program.buffers.len()];
         for (i, buffer) in program.buffers.iter().enumerate() {
             if self.uses.is_used(i) {
-                self.bound.bytes[i] = self.number(&buffer.bytes, &|| format!("bytes of buffer {i}"))?;
-                logical[i] = self.number(&buffer.logical_bytes, &|| format!("bytes of buffer {i}"))?;
+                self.bound.bytes[i] = self.most(&buffer.bytes, &|| format!("bytes of buffer {i}"))?;
+                logical[i] = self.most(&buffer.logical_bytes, &|| format!("bytes of buffer {i}"))?;
                 if self.bound.bytes[i].max(logical[i]) > MOST_BYTES {
                     return Err(OutOfMemory(self.bound.bytes[i]).into());
                 }
@@ -306,13 +448,19 @@ impl Work<'_> {
         }
         for (slice, index) in slices {
             let Place::Slice { of, stride } = &program.buffers[slice].place else { continue };
-            let stride = self.number(stride, &|| format!("stride of buffer {slice}"))?;
-            let repeat = &mut self.bound.loops[index];
-            let reach = stride.checked_mul(repeat.length.saturating_sub(1));
+            let what = || format!("stride of buffer {slice}");
+            let (most, stride) = (self.most(stride, &what)?, self.extent(stride, &what)?);
+            let length = match &self.bound.loops[index].length {
+                Some(Extent::Known(length)) => *length,
+                Some(Extent::Late(dim)) => self.most(dim, &what)?,
+                None => return Err(RuntimeError::malformed(format!("buffer {slice} is a slice in an endless loop"))),
+            };
+            let reach = most.checked_mul(length.saturating_sub(1));
             let reach = reach.and_then(|r| r.checked_add(self.bound.bytes[slice]));
-            if repeat.length > 0 && reach.is_none_or(|r| r > self.bound.bytes[of.0 as usize]) {
+            if length > 0 && reach.is_none_or(|r| r > self.bound.bytes[of.0 as usize]) {
                 return Err(RuntimeError::malformed(format!("slices of buffer {} reach beyond it", of.0)));
             }
+            let repeat = &mut self.bound.loops[index];
             repeat.slices.push(Moving { slice: slice as u32, of: of.0, stride });
         }
         self.check_reach()?;
@@ -327,6 +475,13 @@ impl Work<'_> {
         self.bound.live_bytes_bound = plan.live_bytes_bound;
         self.bound.logical_live_bytes = plan.logical_live_bytes;
         Ok(self.bound)
+    }
+
+    fn most_of(&self, extent: &Extent) -> Result<usize, RuntimeError> {
+        match extent {
+            Extent::Known(value) => Ok(*value),
+            Extent::Late(dim) => self.most(dim, &|| "bytes of a copy".into()),
+        }
     }
 
     fn check_reach(&self) -> Result<(), RuntimeError> {
@@ -346,17 +501,23 @@ impl Work<'_> {
             match &item.op {
                 Op::Clear { border, tensor } => reaches(tensor, border.bytes().unwrap_or(usize::MAX))?,
                 Op::Copy { source, destination, bytes } => {
-                    reaches(source, *bytes)?;
-                    reaches(destination, *bytes)?;
+                    let most = self.most_of(bytes)?;
+                    reaches(source, most)?;
+                    reaches(destination, most)?;
                 }
                 Op::Begin(index) => {
-                    for carry in &self.bound.loops[*index].carried {
-                        reaches(&carry.first, carry.bytes)?;
-                        reaches(&carry.next, carry.bytes)?;
-                        reaches(&Address { buffer: carry.current, offset: 0 }, carry.bytes)?;
+                    let repeat = &self.bound.loops[*index];
+                    for carry in &repeat.carried {
+                        let most = self.most_of(&carry.bytes)?;
+                        reaches(&carry.first, most)?;
+                        reaches(&carry.next, most)?;
+                        reaches(&Address { buffer: carry.current, offset: 0 }, most)?;
                     }
+                    repeat.trips.iter().try_for_each(|trips| reaches(trips, 8))?;
                 }
-                Op::Code { .. } | Op::Driver { .. } | Op::End(_) => {}
+                Op::Size(index) => self.bound.sizes[*index].read.iter().try_for_each(|read| reaches(read, 8))?,
+                Op::Unless { test, .. } | Op::Test { test, .. } => reaches(test, 1)?,
+                Op::Code { .. } | Op::Driver { .. } | Op::End(_) | Op::Late(_) | Op::Check(_) | Op::Jump(_) => {}
             }
         }
         Ok(())
@@ -373,9 +534,7 @@ pub(crate) fn every_step(steps: &[Step]) -> impl Iterator<Item = &Step> {
     let mut todo: Vec<&Step> = steps.iter().rev().collect();
     std::iter::from_fn(move || {
         let step = todo.pop()?;
-        if let Step::Loop(inner) = step {
-            todo.extend(inner.body.iter().rev());
-        }
+        todo.extend(step.inner().into_iter().rev().flat_map(|steps| steps.iter().rev()));
         Some(step)
     })
 }

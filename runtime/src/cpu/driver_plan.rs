@@ -6,7 +6,8 @@ use egret_simd::Isa;
 
 use super::drivers::{
     AttentionArgs, AttentionGradArgs, AttentionGradPlan, AttentionPlan, ConvArgs, ConvPlan, DriverError, GemmArgs,
-    GemmPlan, PackPlan, PoolArgs, PoolPlan, RelayoutPlan, ScratchNeed, ScratchPool,
+    GemmPlan, NonZeroPlan, PackPlan, PoolArgs, PoolPlan, RelayoutPlan, ScratchNeed, ScratchPool, SuppressionArgs,
+    SuppressionPlan, TopKPlan, UniqueArgs, UniquePlan,
 };
 use super::team::Team;
 
@@ -32,6 +33,10 @@ enum Form {
     AttentionGrad(Box<AttentionGradPlan>),
     Relayout(Box<RelayoutPlan>),
     Pack(Box<PackPlan>),
+    TopK(TopKPlan),
+    NonZero(NonZeroPlan),
+    Unique(UniquePlan),
+    Suppression(SuppressionPlan),
 }
 
 /// Extra operands and outputs of an epilogue.
@@ -90,6 +95,10 @@ impl DriverPlan {
             }
             Driver::Relayout(problem) => (Form::Relayout(Box::new(RelayoutPlan::new(problem, isa)?)), 2),
             Driver::Pack(problem) => (Form::Pack(Box::new(PackPlan::new(problem, isa)?)), 2),
+            Driver::TopK(problem) => (Form::TopK(TopKPlan::new(problem)?), 3),
+            Driver::NonZero(problem) => (Form::NonZero(NonZeroPlan::new(problem)?), 3),
+            Driver::Unique(problem) => (Form::Unique(UniquePlan::new(problem)?), 6),
+            Driver::Suppression(problem) => (Form::Suppression(SuppressionPlan::new(problem)?), 7),
         };
         if wants_hook != hook.is_some() {
             return Err(DriverError::Problem("the epilogue and the hook of the kernel contradict each other"));
@@ -113,7 +122,10 @@ impl DriverPlan {
             Form::Gemm(plan) => plan.scratch(),
             Form::Attention { plan, .. } => plan.scratch(),
             Form::AttentionGrad(plan) => plan.scratch(),
-            Form::Relayout(_) | Form::Pack(_) => ScratchNeed::default(),
+            Form::TopK(plan) => plan.scratch(),
+            Form::Unique(plan) => plan.scratch(),
+            Form::Suppression(plan) => plan.scratch(),
+            Form::Relayout(_) | Form::Pack(_) | Form::NonZero(_) => ScratchNeed::default(),
         }
     }
 
@@ -168,6 +180,31 @@ impl DriverPlan {
                 }
                 Form::Relayout(plan) => plan.run(arg(0), arg(1), team),
                 Form::Pack(plan) => plan.run(arg(0), arg(1), team),
+                Form::TopK(plan) => plan.run(fixed[0], fixed[1], fixed[2].cast(), team, scratch),
+                Form::NonZero(plan) => plan.run(fixed[0], fixed[1].cast(), fixed[2].cast()),
+                Form::Unique(plan) => {
+                    let args = UniqueArgs {
+                        x: fixed[0],
+                        values: fixed[1],
+                        first: fixed[2].cast(),
+                        inverse: fixed[3].cast(),
+                        counts: fixed[4].cast(),
+                        count: fixed[5].cast(),
+                    };
+                    plan.run(&args, scratch);
+                }
+                Form::Suppression(plan) => {
+                    let args = SuppressionArgs {
+                        boxes: fixed[0].cast(),
+                        scores: fixed[1].cast(),
+                        most: fixed[2].cast(),
+                        overlap: fixed[3].cast(),
+                        score: fixed[4].cast(),
+                        rows: fixed[5].cast(),
+                        count: fixed[6].cast(),
+                    };
+                    plan.run(&args, scratch);
+                }
             }
         }
     }

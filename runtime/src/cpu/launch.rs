@@ -1,11 +1,17 @@
-//! Runs bound steps. Nothing here allocates.
+//! Runs bound steps. Nothing here allocates but launches whose extents only the run tells.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Instant;
 
+use egret_ir::Bindings;
+use egret_program::SizeValue;
+
 use super::bind::{Address, Bound, KernelFn, Op, Repeat};
 use super::drivers::{ScratchPool, part};
+use super::late::Ready;
 use super::team::Team;
+use crate::RuntimeError;
+use crate::binding::holds;
 
 /// Where each buffer is, and room for the arguments of a launch; sized when steps are bound.
 #[derive(Debug, Default)]
@@ -15,6 +21,8 @@ pub(crate) struct Pointers {
     args: Vec<*mut u8>,
     /// By loop: iterations done.
     counters: Vec<usize>,
+    /// By loop: iterations in all, at most.
+    lengths: Vec<usize>,
 }
 
 // SAFETY: addresses only; the session that owns them rules who uses what they point at.
@@ -28,6 +36,7 @@ impl Pointers {
         grow(&mut self.args, bound.most_args);
         let loops = self.counters.len().max(bound.loops.len());
         self.counters.resize(loops, 0);
+        self.lengths.resize(loops, 0);
     }
 
     fn at(&self, address: Address) -> *mut u8 {
@@ -44,6 +53,20 @@ pub(crate) struct Reported {
     pub(crate) code: u32,
 }
 
+/// Why a run ends early.
+pub(crate) enum Stop {
+    /// A kernel reported something.
+    Reported(Reported),
+    /// A data-dependent size does not fit.
+    Error(Box<RuntimeError>),
+}
+
+impl From<RuntimeError> for Stop {
+    fn from(error: RuntimeError) -> Stop {
+        Stop::Error(Box::new(error))
+    }
+}
+
 /// What steps run with.
 pub(crate) struct Runner<'a> {
     pub(crate) bound: &'a Bound,
@@ -51,6 +74,8 @@ pub(crate) struct Runner<'a> {
     pub(crate) arena: *mut u8,
     pub(crate) team: &'a Team,
     pub(crate) scratch: &'a ScratchPool,
+    /// Values of symbols, and of data-dependent sizes once they are known; empty where there are none of those.
+    pub(crate) sizes: &'a mut Bindings,
     /// Nanoseconds and executions by step, if they are wanted.
     pub(crate) times: Option<&'a mut [(u64, u64)]>,
 }
@@ -86,7 +111,7 @@ impl Runner<'_> {
     /// # Safety
     /// Every buffer that these use is valid for its bytes, nobody else writes them, and code, plans and scratch belong to
     /// this program, host and team.
-    pub(crate) unsafe fn run(&mut self, first: usize, end: usize) -> Result<(), Reported> {
+    pub(crate) unsafe fn run(&mut self, first: usize, end: usize) -> Result<(), Stop> {
         let bound = self.bound;
         let mut at = first;
         while at < end {
@@ -96,51 +121,101 @@ impl Runner<'_> {
             // SAFETY: the caller's.
             match &item.op {
                 Op::Clear { border, tensor } => unsafe { border.clear(self.pointers.at(*tensor).cast()) },
-                Op::Copy { source, destination, bytes } => unsafe { self.copy(*source, *destination, *bytes) },
+                Op::Copy { source, destination, bytes } => {
+                    let bytes = bytes.value(self.sizes)?;
+                    unsafe { self.copy(*source, *destination, bytes) };
+                }
                 Op::Driver { plan, args } => {
                     self.arguments(args.first, args.len);
                     unsafe { plan.run(&self.pointers.args[..args.len], self.team, self.scratch) };
                 }
                 Op::Code { entry, args, dims, grid, chunks } => {
                     self.arguments(args.first, args.len);
-                    let status = AtomicU32::new(0);
-                    let call = Call {
-                        entry: *entry,
-                        buffers: self.pointers.args.as_ptr(),
-                        dims: bound.dims[dims.first..dims.first + dims.len].as_ptr(),
-                        grid: *grid,
-                        chunks: *chunks,
-                        scratch: self.scratch,
-                        status: &status,
-                    };
-                    if *grid > 0 {
-                        self.team.parallel(*chunks, &|chunk, worker| unsafe { call.chunk(chunk, worker) });
+                    let dims = &bound.dims[dims.first..dims.first + dims.len];
+                    unsafe { self.call(*entry, dims, *grid, *chunks, item.step)? };
+                }
+                Op::Late(index) => {
+                    let late = &bound.late[*index];
+                    for (border, buffer, offset) in late.borders(self.sizes)? {
+                        unsafe { border.clear(self.pointers.at(Address { buffer, offset }).cast()) };
                     }
-                    match status.load(Relaxed) {
-                        0 => {}
-                        code => return Err(Reported { step: item.step, code }),
+                    let places = late.offsets(self.sizes, &bound.bytes)?;
+                    for (i, (buffer, offset)) in places.iter().enumerate() {
+                        self.pointers.args[i] = self.pointers.at(Address { buffer: *buffer, offset: *offset });
+                    }
+                    match late.ready(self.sizes)? {
+                        Ready::Code { entry, dims, grid, chunks } => unsafe {
+                            self.call(entry, &dims, grid, chunks, item.step)?;
+                        },
+                        Ready::Driver(plan) => unsafe {
+                            plan.run(&self.pointers.args[..places.len()], self.team, self.scratch);
+                        },
+                    }
+                }
+                Op::Size(index) => {
+                    let bound_size = &bound.sizes[*index];
+                    let size = &bound_size.size;
+                    let value = match (&size.value, &bound_size.read) {
+                        // SAFETY: the step before wrote it.
+                        (_, Some(read)) => unsafe { self.pointers.at(*read).cast::<i64>().read() },
+                        (SizeValue::Known(dim), None) => self.eval(dim, &size.origin)?,
+                        (SizeValue::Read(_), None) => return Err(RuntimeError::malformed("a size is not read").into()),
+                    };
+                    let most = self.eval(&size.bound, &size.origin)?;
+                    if value < 0 || value > most {
+                        let why = format!("the data-dependent size {value} is above its bound {most}");
+                        return Err(RuntimeError::Size { what: size.origin.clone(), why }.into());
+                    }
+                    self.sizes.insert(bound_size.name.clone(), value);
+                }
+                Op::Check(index) => holds(&bound.checks[*index], self.sizes)?,
+                // SAFETY: a step before wrote the truth value.
+                Op::Unless { test, to } => unsafe {
+                    if self.pointers.at(*test).read() == 0 {
+                        at = *to;
+                    }
+                },
+                Op::Jump(to) => at = *to,
+                Op::Test { index, test } => {
+                    let repeat = &bound.loops[*index];
+                    // SAFETY: the steps before wrote the truth value.
+                    let go_on = unsafe { self.pointers.at(*test).read() } != 0;
+                    let done = self.pointers.counters[*index];
+                    if !go_on || done >= self.pointers.lengths[*index] {
+                        if let Some(trips) = repeat.trips {
+                            // SAFETY: an i64 of this program's, checked when it was bound.
+                            unsafe { self.pointers.at(trips).cast::<i64>().write(done as i64) };
+                        }
+                        at = repeat.end + 1;
                     }
                 }
                 Op::Begin(index) => {
                     let repeat = &bound.loops[*index];
                     for carry in &repeat.carried {
                         let current = Address { buffer: carry.current, offset: 0 };
-                        unsafe { self.copy(carry.first, current, carry.bytes) };
+                        let bytes = carry.bytes.value(self.sizes)?;
+                        unsafe { self.copy(carry.first, current, bytes) };
                     }
-                    self.pointers.counters[*index] = 0;
-                    if repeat.length == 0 {
+                    let length = match &repeat.length {
+                        Some(length) => length.value(self.sizes)?,
+                        None => usize::MAX,
+                    };
+                    (self.pointers.counters[*index], self.pointers.lengths[*index]) = (0, length);
+                    // a loop that a condition ends asks it first
+                    if length == 0 && repeat.trips.is_none() {
                         at = repeat.end + 1;
                     } else {
-                        self.slide(repeat, 0);
+                        self.slide(repeat, 0, length)?;
                     }
                 }
                 Op::End(index) => {
                     let repeat = &bound.loops[*index];
-                    unsafe { self.carry(repeat) };
+                    unsafe { self.carry(repeat)? };
                     let done = self.pointers.counters[*index] + 1;
                     self.pointers.counters[*index] = done;
-                    if done < repeat.length {
-                        self.slide(repeat, done);
+                    let length = self.pointers.lengths[*index];
+                    if done < length || repeat.trips.is_some() {
+                        self.slide(repeat, done, length)?;
                         at = repeat.begin + 1;
                     }
                 }
@@ -153,6 +228,28 @@ impl Runner<'_> {
             }
         }
         Ok(())
+    }
+
+    fn eval(&self, dim: &egret_ir::Dim, what: &str) -> Result<i64, RuntimeError> {
+        dim.eval(self.sizes).map_err(|why| RuntimeError::size(what.to_string(), &why))
+    }
+
+    /// Runs generated code on the arguments in place.
+    ///
+    /// # Safety
+    /// That of the kernel.
+    unsafe fn call(&self, entry: KernelFn, dims: &[i64], grid: usize, chunks: usize, step: usize) -> Result<(), Stop> {
+        let status = AtomicU32::new(0);
+        let (buffers, dims) = (self.pointers.args.as_ptr(), dims.as_ptr());
+        let call = Call { entry, buffers, dims, grid, chunks, scratch: self.scratch, status: &status };
+        if grid > 0 {
+            // SAFETY: the caller's.
+            self.team.parallel(chunks, &|chunk, worker| unsafe { call.chunk(chunk, worker) });
+        }
+        match status.load(Relaxed) {
+            0 => Ok(()),
+            code => Err(Stop::Reported(Reported { step, code })),
+        }
     }
 
     fn arguments(&mut self, first: usize, len: usize) {
@@ -169,38 +266,40 @@ impl Runner<'_> {
         }
     }
 
-    unsafe fn carry(&self, repeat: &Repeat) {
+    unsafe fn carry(&self, repeat: &Repeat) -> Result<(), RuntimeError> {
         for carry in &repeat.carried {
             if let Some(stage) = carry.stage {
+                let bytes = carry.bytes.value(self.sizes)?;
                 // SAFETY: the arena has room for it.
                 unsafe {
-                    std::ptr::copy_nonoverlapping(
-                        self.pointers.at(carry.next),
-                        self.arena.wrapping_add(stage),
-                        carry.bytes,
-                    );
+                    let from = self.pointers.at(carry.next);
+                    std::ptr::copy_nonoverlapping(from, self.arena.wrapping_add(stage), bytes);
                 }
             }
         }
         for carry in &repeat.carried {
             let current = Address { buffer: carry.current, offset: 0 };
+            let bytes = carry.bytes.value(self.sizes)?;
             match carry.stage {
                 // SAFETY: as above.
                 Some(stage) => unsafe {
                     let (from, to) = (self.arena.wrapping_add(stage), self.pointers.at(current));
-                    std::ptr::copy_nonoverlapping(from, to, carry.bytes);
+                    std::ptr::copy_nonoverlapping(from, to, bytes);
                 },
                 // SAFETY: the caller's.
-                None => unsafe { self.copy(carry.next, current, carry.bytes) },
+                None => unsafe { self.copy(carry.next, current, bytes) },
             }
         }
+        Ok(())
     }
 
-    fn slide(&mut self, repeat: &Repeat, iteration: usize) {
-        let i = if repeat.reverse { repeat.length - 1 - iteration } else { iteration };
+    fn slide(&mut self, repeat: &Repeat, iteration: usize, length: usize) -> Result<(), RuntimeError> {
+        let i = if repeat.reverse { length - 1 - iteration } else { iteration };
         for moving in &repeat.slices {
             let base = self.pointers.buffers[moving.of as usize];
-            self.pointers.buffers[moving.slice as usize] = base.wrapping_add(i * moving.stride);
+            let stride = moving.stride.value(self.sizes)?;
+            self.pointers.buffers[moving.slice as usize] = base.wrapping_add(i.wrapping_mul(stride));
         }
+        Ok(())
     }
 }

@@ -5,6 +5,7 @@ pub mod code;
 mod driver_plan;
 pub mod drivers;
 mod halo;
+pub(crate) mod late;
 pub(crate) mod launch;
 pub(crate) mod lifetime;
 pub mod memory;

@@ -129,7 +129,7 @@ fn kernels(compiled: &Compiled) -> String {
 
 /// Ports, buffers and steps.
 fn plan(program: &Program) -> String {
-    use egret_program::{Arg, Step};
+    use egret_program::{Arg, Carried, SizeValue, Step};
     let mut out = String::new();
     let _ = writeln!(out, "program for {} ({} lanes)", program.device, program.lanes);
     let ports = [
@@ -153,10 +153,17 @@ fn plan(program: &Program) -> String {
         let offset = if arg.offset.is(0) { String::new() } else { format!("+{}", arg.offset) };
         format!("{}b{}{offset}", if arg.writes { "→" } else { "" }, arg.buffer.0)
     };
+    let carried = |values: &[Carried]| {
+        let one = |c: &Carried| format!("b{} = {} then {}", c.current.0, arg(&c.first), arg(&c.next));
+        values.iter().map(one).collect::<Vec<_>>().join(", ")
+    };
     for (name, steps) in [("prepare", &program.prepare), ("run", &program.steps)] {
         let _ = writeln!(out, "{name}:");
         let mut todo: Vec<(usize, &Step)> = steps.iter().rev().map(|step| (1, step)).collect();
         while let Some((depth, step)) = todo.pop() {
+            todo.extend(
+                step.inner().into_iter().rev().flat_map(|steps| steps.iter().rev()).map(|step| (depth + 1, step)),
+            );
             let indent = "  ".repeat(depth);
             let _ = match step {
                 Step::Launch(launch) => {
@@ -170,15 +177,24 @@ fn plan(program: &Program) -> String {
                     writeln!(out, "{indent}copy {} → b{}, {bytes} bytes", arg(source), destination.buffer.0)
                 }
                 Step::Loop(inner) => {
-                    todo.extend(inner.body.iter().rev().map(|step| (depth + 1, step)));
                     let reverse = if inner.reverse { " backwards" } else { "" };
-                    let carried: Vec<String> = inner
-                        .carried
-                        .iter()
-                        .map(|c| format!("b{} = {} then {}", c.current.0, arg(&c.first), arg(&c.next)))
-                        .collect();
-                    writeln!(out, "{indent}loop {}{reverse} ({}):", inner.length, carried.join(", "))
+                    writeln!(out, "{indent}loop {}{reverse} ({}):", inner.length, carried(&inner.carried))
                 }
+                Step::While(inner) => {
+                    let most = inner.bound.as_ref().map(|bound| format!(", at most {bound} times")).unwrap_or_default();
+                    let steps = inner.condition.len();
+                    let text = format!("while {} of its first {steps} steps{most}", arg(&inner.test));
+                    writeln!(out, "{indent}{text} ({}):", carried(&inner.carried))
+                }
+                Step::Branch(branch) => {
+                    let (test, steps) = (arg(&branch.condition), branch.then.len());
+                    writeln!(out, "{indent}if {test} the first {steps} steps, else the rest:")
+                }
+                Step::Size(size) => match &size.value {
+                    SizeValue::Read(from) => writeln!(out, "{indent}{} = {}", size.name, arg(from)),
+                    SizeValue::Known(dim) => writeln!(out, "{indent}{} = {dim}", size.name),
+                },
+                Step::Check(check) => writeln!(out, "{indent}check {} = {}", check.left, check.right),
             };
         }
     }

@@ -61,7 +61,14 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, exact: bool) 
                 problem::Problem::new(&mut scope, id).ok_or_else(|| unsupported(graph, id, "of this form"))?;
             contract::build(&mut scope, &problem);
         }
-        Family::Attention | Family::AttentionGrad | Family::Cumulative | Family::Rng | Family::Scan => {
+        Family::Attention
+        | Family::AttentionGrad
+        | Family::Cumulative
+        | Family::Rng
+        | Family::Select
+        | Family::Branch
+        | Family::While
+        | Family::Scan => {
             return Err(unsupported(graph, id, "of any form"));
         }
     }

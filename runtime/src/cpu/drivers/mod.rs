@@ -10,6 +10,7 @@ mod gemm;
 mod kernels;
 mod pool;
 mod relayout;
+mod select;
 #[cfg(test)]
 mod testing;
 
@@ -19,6 +20,7 @@ pub use epilogue::MAX_VIEWS;
 pub use gemm::{GemmArgs, GemmPlan};
 pub use pool::{PoolArgs, PoolPlan};
 pub use relayout::{PackPlan, RelayoutPlan};
+pub use select::{NonZeroPlan, SuppressionArgs, SuppressionPlan, TopKPlan, UniqueArgs, UniquePlan};
 
 use super::memory::{Buffer, OutOfMemory};
 

@@ -1,0 +1,200 @@
+//! Branches, and loops that a condition ends: regions are planned once, over buffers that are theirs and ours.
+
+use egret_ir::ops::{If, While};
+use egret_ir::{Diagnostic, Dim, Graph, NodeId, Op};
+use egret_program::{Arg, Branch, BufferId, Carried, Place, SizeValue, Step};
+use rustc_hash::FxHashMap;
+
+use super::frame::Frame;
+use super::{Phase, Planner};
+use crate::layout::Layout;
+use crate::rewrite::term::BindingTime;
+
+fn written(buffer: BufferId) -> Arg {
+    Arg { buffer, offset: Dim::ZERO, writes: true }
+}
+
+impl Planner<'_> {
+    /// The frame of a region: what it captures is read where it is; the first `own` inputs are the caller's to store.
+    pub(super) fn region(
+        &mut self,
+        frame: &mut Frame,
+        region: &Graph,
+        own: usize,
+        captured: &[NodeId],
+        phase: Phase,
+        steps: &mut Vec<Step>,
+    ) -> Result<Frame, Diagnostic> {
+        let inputs = region.inputs().to_vec();
+        let at_load: Vec<bool> = captured
+            .iter()
+            .map(|id| phase == Phase::Run && frame.time(*id) < BindingTime::Run && frame.is_stored(*id))
+            .collect();
+        let loaded = |input: NodeId| {
+            let place = inputs.iter().position(|i| *i == input);
+            place.and_then(|at| at.checked_sub(own)).is_some_and(|at| at_load.get(at) == Some(&true))
+        };
+        let mut inner = Frame::new(region.clone(), self.lanes, &loaded);
+        for (input, operand) in inputs.iter().skip(own).zip(captured) {
+            let source = self.row_major(frame, *operand, steps)?;
+            // views with an offset are copied first
+            let buffer = if source.offset.is(0) { source.buffer } else { self.materialise(frame, *operand, steps)? };
+            inner.store((*input, 0), buffer, Layout::RowMajor);
+        }
+        for (leaf, node) in region.iter() {
+            if let Op::Const(constant) = &node.op
+                && !crate::partition::is_inline(&node.op)
+            {
+                let buffer = self.constant(&constant.value, region.tensor_type(leaf));
+                inner.store((leaf, 0), buffer, Layout::RowMajor);
+            }
+        }
+        Ok(inner)
+    }
+
+    /// What a region assumes: checked when it runs, or once its sizes are known.
+    pub(super) fn region_checks(&mut self, region: &Graph, steps: &mut Vec<Step>) {
+        for check in super::checks_of(region) {
+            if check.left.is_data_dependent() || check.right.is_data_dependent() {
+                self.awaited.push(check);
+            } else {
+                steps.push(Step::Check(check));
+            }
+        }
+    }
+
+    /// Plans a branch.
+    pub(super) fn branch(
+        &mut self,
+        frame: &mut Frame,
+        id: NodeId,
+        place: &Place,
+        phase: Phase,
+        steps: &mut Vec<Step>,
+    ) -> Result<(), Diagnostic> {
+        let node = frame.graph.node(id).clone();
+        let Op::If(branch) = &node.op else { return Err(Diagnostic::new("E0464", "a branch's group has no branch")) };
+        let condition = self.row_major(frame, node.operands[0], steps)?.arg(false);
+        let parts = node.ty.parts().len();
+        let results: Vec<BufferId> = (0..parts).map(|i| self.result(frame, (id, i), place, None)).collect();
+        let split = 1 + branch.then.inputs().len();
+        let regions = [(&branch.then, &node.operands[1..split]), (&branch.otherwise, &node.operands[split..])];
+        let mut bodies = Vec::new();
+        for (region, captured) in regions {
+            let mut inner = self.region(frame, region, 0, captured, phase, steps)?;
+            let mut body = Vec::new();
+            self.region_checks(region, &mut body);
+            let mut direct: FxHashMap<NodeId, BufferId> = FxHashMap::default();
+            for ((_, output), buffer) in region.outputs().iter().zip(&results) {
+                direct.entry(*output).or_insert(*buffer);
+            }
+            self.lower(&mut inner, &direct, &mut body)?;
+            for ((_, output), buffer) in region.outputs().iter().zip(&results) {
+                self.copy_to(&mut inner, *output, *buffer, &mut body)?;
+            }
+            self.tell_extents(frame, id, branch, region, &mut body);
+            bodies.push(body);
+        }
+        let otherwise = bodies.pop().unwrap_or_default();
+        let then = bodies.pop().unwrap_or_default();
+        steps.push(Step::Branch(Branch { condition, then, otherwise }));
+        Ok(())
+    }
+
+    /// The extents in which the two regions differ are those of the one that ran.
+    fn tell_extents(&mut self, frame: &Frame, id: NodeId, branch: &If, region: &Graph, steps: &mut Vec<Step>) {
+        let shape = |graph: &Graph, i: usize| graph.tensor_type(graph.outputs()[i].1).shape.clone();
+        for (i, part) in frame.graph.ty(id).parts().iter().enumerate() {
+            let (a, b) = (shape(&branch.then, i), shape(&branch.otherwise, i));
+            for (axis, dim) in part.shape.iter().enumerate().filter(|(axis, _)| a[*axis] != b[*axis]) {
+                let own = shape(region, i)[axis].clone();
+                self.tell(frame, id, dim, SizeValue::Known(own), steps);
+            }
+        }
+    }
+
+    /// Plans a loop that a condition ends.
+    pub(super) fn while_loop(
+        &mut self,
+        frame: &mut Frame,
+        id: NodeId,
+        place: &Place,
+        phase: Phase,
+        steps: &mut Vec<Step>,
+    ) -> Result<(), Diagnostic> {
+        let node = frame.graph.node(id).clone();
+        let Op::While(looped) = &node.op else { return Err(Diagnostic::new("E0464", "a loop's group has no loop")) };
+        let While { condition, body, carried, bound, .. } = looped;
+        let (carried, tested) = (*carried, condition.inputs().len() - looped.carried);
+        let (initial, rest) = node.operands.split_at(carried);
+        let (by_condition, by_body) = rest.split_at(tested);
+        let mut test_frame = self.region(frame, condition, carried, by_condition, phase, steps)?;
+        let mut body_frame = self.region(frame, body, carried, by_body, phase, steps)?;
+        let mut firsts = Vec::new();
+        for (i, operand) in initial.iter().enumerate() {
+            firsts.push(self.row_major(frame, *operand, steps)?.arg(false));
+            // after the loop the carried buffer holds its result
+            let buffer = self.result(frame, (id, i), place, None);
+            test_frame.store((condition.inputs()[i], 0), buffer, Layout::RowMajor);
+            body_frame.store((body.inputs()[i], 0), buffer, Layout::RowMajor);
+        }
+        let trips = self.result(frame, (id, carried), place, None);
+
+        let mut condition_steps = Vec::new();
+        self.region_checks(condition, &mut condition_steps);
+        self.lower(&mut test_frame, &FxHashMap::default(), &mut condition_steps)?;
+        let test = self.row_major(&mut test_frame, condition.outputs()[0].1, &mut condition_steps)?.arg(false);
+
+        let mut direct: FxHashMap<NodeId, BufferId> = FxHashMap::default();
+        let mut stacked = Vec::new();
+        for (y, (_, output)) in body.outputs().iter().enumerate().skip(carried) {
+            let whole = self.result(frame, (id, y + 1), place, None);
+            let ty = body.tensor_type(*output).clone();
+            let slice = self.row_major_buffer(Place::Slice { of: whole, stride: ty.bytes() }, &ty);
+            if !body.outputs()[..carried].iter().any(|(_, o)| o == output) {
+                direct.entry(*output).or_insert(slice);
+            }
+            stacked.push((*output, slice));
+        }
+        let mut body_steps = Vec::new();
+        self.region_checks(body, &mut body_steps);
+        self.lower(&mut body_frame, &direct, &mut body_steps)?;
+        for (output, slice) in stacked {
+            self.copy_to(&mut body_frame, output, slice, &mut body_steps)?;
+        }
+        let carried = self.next_values(&mut body_frame, firsts, &mut body_steps)?;
+        let (condition, body) = (condition_steps, body_steps);
+        let step = egret_program::While { condition, test, bound: bound.clone(), carried, body, trips: written(trips) };
+        steps.push(Step::While(step));
+        let count = Arg { writes: false, ..written(trips) };
+        self.tell(frame, id, &looped.trips(), SizeValue::Read(count), steps);
+        Ok(())
+    }
+
+    /// What the first outputs of a loop's body become: the next carried values.
+    pub(super) fn next_values(
+        &mut self,
+        inner: &mut Frame,
+        firsts: Vec<Arg>,
+        steps: &mut Vec<Step>,
+    ) -> Result<Vec<Carried>, Diagnostic> {
+        let (inputs, outputs) = (inner.graph.inputs().to_vec(), inner.graph.outputs().to_vec());
+        let count = firsts.len();
+        let mut carried = Vec::new();
+        for (i, first) in firsts.into_iter().enumerate() {
+            let mut next = self.row_major(inner, outputs[i].1, steps)?;
+            let current = inner.buffers[&(inputs[i], 0)];
+            let ty = inner.graph.tensor_type(inputs[i]).clone();
+            let bytes = ty.bytes();
+            // a carried value that becomes another one is set aside before any is replaced
+            if inputs[..count].iter().any(|input| inner.buffers[&(*input, 0)] == next.buffer) {
+                let aside = self.row_major_buffer(Place::Arena, &ty);
+                steps.push(Step::Copy { source: next.arg(false), destination: written(aside), bytes: bytes.clone() });
+                next.buffer = aside;
+                next.offset = Dim::ZERO;
+            }
+            carried.push(Carried { first, current, next: next.arg(false), bytes });
+        }
+        Ok(carried)
+    }
+}
