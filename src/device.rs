@@ -71,6 +71,7 @@ impl Device {
             Kind::Cpu(None) if cfg!(target_arch = "x86_64") => {
                 Ok(Some(DeviceDescription::named(&format!("x86-64-{}", Isa::detect()))?))
             }
+            Kind::Cpu(None) if cfg!(target_arch = "aarch64") => Ok(Some(DeviceDescription::named("aarch64-neon")?)),
             Kind::Cpu(None) => {
                 let message = format!("no description of {} processors is shipped", std::env::consts::ARCH);
                 Err(Diagnostic::new("E0803", message).help("use the device `interpreter`").into())

@@ -14,6 +14,7 @@ use egret_compiler::{CompileOptions, Level, compile};
 use egret_ir::bound::interpret_bounded;
 use egret_ir::random::{self, Sample};
 use egret_ir::{DType, Tensor, Tensors, interpret, text};
+use egret_program::{DeviceDescription, KernelBody};
 use support::programs::{descriptions, run};
 
 const LEVELS: [Level; 3] = [Level::None, Level::Greedy, Level::Full];
@@ -66,6 +67,27 @@ fn exact_graphs_give_the_same_bits() {
     for family in ["gemm", "conv"] {
         assert!(met.contains_key(&(family.to_string(), DType::F32)), "no {family}");
     }
+}
+
+/// Every kernel has code for a machine that is not this one.
+#[test]
+fn graphs_compile_for_another_machine() {
+    let device = DeviceDescription::named("aarch64-neon").unwrap_or_else(|e| panic!("{e}"));
+    let mut functions = 0;
+    for seed in 0..130 {
+        let dtype = DType::ALL[1 + seed as usize % (DType::ALL.len() - 1)];
+        let sample = random::exact(seed, 24, dtype).unwrap_or_else(|e| panic!("{e}"));
+        let options = CompileOptions { level: LEVELS[seed as usize % 3], exact: false };
+        let compiled = compile(&sample.graph, &device, &options)
+            .unwrap_or_else(|e| panic!("seed {seed}: {e}\n{}", text::print(&sample.graph)));
+        for kernel in &compiled.program.kernels {
+            if let KernelBody::Code(code) | KernelBody::Hook(code) = &kernel.body {
+                assert!(!code.bytes.is_empty());
+                functions += 1;
+            }
+        }
+    }
+    assert!(functions > 300, "{functions}");
 }
 
 #[test]

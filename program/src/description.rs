@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// A device as the compiler sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DeviceDescription {
-    /// The name users give: `x86-64-avx512`, `sm_90a`.
+    /// The name users give: `x86-64-avx512`, `aarch64-neon`, `sm_90a`.
     pub name: String,
     /// What is compiled for it.
     pub target: Target,
@@ -35,7 +35,7 @@ pub enum Target {
     Cpu {
         /// Instruction set of generated code: `x86_64`, `aarch64`.
         arch: String,
-        /// Instruction set of the micro-kernels: `portable`, `avx2`, `avx512`.
+        /// Instruction set of the micro-kernels: `portable`, `neon`, `avx2`, `avx512`.
         isa: String,
         /// f32 elements of a vector, and channels of a block.
         lanes: u32,
@@ -57,7 +57,7 @@ macro_rules! shipped {
     };
 }
 
-shipped!("x86-64-avx512", "x86-64-avx2", "x86-64-portable", "sm_80", "sm_90a");
+shipped!("x86-64-avx512", "x86-64-avx2", "x86-64-portable", "aarch64-neon", "sm_80", "sm_90a");
 
 /// Why there is no description.
 #[derive(Debug, thiserror::Error)]

@@ -9,6 +9,8 @@ use std::fmt;
 pub enum Isa {
     /// Plain Rust over groups of eight floats; runs everywhere. Multiplies and adds are rounded separately.
     Portable,
+    /// NEON of AArch64, two registers to a vector.
+    Neon,
     /// AVX2 with FMA.
     Avx2,
     /// AVX-512 F, DQ, BW, VL.
@@ -17,7 +19,7 @@ pub enum Isa {
 
 impl Isa {
     /// All instruction sets, slowest first.
-    pub const ALL: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Neon, Isa::Avx2, Isa::Avx512];
 
     /// The best instruction set of the host.
     pub fn detect() -> Isa {
@@ -38,7 +40,8 @@ impl Isa {
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512vl")
             }
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => std::arch::is_aarch64_feature_detected!("neon"),
             _ => false,
         }
     }
@@ -47,7 +50,7 @@ impl Isa {
     pub const fn lanes_f32(self) -> usize {
         match self {
             Isa::Avx512 => 16,
-            Isa::Avx2 | Isa::Portable => 8,
+            Isa::Avx2 | Isa::Neon | Isa::Portable => 8,
         }
     }
 
@@ -55,6 +58,7 @@ impl Isa {
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Portable => "portable",
+            Isa::Neon => "neon",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
         }

@@ -29,7 +29,8 @@ pub fn peak(isa: Isa) -> Option<f64> {
                     Isa::Avx2 => avx2(STEPS),
                     #[cfg(target_arch = "x86_64")]
                     Isa::Avx512 => avx512(STEPS),
-                    #[cfg(not(target_arch = "x86_64"))]
+                    #[cfg(target_arch = "aarch64")]
+                    Isa::Neon => neon(STEPS),
                     _ => {}
                 }
             }
@@ -66,6 +67,12 @@ unsafe fn rounds<V: Vector, const N: usize>(steps: usize) {
 #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")]
 unsafe fn avx512(steps: usize) {
     unsafe { rounds::<std::arch::x86_64::__m512, CHAINS>(steps) }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+unsafe fn neon(steps: usize) {
+    unsafe { rounds::<crate::vector::Neon8, CHAINS>(steps) }
 }
 
 #[cfg(target_arch = "x86_64")]

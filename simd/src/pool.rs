@@ -45,7 +45,8 @@ pub fn pool_row(isa: Isa) -> Option<PoolFn> {
         Isa::Avx2 => avx2,
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => avx512,
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => neon,
         _ => portable,
     })
 }
@@ -64,6 +65,12 @@ unsafe fn avx2(row: &PoolRow) {
 #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")]
 unsafe fn avx512(row: &PoolRow) {
     unsafe { pooled::<std::arch::x86_64::__m512>(row) }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+unsafe fn neon(row: &PoolRow) {
+    unsafe { pooled::<crate::vector::Neon8>(row) }
 }
 
 #[inline(always)]

@@ -37,7 +37,8 @@ pub fn strips(isa: Isa) -> Option<Strips> {
         Isa::Avx2 => avx2::STRIPS,
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => avx512::STRIPS,
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => neon::STRIPS,
         _ => portable::STRIPS,
     })
 }
@@ -212,6 +213,8 @@ macro_rules! instance {
 }
 
 instance!(portable, Portable8);
+#[cfg(target_arch = "aarch64")]
+instance!(neon, crate::vector::Neon8, "neon");
 #[cfg(target_arch = "x86_64")]
 instance!(avx2, std::arch::x86_64::__m256, "avx2,fma");
 #[cfg(target_arch = "x86_64")]

@@ -18,7 +18,8 @@ pub fn transpose(isa: Isa) -> Option<TransposeFn> {
         Isa::Avx2 => avx2,
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => avx512,
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => neon,
         _ => portable,
     })
 }
@@ -60,6 +61,12 @@ unsafe fn blocks<V: Vector>(dst: *mut f32, dst_row: usize, src: *const f32, src_
             i += l;
         }
     }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+unsafe fn neon(d: *mut f32, dr: usize, s: *const f32, sr: usize, rows: usize, cols: usize) {
+    unsafe { blocks::<crate::vector::Neon8>(d, dr, s, sr, rows, cols) }
 }
 
 unsafe fn portable(d: *mut f32, dr: usize, s: *const f32, sr: usize, rows: usize, cols: usize) {

@@ -100,6 +100,15 @@ macro_rules! instances {
                 unsafe { strip::<Portable8>(dst, src, n, |x| functions::$function(x)) }
             })*
         }
+        #[cfg(target_arch = "aarch64")]
+        mod neon {
+            use super::{functions, strip};
+            use crate::vector::Neon8;
+            $(#[target_feature(enable = "neon")]
+            pub(super) unsafe extern "C" fn $function(dst: *mut f32, src: *const f32, n: usize) {
+                unsafe { strip::<Neon8>(dst, src, n, #[inline(always)] |x| functions::$function(x)) }
+            })*
+        }
         #[cfg(target_arch = "x86_64")]
         mod avx2 {
             use super::{functions, strip};
@@ -123,6 +132,8 @@ macro_rules! instances {
         pub fn vector_function(isa: Isa, function: VectorFunction) -> Option<VectorFn> {
             isa.is_supported().then_some(match (isa, function) {
                 $(
+                    #[cfg(target_arch = "aarch64")]
+                    (Isa::Neon, VectorFunction::$variant) => neon::$function,
                     #[cfg(target_arch = "x86_64")]
                     (Isa::Avx512, VectorFunction::$variant) => avx512::$function,
                     #[cfg(target_arch = "x86_64")]

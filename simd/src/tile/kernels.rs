@@ -19,6 +19,12 @@ unsafe fn avx2<const M: usize, const N: usize, const KIND: u8>(t: &Tile) {
     unsafe { body::tile::<__m256, M, N, KIND, 0, 0>(t) }
 }
 
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+unsafe fn neon<const M: usize, const N: usize, const KIND: u8>(t: &Tile) {
+    unsafe { body::tile::<crate::vector::Neon8, M, N, KIND, 0, 0>(t) }
+}
+
 unsafe fn portable<const M: usize, const N: usize, const KIND: u8>(t: &Tile) {
     unsafe { body::tile::<Portable8, M, N, KIND, 0, 0>(t) }
 }
@@ -53,7 +59,8 @@ pub(super) fn lookup(isa: Isa, kind: TileKind, rows: usize, vectors: usize) -> O
         Isa::Avx2 => family!(avx2, kind, vectors; 1 2 3 4 5 6),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => family!(avx512, kind, vectors; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => family!(neon, kind, vectors; 1 2 3 4 5 6),
         _ => &[],
     };
     kernels.get(rows - 1).copied()
@@ -69,6 +76,12 @@ unsafe fn avx512_strided<const M: usize, const STEP: usize, const RUN: usize>(t:
 #[target_feature(enable = "avx2,fma")]
 unsafe fn avx2_strided<const M: usize, const STEP: usize, const RUN: usize>(t: &Tile) {
     unsafe { body::tile::<__m256, M, 2, STRIDED, STEP, RUN>(t) }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+unsafe fn neon_strided<const M: usize, const STEP: usize, const RUN: usize>(t: &Tile) {
+    unsafe { body::tile::<crate::vector::Neon8, M, 2, STRIDED, STEP, RUN>(t) }
 }
 
 /// A match from (step, rows, run) to the kernel; steps of one and two pixels in blocked channels and in an image.
@@ -93,6 +106,8 @@ pub(super) fn lookup_strided(isa: Isa, step: usize, rows: usize, run: usize) -> 
             (1 2 3 4 5 6 7 8 9 10 11 12 13 14); (10 5 12 6 14 7)),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => strided!(avx2_strided, (step, rows, run); 1 2 8 16; (1 2 3 4 5 6); ()),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => strided!(neon_strided, (step, rows, run); 1 2 8 16; (1 2 3 4 5 6); ()),
         _ => {
             let _ = (step, rows, run);
             None

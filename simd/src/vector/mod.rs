@@ -4,10 +4,14 @@
 //! also the safety contract of every method here: *the host has the instruction set, and pointers are valid for the
 //! lanes that are touched.*
 
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::Neon8;
 pub(crate) use portable::Portable8;
 
 /// A vector of `LANES` floats (or of the same number of 32-bit integers, in the methods that say so).
