@@ -92,25 +92,17 @@ impl Planner<'_> {
             for ((_, output), buffer) in region.outputs().iter().zip(&results) {
                 self.copy_to(&mut inner, *output, *buffer, &mut body)?;
             }
-            self.tell_extents(frame, id, branch, region, &mut body);
+            let own = |i: usize| region.tensor_type(region.outputs()[i].1).shape.clone();
+            for (i, axis, dim) in open_extents(frame, id, branch) {
+                self.size(frame, id, &dim, SizeValue::Known(own(i)[axis].clone()), &mut body);
+            }
             bodies.push(body);
         }
         let otherwise = bodies.pop().unwrap_or_default();
         let then = bodies.pop().unwrap_or_default();
         steps.push(Step::Branch(Branch { condition, then, otherwise }));
+        open_extents(frame, id, branch).iter().for_each(|(_, _, dim)| self.release(dim, steps));
         Ok(())
-    }
-
-    /// The extents in which the two regions differ are those of the one that ran.
-    fn tell_extents(&mut self, frame: &Frame, id: NodeId, branch: &If, region: &Graph, steps: &mut Vec<Step>) {
-        let shape = |graph: &Graph, i: usize| graph.tensor_type(graph.outputs()[i].1).shape.clone();
-        for (i, part) in frame.graph.ty(id).parts().iter().enumerate() {
-            let (a, b) = (shape(&branch.then, i), shape(&branch.otherwise, i));
-            for (axis, dim) in part.shape.iter().enumerate().filter(|(axis, _)| a[*axis] != b[*axis]) {
-                let own = shape(region, i)[axis].clone();
-                self.tell(frame, id, dim, SizeValue::Known(own), steps);
-            }
-        }
     }
 
     /// Plans a loop that a condition ends.
@@ -197,4 +189,16 @@ impl Planner<'_> {
         }
         Ok(carried)
     }
+}
+
+/// The extents in which the regions of a branch differ, which are those of the one that ran: result, axis and size.
+fn open_extents(frame: &Frame, id: NodeId, branch: &If) -> Vec<(usize, usize, Dim)> {
+    let shape = |graph: &Graph, i: usize| graph.tensor_type(graph.outputs()[i].1).shape.clone();
+    let mut open = Vec::new();
+    for (i, part) in frame.graph.ty(id).parts().iter().enumerate() {
+        let (a, b) = (shape(&branch.then, i), shape(&branch.otherwise, i));
+        let differing = part.shape.iter().enumerate().filter(|(axis, _)| a[*axis] != b[*axis]);
+        open.extend(differing.map(|(axis, dim)| (i, axis, dim.clone())));
+    }
+    open
 }

@@ -114,10 +114,21 @@ impl Planner<'_> {
 
     /// Tells a data-dependent size, and checks what was assumed of it as soon as all sizes of an assumption are known.
     pub(super) fn tell(&mut self, frame: &Frame, id: NodeId, size: &Dim, value: SizeValue, steps: &mut Vec<Step>) {
+        self.size(frame, id, size, value, steps);
+        self.release(size, steps);
+    }
+
+    /// The step that tells a data-dependent size.
+    pub(super) fn size(&self, frame: &Frame, id: NodeId, size: &Dim, value: SizeValue, steps: &mut Vec<Step>) {
         let Some((number, bound)) = size.as_fresh() else { return };
         let origin = frame.graph.origins(id).iter().map(|o| o.to_string()).collect::<Vec<_>>().join(", ");
         let name = Dim::fresh_name(number).to_string();
         steps.push(Step::Size(Size { name, bound: bound.clone(), value, origin }));
+    }
+
+    /// Checks what waited for a data-dependent size, and for no other that is not told yet.
+    pub(super) fn release(&mut self, size: &Dim, steps: &mut Vec<Step>) {
+        let Some((number, _)) = size.as_fresh() else { return };
         self.told.insert(number);
         let told = &self.told;
         let ready = |dim: &Dim| {
