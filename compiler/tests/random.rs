@@ -40,14 +40,17 @@ fn outputs(sample: &Sample, seed: u64, met: &mut Met) -> Vec<(String, Tensor)> {
     run(&compiled.program, &|_| None, &sample.inputs, threads).unwrap_or_else(|e| panic!("{e}\n{}", show()))
 }
 
-#[test]
-fn exact_graphs_give_the_same_bits() {
-    let mut met = Met::new();
-    for seed in 0..1500 {
+/// Runs the samples of these seeds, and compares them with the interpreter's values.
+fn check_exact(
+    seeds: Range<u64>,
+    sample: impl Fn(u64, usize, DType) -> Result<Sample, egret_ir::Diagnostic>,
+    met: &mut Met,
+) {
+    for seed in seeds {
         let dtype = DType::ALL[1 + seed as usize % (DType::ALL.len() - 1)];
-        let sample = random::exact(seed, 24, dtype).unwrap_or_else(|e| panic!("{e}"));
+        let sample = sample(seed, 24, dtype).unwrap_or_else(|e| panic!("{e}"));
         let want = interpret(&sample.graph, &sample.inputs, &Tensors::new()).unwrap_or_else(|e| panic!("{e}"));
-        let have = outputs(&sample, seed, &mut met);
+        let have = outputs(&sample, seed, met);
         for ((name, have), (_, want)) in have.iter().zip(&want.outputs) {
             let differs = (0..want.elements()).find(|i| have.get(*i) != want.get(*i));
             if have.shape() != want.shape() || differs.is_some() {
@@ -55,6 +58,12 @@ fn exact_graphs_give_the_same_bits() {
             }
         }
     }
+}
+
+#[test]
+fn exact_graphs_give_the_same_bits() {
+    let mut met = Met::new();
+    check_exact(0..1500, random::exact, &mut met);
     // every generated family writes every element type
     for family in ["map", "concat", "reduce", "window", "contract", "scatter"] {
         for dtype in &DType::ALL[1..] {
@@ -66,6 +75,16 @@ fn exact_graphs_give_the_same_bits() {
     }
     for family in ["gemm", "conv"] {
         assert!(met.contains_key(&(family.to_string(), DType::F32)), "no {family}");
+    }
+}
+
+/// Graphs with places, sizes and control that the data tell.
+#[test]
+fn dynamic_graphs_give_the_same_bits() {
+    let mut met = Met::new();
+    check_exact(0..500, random::exact_dynamic, &mut met);
+    for family in ["scatter", "top_k", "non_zero", "unique", "rng", "cumulative"] {
+        assert!(met.keys().any(|(have, _)| have == family), "no {family}");
     }
 }
 

@@ -36,6 +36,8 @@ pub enum Family {
     Rng,
     /// Sorting, and what only the data tell the size of.
     Select,
+    /// The same memory as another element type.
+    Bits,
     /// A loop over slices.
     Scan,
     /// One of two regions.
@@ -105,6 +107,7 @@ pub fn anchor_family(op: &Op) -> Option<Family> {
         Rng(_) => Family::Rng,
         Generate(_) => Family::Map,
         Scan(_) => Family::Scan,
+        Bitcast(_) => Family::Bits,
         If(_) => Family::Branch,
         While(_) => Family::While,
         TopK(_) | NonZero(_) | Unique(_) | NonMaxSuppression(_) => Family::Select,

@@ -292,7 +292,8 @@ impl Planner<'_> {
                 seen.push(user);
                 let node = graph.node(user);
                 let same = graph.ty(user) == graph.ty(state);
-                if let Some(group) = partition.written_by[user.index()] {
+                let own = partition.written_by[user.index()].filter(|_| !matches!(node.op, Op::Bitcast(_)));
+                if let Some(group) = own {
                     groups.push(group);
                     elementwise &= group != writer || same && matches!(node.op, Op::Pointwise(_) | Op::Cast(_));
                 } else {
@@ -363,6 +364,7 @@ impl Planner<'_> {
             Family::Scan => return self.scan(frame, id, &place, phase, steps),
             Family::Branch => return self.branch(frame, id, &place, phase, steps),
             Family::While => return self.while_loop(frame, id, &place, phase, steps),
+            Family::Bits => return self.bits(frame, id, &place, phase, steps),
             Family::Select => return self.select(frame, id, &place, steps),
             Family::Attention => return self.attention(frame, id, &place, steps),
             Family::AttentionGrad => return self.attention_grad(frame, id, &place, steps),
@@ -376,6 +378,28 @@ impl Planner<'_> {
             _ => {}
         }
         self.generated(frame, group, place, direct, steps)
+    }
+
+    /// The bits of a value as another type: the same memory, or a copy that outlives preparation.
+    fn bits(
+        &mut self,
+        frame: &mut Frame,
+        id: NodeId,
+        place: &Place,
+        phase: Phase,
+        steps: &mut Vec<Step>,
+    ) -> Result<(), Diagnostic> {
+        let operand = frame.graph.node(id).operands[0];
+        let source = self.row_major(frame, operand, steps)?;
+        if phase == Phase::Run {
+            frame.store((id, 0), source.buffer, Layout::RowMajor);
+            return Ok(());
+        }
+        let bytes = frame.graph.tensor_type(id).bytes();
+        let buffer = self.result(frame, (id, 0), place, None);
+        let destination = Arg { buffer, offset: Dim::ZERO, writes: true };
+        steps.push(Step::Copy { source: source.arg(false), destination, bytes });
+        Ok(())
     }
 
     /// A reshape of something row-major is the same memory.

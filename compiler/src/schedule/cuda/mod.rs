@@ -66,6 +66,7 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, exact: bool) 
         | Family::Cumulative
         | Family::Rng
         | Family::Select
+        | Family::Bits
         | Family::Branch
         | Family::While
         | Family::Scan => {
