@@ -93,6 +93,7 @@ fn check(name: &str, graph: &Graph, sizes: &[&[usize]]) {
         egret_simd::Isa::Avx512 => "x86-64-avx512",
         egret_simd::Isa::Avx2 => "x86-64-avx2",
         egret_simd::Isa::Portable => "x86-64-portable",
+        egret_simd::Isa::Neon => "aarch64-neon",
     };
     let device = DeviceDescription::named(device).expect("a shipped description");
     let compiled = compile(graph, &device, &CompileOptions::default()).unwrap_or_else(|e| panic!("{e}"));

@@ -65,6 +65,7 @@ fn first_gradients_of_the_recorded_cnn() {
         egret_simd::Isa::Avx512 => "x86-64-avx512",
         egret_simd::Isa::Avx2 => "x86-64-avx2",
         egret_simd::Isa::Portable => "x86-64-portable",
+        egret_simd::Isa::Neon => "aarch64-neon",
     };
     let device = DeviceDescription::named(isa).expect("a shipped description");
     for level in [Level::None, Level::Greedy, Level::Full] {

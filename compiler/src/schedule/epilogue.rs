@@ -161,8 +161,8 @@ pub fn finisher(
                 });
                 k.bind(total)
             };
-        // shift and scale of the row's elements
-        let (shift, scale) = match row_op {
+        // shifts and scale of the row's elements
+        let (shifts, scale): (SmallVec<[Expr; 2]>, _) = match row_op {
             Op::Softmax(Softmax { log, .. }) => {
                 let top = sum(k, ReduceOp::Max, f32::NEG_INFINITY, &|_, col| acc(col));
                 let total = sum(k, ReduceOp::Sum, 0.0, &|k, col| {
@@ -173,9 +173,10 @@ pub fn finisher(
                     e
                 });
                 if *log {
-                    (Some(k.bind(top + total.unary(UnaryOp::Log))), None)
+                    let rest = k.bind(total.unary(UnaryOp::Log));
+                    (smallvec::smallvec![top, rest], None)
                 } else {
-                    (None, Some(k.bind(Expr::constant(DType::F32, 1.0) / total)))
+                    (SmallVec::new(), Some(k.bind(Expr::constant(DType::F32, 1.0) / total)))
                 }
             }
             Op::Norm(Norm { kind, eps, .. }) => {
@@ -192,13 +193,13 @@ pub fn finisher(
                     &d * &d
                 });
                 let variance = squares / &n + Expr::constant(DType::F32, eps.get());
-                (mean, Some(k.bind(variance.unary(UnaryOp::Rsqrt))))
+                (mean.into_iter().collect(), Some(k.bind(variance.unary(UnaryOp::Rsqrt))))
             }
-            _ => (None, None),
+            _ => (SmallVec::new(), None),
         };
         k.for_(&zero, &cols, LoopKind::Vector, |k, col| {
             let mut value = acc(&col);
-            if let Some(shift) = &shift {
+            for shift in &shifts {
                 value = value - shift;
             }
             if let Some(scale) = &scale {

@@ -192,8 +192,9 @@ fn build_softmax(rows: &mut Rows, x: NodeId, log: bool) {
         }
     });
     if log {
-        let shift = rows.scope.k.bind(highest + total.unary(UnaryOp::Log));
-        return rows.store(&mut |s, i| s.element(x, i) - shift.clone());
+        // the highest goes first: it may be so great that nothing of the logarithm would be left beside it
+        let rest = rows.scope.k.bind(total.unary(UnaryOp::Log));
+        return rows.store(&mut |s, i| s.element(x, i) - highest.clone() - rest.clone());
     }
     let scale = rows.scope.k.bind(Expr::constant(dtype, 1.0) / total);
     rows.store(&mut |scope, index| {
@@ -318,7 +319,7 @@ fn cross_entropy_loss(scope: &mut Scope, id: NodeId, out: Memory, outer: &[Expr]
     let mut at: SmallVec<[Expr; 6]> = outer.into();
     at.push(label);
     let chosen = scope.element(logits, &at);
-    let loss = highest + total.unary(UnaryOp::Log) - chosen;
+    let loss = highest - chosen + total.unary(UnaryOp::Log);
     let loss = epilogue(scope, id, outer, loss);
     let address = scope.address((id, 0), outer);
     scope.k.store(out, address, loss);

@@ -59,6 +59,7 @@ pub fn description() -> DeviceDescription {
         egret_simd::Isa::Avx512 => "x86-64-avx512",
         egret_simd::Isa::Avx2 => "x86-64-avx2",
         egret_simd::Isa::Portable => "x86-64-portable",
+        egret_simd::Isa::Neon => "aarch64-neon",
     };
     DeviceDescription::named(name).expect("a shipped description")
 }
