@@ -118,6 +118,13 @@ impl Planner<'_> {
         let Op::While(looped) = &node.op else { return Err(Diagnostic::new("E0464", "a loop's group has no loop")) };
         let While { condition, body, carried, bound, .. } = looped;
         let (carried, tested) = (*carried, condition.inputs().len() - looped.carried);
+        let bounded = bound.as_ref().is_some_and(|bound| bound.upper_bound().as_const() != Some(i64::MAX));
+        if !bounded && body.outputs().len() > carried {
+            let message = format!("a `while` without bound that stacks results has no kernel yet (%{})", id.index());
+            let mut error = Diagnostic::new("E0465", message);
+            error.origin = frame.graph.origins(id).iter().map(|o| (**o).clone()).collect();
+            return Err(error.help("give the loop a bound, or use the device `interpreter`"));
+        }
         let (initial, rest) = node.operands.split_at(carried);
         let (by_condition, by_body) = rest.split_at(tested);
         let mut test_frame = self.region(frame, condition, carried, by_condition, phase, steps)?;
