@@ -7,8 +7,9 @@ use egret_ir::DType;
 use super::expr::{BinaryOp, Expr, Literal, Memory, UnaryOp};
 use super::ir::{Abi, Access, Kernel, LoopKind, ReduceOp, Space, Stmt, Strip, Var};
 
-/// Steps (loads, functions, comparisons, selects, casts, stores) in the straight-line part of one body.
-pub const MAX_STEPS: usize = 256;
+/// Steps (loads, functions, comparisons, selects, casts, stores) in the straight-line part of one body. Bicubic sampling of a
+/// grid, the longest program that an operator decomposes to, takes several hundred.
+pub const MAX_STEPS: usize = 1024;
 /// Bytes of shared scratch.
 pub const MAX_SHARED_BYTES: usize = 232_448;
 /// Bytes of scratch on the stack of a CPU kernel.
