@@ -204,6 +204,18 @@ pub struct Arg {
     pub writes: bool,
 }
 
+impl Arg {
+    /// A buffer from its start, read.
+    pub fn read(buffer: BufferId) -> Arg {
+        Arg { buffer, offset: Dim::ZERO, writes: false }
+    }
+
+    /// A buffer from its start, written.
+    pub fn write(buffer: BufferId) -> Arg {
+        Arg { buffer, offset: Dim::ZERO, writes: true }
+    }
+}
+
 /// A step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Step {

@@ -116,8 +116,8 @@ impl Planner<'_> {
         let prepared = self.forward(frame, id, attention, &node.operands[..3], &node.operands[3..], steps)?;
         let (o, lse) = (self.result(frame, (id, 0), place, None), self.result(frame, (id, 1), place, None));
         let mut args: Vec<Arg> = prepared.reads.iter().map(|r| r.operand.arg(false)).collect();
-        args.push(Arg { buffer: o, offset: Dim::ZERO, writes: true });
-        args.push(Arg { buffer: lse, offset: Dim::ZERO, writes: true });
+        args.push(Arg::write(o));
+        args.push(Arg::write(lse));
         args.extend(prepared.extras.iter().map(|e| e.arg(false)));
         let schedule = AttentionSchedule::choose(self.lanes as usize);
         let driver = Driver::Attention(prepared.problem, schedule);
@@ -159,7 +159,7 @@ impl Planner<'_> {
         args.push(o.operand.arg(false));
         args.push(lse.arg(false));
         args.push(grad_o.operand.arg(false));
-        args.extend(results.iter().map(|buffer| Arg { buffer: *buffer, offset: Dim::ZERO, writes: true }));
+        args.extend(results.iter().map(|buffer| Arg::write(*buffer)));
         args.extend(prepared.extras.iter().map(|e| e.arg(false)));
         let driver = Driver::AttentionGrad(
             AttentionGradProblem { forward: problem, grad_o: grad_o.strides, grad_q, grad_k, grad_v },

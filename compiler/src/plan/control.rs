@@ -10,10 +10,6 @@ use super::{Phase, Planner};
 use crate::layout::Layout;
 use crate::rewrite::term::BindingTime;
 
-fn written(buffer: BufferId) -> Arg {
-    Arg { buffer, offset: Dim::ZERO, writes: true }
-}
-
 impl Planner<'_> {
     /// The frame of a region: what it captures is read where it is; the first `own` inputs are the caller's to store.
     pub(super) fn region(
@@ -144,34 +140,49 @@ impl Planner<'_> {
         self.lower(&mut test_frame, &FxHashMap::default(), &mut condition_steps)?;
         let test = self.row_major(&mut test_frame, condition.outputs()[0].1, &mut condition_steps)?.arg(false);
 
-        let mut direct: FxHashMap<NodeId, BufferId> = FxHashMap::default();
-        let mut stacked = Vec::new();
-        for (y, (_, output)) in body.outputs().iter().enumerate().skip(carried) {
-            let whole = self.result(frame, (id, y + 1), place, None);
-            let ty = body.tensor_type(*output).clone();
-            let slice = self.row_major_buffer(Place::Slice { of: whole, stride: ty.bytes() }, &ty);
-            if !body.outputs()[..carried].iter().any(|(_, o)| o == output) {
-                direct.entry(*output).or_insert(slice);
-            }
-            stacked.push((*output, slice));
-        }
-        let mut body_steps = Vec::new();
-        self.region_checks(body, &mut body_steps);
-        self.lower(&mut body_frame, &direct, &mut body_steps)?;
-        for (output, slice) in stacked {
-            self.copy_to(&mut body_frame, output, slice, &mut body_steps)?;
-        }
-        let carried = self.next_values(&mut body_frame, firsts, &mut body_steps)?;
-        let (condition, body) = (condition_steps, body_steps);
-        let step = egret_program::While { condition, test, bound: bound.clone(), carried, body, trips: written(trips) };
+        let stacks: Vec<BufferId> =
+            (carried..body.outputs().len()).map(|y| self.result(frame, (id, y + 1), place, None)).collect();
+        let (carried, body) = self.loop_body(&mut body_frame, body, firsts, &stacks)?;
+        let condition = condition_steps;
+        let step =
+            egret_program::While { condition, test, bound: bound.clone(), carried, body, trips: Arg::write(trips) };
         steps.push(Step::While(step));
-        let count = Arg { writes: false, ..written(trips) };
+        let count = Arg::read(trips);
         self.tell(frame, id, &looped.trips(), SizeValue::Read(count), steps);
         Ok(())
     }
 
+    /// The steps of a loop's body: slices of stacked results are written in place, then the carried values move on.
+    pub(super) fn loop_body(
+        &mut self,
+        inner: &mut Frame,
+        body: &Graph,
+        firsts: Vec<Arg>,
+        stacks: &[BufferId],
+    ) -> Result<(Vec<Carried>, Vec<Step>), Diagnostic> {
+        let (carried, stacked) = body.outputs().split_at(firsts.len());
+        let mut direct: FxHashMap<NodeId, BufferId> = FxHashMap::default();
+        let mut slices = Vec::new();
+        for ((_, output), whole) in stacked.iter().zip(stacks) {
+            let ty = body.tensor_type(*output).clone();
+            let slice = self.row_major_buffer(Place::Slice { of: *whole, stride: ty.bytes() }, &ty);
+            if !carried.iter().any(|(_, o)| o == output) {
+                direct.entry(*output).or_insert(slice);
+            }
+            slices.push((*output, slice));
+        }
+        let mut steps = Vec::new();
+        self.region_checks(body, &mut steps);
+        self.lower(inner, &direct, &mut steps)?;
+        for (output, slice) in slices {
+            self.copy_to(inner, output, slice, &mut steps)?;
+        }
+        let carried = self.next_values(inner, firsts, &mut steps)?;
+        Ok((carried, steps))
+    }
+
     /// What the first outputs of a loop's body become: the next carried values.
-    pub(super) fn next_values(
+    fn next_values(
         &mut self,
         inner: &mut Frame,
         firsts: Vec<Arg>,
@@ -188,7 +199,11 @@ impl Planner<'_> {
             // a carried value that becomes another one is set aside before any is replaced
             if inputs[..count].iter().any(|input| inner.buffers[&(*input, 0)] == next.buffer) {
                 let aside = self.row_major_buffer(Place::Arena, &ty);
-                steps.push(Step::Copy { source: next.arg(false), destination: written(aside), bytes: bytes.clone() });
+                steps.push(Step::Copy {
+                    source: next.arg(false),
+                    destination: Arg::write(aside),
+                    bytes: bytes.clone(),
+                });
                 next.buffer = aside;
                 next.offset = Dim::ZERO;
             }

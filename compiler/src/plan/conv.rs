@@ -110,13 +110,13 @@ impl Planner<'_> {
             out_batch_stride: batch_stride(&y_shape, &y_halo),
             epilogue: Epilogue::none(),
         };
-        let out = Arg { buffer: result, offset: Dim::ZERO, writes: true };
-        let first = Arg { buffer: first.buffer, offset: Dim::ZERO, writes: false };
+        let out = Arg::write(result);
+        let first = Arg::read(first.buffer);
         let mut args = if weight_gradient {
-            vec![first, Arg { buffer: second.buffer, offset: Dim::ZERO, writes: false }, out.clone()]
+            vec![first, Arg::read(second.buffer), out.clone()]
         } else {
             let weights = self.weights(frame, node.operands[1], &problem, steps)?;
-            vec![first, Arg { buffer: weights, offset: Dim::ZERO, writes: false }, out.clone()]
+            vec![first, Arg::read(weights), out.clone()]
         };
         let mut hook = None;
         if let Op::Fused(fused) = &node.op {
@@ -261,7 +261,7 @@ impl Planner<'_> {
         };
         let ty = frame.graph.ty(value.0).parts()[value.1].clone();
         let buffer = self.row_major_buffer(Place::Arena, &ty);
-        let source = Arg { buffer: frame.buffers[&value], offset: Dim::ZERO, writes: false };
+        let source = Arg::read(frame.buffers[&value]);
         self.relayout(frame, value.0, Direction::ToRowMajor, source, buffer, &halo, steps);
         frame.row_major.insert(value, buffer);
         Ok(buffer)
@@ -288,7 +288,7 @@ impl Planner<'_> {
             blocked_batch_stride: self.item(&shape, halo),
             row_major_batch_stride: shape[1..].iter().fold(Dim::ONE, |n, d| n * d.clone()),
         };
-        let args = vec![source, Arg { buffer: target, offset: Dim::ZERO, writes: true }];
+        let args = vec![source, Arg::write(target)];
         let driver = Driver::Relayout(problem);
         let launch = DriverLaunch { driver, hook: None, finisher: None, args, clear: Vec::new(), family: "relayout" };
         self.drive(frame, id, launch, steps);

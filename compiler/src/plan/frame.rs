@@ -24,21 +24,39 @@ pub struct Frame {
     pub row_major: FxHashMap<Value, BufferId>,
     /// Blocked copies of row-major values, by halo.
     pub blocked: FxHashMap<(Value, SmallVec<[i64; 3]>), BufferId>,
-    /// Whether generated kernels read the row-major copy of a value that has one.
-    pub reads_copies: bool,
     lanes: i64,
 }
 
 impl Stored for Frame {
     fn layout(&self, value: Value) -> Option<&Layout> {
-        match self.copy_of(value) {
-            Some(_) => Some(&Layout::RowMajor),
-            None => self.layouts.get(&value),
-        }
+        self.layouts.get(&value)
     }
 
     fn lanes(&self) -> i64 {
         self.lanes
+    }
+}
+
+/// A frame as a kernel sees it that reads the row-major copy of a value that has one.
+pub struct Copies<'f>(pub &'f Frame);
+
+impl Stored for Copies<'_> {
+    fn layout(&self, value: Value) -> Option<&Layout> {
+        match self.0.row_major.get(&value) {
+            Some(_) => Some(&Layout::RowMajor),
+            None => self.0.layouts.get(&value),
+        }
+    }
+
+    fn lanes(&self) -> i64 {
+        self.0.lanes
+    }
+}
+
+impl Copies<'_> {
+    /// Where the kernel finds a value.
+    pub fn buffer(&self, value: Value) -> BufferId {
+        self.0.row_major.get(&value).copied().unwrap_or_else(|| self.0.buffers[&value])
     }
 }
 
@@ -52,7 +70,6 @@ impl Frame {
             times: Vec::new(),
             row_major: FxHashMap::default(),
             blocked: FxHashMap::default(),
-            reads_copies: false,
             lanes,
         };
         for i in 0..frame.graph.nodes().len() {
@@ -88,15 +105,6 @@ impl Frame {
     pub fn store(&mut self, value: Value, buffer: BufferId, layout: Layout) {
         self.buffers.insert(value, buffer);
         self.layouts.insert(value, layout);
-    }
-
-    fn copy_of(&self, value: Value) -> Option<BufferId> {
-        if self.reads_copies { self.row_major.get(&value).copied() } else { None }
-    }
-
-    /// The buffer in which a generated kernel finds a value.
-    pub fn operand_buffer(&self, value: Value) -> BufferId {
-        self.copy_of(value).unwrap_or_else(|| self.buffers[&value])
     }
 
     /// Images in blocked channels that a value is computed from, through values that are not stored.

@@ -209,7 +209,7 @@ impl Planner<'_> {
         let extra_operands: Vec<Operand> = extras.iter().map(|e| e.operand.clone()).collect();
         let extra_types: Vec<DType> = extra_nodes.iter().map(|e| frame.graph.tensor_type(*e).dtype).collect();
         let out = self.result(frame, (id, 0), place, direct);
-        let c_arg = Arg { buffer: out, offset: Dim::ZERO, writes: true };
+        let c_arg = Arg::write(out);
         let mut args = vec![a.operand.arg(false), b_arg, c_arg.clone()];
         let (mut hook, mut finisher) = (None, None);
         if let Some(fused) = &fused {
@@ -305,7 +305,7 @@ impl Planner<'_> {
         };
         let elements = count * packed_matrix.clone();
         let buffer = self.packed(frame, b_node, &b.operand, problem, elements, true, steps);
-        (MatrixForm::Packed, Arg { buffer, offset: Dim::ZERO, writes: false }, Some(packed_matrix))
+        (MatrixForm::Packed, Arg::read(buffer), Some(packed_matrix))
     }
 
     /// Packs an operand, at load when it is known then; each operand and form once.
@@ -327,7 +327,7 @@ impl Planner<'_> {
         let logical = frame.graph.tensor_type(id).bytes();
         let place = if at_load { Place::Prepared } else { Place::Arena };
         let buffer = self.buffer(place, DType::F32, bytes, logical);
-        let args = vec![operand.arg(false), Arg { buffer, offset: Dim::ZERO, writes: true }];
+        let args = vec![operand.arg(false), Arg::write(buffer)];
         let driver = Driver::Pack(problem);
         let launch = DriverLaunch { driver, hook: None, finisher: None, args, clear: Vec::new(), family: "pack" };
         if at_load {

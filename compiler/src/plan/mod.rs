@@ -9,6 +9,7 @@ mod conv;
 mod emit;
 pub(crate) mod frame;
 mod gemm;
+mod launch;
 mod operands;
 mod pool;
 mod scan;
@@ -16,19 +17,15 @@ mod select;
 
 use egret_ir::{Diagnostic, Dim, Graph, NodeId, Op, TensorType};
 use egret_program::driver::Driver;
-use egret_program::{
-    Arg, Buffer, BufferId, Check, DeviceDescription, Halo, Kernel, KernelBody, KernelId, Launch, Place, Port, Program,
-    Step,
-};
+use egret_program::{Arg, Buffer, BufferId, Check, DeviceDescription, Halo, KernelId, Place, Port, Program, Step};
 use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
 
-use crate::cost;
 use crate::kernel;
 use crate::layout::{self, Layout};
 use crate::partition::{self, Family, Group, is_inline, is_movement};
 use crate::rewrite::term::BindingTime;
-use crate::schedule::{self, scope::Value, scope::value_of};
+use crate::schedule::scope::{Value, value_of};
 pub(crate) use attention::has_driver as attention_has_driver;
 use frame::Frame;
 
@@ -340,7 +337,7 @@ impl Planner<'_> {
         let source = self.row_major(frame, id, steps)?;
         if source.buffer != buffer {
             let bytes = frame.graph.tensor_type(id).bytes();
-            let destination = Arg { buffer, offset: Dim::ZERO, writes: true };
+            let destination = Arg::write(buffer);
             steps.push(Step::Copy { source: source.arg(false), destination, bytes });
         }
         Ok(())
@@ -397,7 +394,7 @@ impl Planner<'_> {
         }
         let bytes = frame.graph.tensor_type(id).bytes();
         let buffer = self.result(frame, (id, 0), place, None);
-        let destination = Arg { buffer, offset: Dim::ZERO, writes: true };
+        let destination = Arg::write(buffer);
         steps.push(Step::Copy { source: source.arg(false), destination, bytes });
         Ok(())
     }
@@ -434,170 +431,6 @@ impl Planner<'_> {
         frame.store(value, buffer, layout);
         buffer
     }
-
-    /// Plans a generated kernel.
-    fn generated(
-        &mut self,
-        frame: &mut Frame,
-        group: &Group,
-        place: Place,
-        direct: Option<BufferId>,
-        steps: &mut Vec<Step>,
-    ) -> Result<(), Diagnostic> {
-        let outputs = std::iter::once(group.root).chain(group.siblings.iter().copied());
-        for (i, id) in outputs.enumerate() {
-            self.result(frame, (id, 0), &place, direct.filter(|_| i == 0));
-        }
-        // pixels that lie a vector apart are read one by one: the driver that moves them is faster
-        let rows = matches!(group.family, Family::Map | Family::Concat | Family::Window | Family::Row);
-        frame.reads_copies = rows && !matches!(frame.layouts.get(&(group.root, 0)), Some(Layout::Blocked { .. }));
-        if frame.reads_copies {
-            for root in std::iter::once(group.root).chain(group.siblings.iter().copied()) {
-                for value in frame.blocked_sources(root) {
-                    self.unblock(frame, value, steps)?;
-                }
-            }
-        }
-        let made = schedule::generate(&frame.graph, frame, group, self.exact).map_err(|findings| {
-            let node = frame.graph.node(group.root);
-            let mut error = Diagnostic::new("E0461", format!("no kernel can be made for {}", node.op.home().name()));
-            error.origin = frame.graph.origins(group.root).iter().map(|o| (**o).clone()).collect();
-            findings.into_iter().fold(error, |error, finding| error.note(finding.to_string()))
-        })?;
-        let grid = made.kernel.grid.iter().fold(Dim::ONE, |n, extent| n * dim_of(extent, &made.dims));
-        let args = made.args.iter().map(|(value, writes)| Arg {
-            buffer: frame.operand_buffer(*value),
-            offset: Dim::ZERO,
-            writes: *writes,
-        });
-        let args: Vec<Arg> = args.collect();
-        frame.reads_copies = false;
-        let clear = self.halos(frame, group.root);
-        let family = match group.family {
-            Family::Map => "map",
-            Family::Concat => "concat",
-            Family::Reduce => "reduce",
-            Family::Row => "row",
-            Family::Window => "window",
-            Family::Scatter => "scatter",
-            Family::Cumulative => "cumulative",
-            Family::Rng => "rng",
-            _ => "contract",
-        };
-        let faults =
-            made.faults.iter().map(|f| egret_program::Fault { code: f.code, message: f.message.clone() }).collect();
-        let points = grid.hint(cost::SYMBOL_HINT).max(1);
-        let kernel = self.code(made.kernel, family);
-        let mut launch = self.launch(frame, group.root, kernel, args, clear);
-        // below some 30 µs of work a second thread does not pay
-        let work = launch.flops.hint(cost::SYMBOL_HINT).max(launch.bytes.hint(cost::SYMBOL_HINT) / 4);
-        launch.grain = (points * 32_768 / work.max(1)).max(1);
-        launch.dims = made.dims;
-        launch.grid = grid;
-        launch.faults = faults;
-        steps.push(Step::Launch(launch));
-        Ok(())
-    }
-
-    /// A generated kernel, each text once.
-    fn code(&mut self, ir: kernel::Kernel, family: &str) -> KernelId {
-        let text = ir.text();
-        if let Some(id) = self.known.get(&text) {
-            return *id;
-        }
-        let id = KernelId(self.program.kernels.len() as u32);
-        let code = egret_program::Code { bytes: Vec::new(), relocations: Vec::new(), entry: 0, scratch_bytes: 0 };
-        let body = match ir.abi {
-            kernel::Abi::Kernel => KernelBody::Code(code),
-            kernel::Abi::Hook { .. } => KernelBody::Hook(code),
-        };
-        self.program.kernels.push(Kernel { name: ir.name(), family: family.into(), text: text.clone(), body });
-        self.known.insert(text, id);
-        self.generated.push((id, ir));
-        id
-    }
-
-    fn launch(&self, frame: &Frame, id: NodeId, kernel: KernelId, args: Vec<Arg>, clear: Vec<Halo>) -> Launch {
-        let graph = &frame.graph;
-        let node = graph.node(id);
-        let types: SmallVec<[&egret_ir::Type; 4]> = node.operands.iter().map(|o| graph.ty(*o)).collect();
-        let sketch = cost::sketch(&node.op, &types, &node.ty, &|_| false);
-        let origin = graph.origins(id).iter().map(|o| o.to_string()).collect::<Vec<_>>().join(", ");
-        Launch {
-            kernel,
-            args,
-            dims: Vec::new(),
-            grid: Dim::ONE,
-            grain: 1,
-            clear,
-            faults: Vec::new(),
-            origin,
-            flops: Dim::from(sketch.flops as i64),
-            bytes: Dim::from(sketch.bytes as i64),
-        }
-    }
-
-    fn drive(&mut self, frame: &Frame, id: NodeId, launch: DriverLaunch, steps: &mut Vec<Step>) {
-        let DriverLaunch { driver, hook, finisher, args, clear, family } = launch;
-        let mut text = driver.to_string();
-        let mut add = |planner: &mut Planner, hook: Option<kernel::Kernel>| {
-            hook.map(|ir| {
-                text.push_str("\n\n");
-                text.push_str(&ir.text());
-                planner.code(ir, "hook")
-            })
-        };
-        let hook = add(self, hook);
-        let finisher = add(self, finisher);
-        let kernel = match self.known.get(&text) {
-            Some(id) => *id,
-            None => {
-                let id = KernelId(self.program.kernels.len() as u32);
-                let name = format!("{family}_{:08x}", fnv(&text));
-                let body = KernelBody::Driver { driver, hook, finisher };
-                self.program.kernels.push(Kernel { name, family: family.into(), text: text.clone(), body });
-                self.known.insert(text, id);
-                id
-            }
-        };
-        let launch = self.launch(frame, id, kernel, args, clear);
-        steps.push(Step::Launch(launch));
-    }
-
-    /// The halo of a blocked value, which its writer leaves alone.
-    fn halos(&self, frame: &Frame, id: NodeId) -> Vec<Halo> {
-        let value = (id, 0);
-        let (Some(Layout::Blocked { halo }), Some(buffer)) = (frame.layouts.get(&value), frame.buffers.get(&value))
-        else {
-            return Vec::new();
-        };
-        self.halo(&frame.graph.tensor_type(id).shape, halo, *buffer)
-    }
-
-    fn halo(&self, shape: &egret_ir::Shape, halo: &[i64], buffer: BufferId) -> Vec<Halo> {
-        if halo.iter().all(|h| *h == 0) {
-            return Vec::new();
-        }
-        vec![Halo {
-            arg: Arg { buffer, offset: Dim::ZERO, writes: true },
-            outer: shape[0].clone() * shape[1].ceil_div(&Dim::from(self.lanes)),
-            spatial: shape[2..].to_vec(),
-            halo: halo.iter().map(|h| Dim::from(*h)).collect(),
-        }]
-    }
-}
-
-/// What a graph assumes of its sizes, each equality once.
-fn checks_of(graph: &Graph) -> Vec<Check> {
-    let mut checks: Vec<Check> = Vec::new();
-    for assumption in graph.assumptions() {
-        let origin = graph.origins(assumption.node).iter().map(|o| o.to_string()).collect::<Vec<_>>().join(", ");
-        let (left, right) = (assumption.equality.left.clone(), assumption.equality.right.clone());
-        if !checks.iter().any(|c| c.left == left && c.right == right) {
-            checks.push(Check { left, right, what: assumption.equality.what.to_string(), origin });
-        }
-    }
-    checks
 }
 
 /// Whether the value of `from` flows into group `to` through values that are not stored.
@@ -625,14 +458,15 @@ fn reaches(
     false
 }
 
-/// A grid extent as a dim: a constant or a parameter.
-fn dim_of(extent: &kernel::Expr, dims: &[Dim]) -> Dim {
-    match extent {
-        kernel::Expr::Dim(i) => dims[*i as usize].clone(),
-        other => Dim::from(other.as_int().unwrap_or(1)),
+/// What a graph assumes of its sizes, each equality once.
+fn checks_of(graph: &Graph) -> Vec<Check> {
+    let mut checks: Vec<Check> = Vec::new();
+    for assumption in graph.assumptions() {
+        let origin = graph.origins(assumption.node).iter().map(|o| o.to_string()).collect::<Vec<_>>().join(", ");
+        let (left, right) = (assumption.equality.left.clone(), assumption.equality.right.clone());
+        if !checks.iter().any(|c| c.left == left && c.right == right) {
+            checks.push(Check { left, right, what: assumption.equality.what.to_string(), origin });
+        }
     }
-}
-
-fn fnv(text: &str) -> u32 {
-    text.bytes().fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+    checks
 }

@@ -55,8 +55,8 @@ impl Planner<'_> {
         let result = self.result(frame, (id, 0), place, None);
         let x = frame.graph.tensor_type(node.operands[0]).shape.clone();
         let y = frame.graph.tensor_type(id).shape.clone();
-        let out = Arg { buffer: result, offset: Dim::ZERO, writes: true };
-        let mut args = vec![Arg { buffer: input.buffer, offset: Dim::ZERO, writes: false }, out.clone()];
+        let out = Arg::write(result);
+        let mut args = vec![Arg::read(input.buffer), out.clone()];
         let (mut epilogue, mut hook) = (Epilogue::none(), None);
         if let Op::Fused(fused) = &node.op {
             (epilogue, hook) = self.image_epilogue(frame, id, fused, &halo, false, &mut args, steps)?;

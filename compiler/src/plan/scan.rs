@@ -2,7 +2,6 @@
 
 use egret_ir::{Diagnostic, NodeId, Op};
 use egret_program::{BufferId, Loop, Place, Step};
-use rustc_hash::FxHashMap;
 
 use super::frame::Frame;
 use super::{Phase, Planner};
@@ -38,27 +37,10 @@ impl Planner<'_> {
             let buffer = self.result(frame, (id, i), place, None);
             inner.store((*input, 0), buffer, Layout::RowMajor);
         }
-        // slices of stacked results are written in place
-        let mut direct: FxHashMap<NodeId, BufferId> = FxHashMap::default();
-        let mut stacked = Vec::new();
-        for (y, (_, output)) in body.outputs().iter().enumerate().skip(scan.carried) {
-            let whole = self.result(frame, (id, y), place, None);
-            let ty = body.tensor_type(*output).clone();
-            let slice = self.row_major_buffer(Place::Slice { of: whole, stride: ty.bytes() }, &ty);
-            let carried_too = body.outputs()[..scan.carried].iter().any(|(_, o)| o == output);
-            if !carried_too {
-                direct.entry(*output).or_insert(slice);
-            }
-            stacked.push((*output, slice));
-        }
-        let mut body_steps = Vec::new();
-        self.region_checks(body, &mut body_steps);
-        self.lower(&mut inner, &direct, &mut body_steps)?;
-        for (output, slice) in stacked {
-            self.copy_to(&mut inner, output, slice, &mut body_steps)?;
-        }
-        let carried = self.next_values(&mut inner, firsts, &mut body_steps)?;
-        steps.push(Step::Loop(Loop { length: scan.length.clone(), reverse: scan.reverse, carried, body: body_steps }));
+        let stacks: Vec<BufferId> =
+            (scan.carried..body.outputs().len()).map(|y| self.result(frame, (id, y), place, None)).collect();
+        let (carried, body) = self.loop_body(&mut inner, body, firsts, &stacks)?;
+        steps.push(Step::Loop(Loop { length: scan.length.clone(), reverse: scan.reverse, carried, body }));
         Ok(())
     }
 }

@@ -3,7 +3,7 @@
 use egret_ir::ops::{Cast, Unique};
 use egret_ir::{DType, Diagnostic, Dim, NodeId, Op, Shape, TensorType};
 use egret_program::driver::{Driver, NonZeroProblem, SuppressionProblem, TopKProblem, UniqueProblem};
-use egret_program::{Arg, BufferId, Place, Size, SizeValue, Step};
+use egret_program::{Arg, Place, Size, SizeValue, Step};
 
 use super::frame::Frame;
 use super::{DriverLaunch, Planner};
@@ -94,19 +94,18 @@ impl Planner<'_> {
         for operand in operands {
             args.push(self.row_major(frame, *operand, steps)?.arg(false));
         }
-        let written = |buffer: BufferId| Arg { buffer, offset: Dim::ZERO, writes: true };
         for part in 0..frame.graph.ty(id).parts().len() {
-            args.push(written(self.result(frame, (id, part), place, None)));
+            args.push(Arg::write(self.result(frame, (id, part), place, None)));
         }
         let counter = size.map(|size| {
             let ty = TensorType { dtype: DType::I64, shape: Shape::scalar() };
             (self.row_major_buffer(Place::Arena, &ty), size)
         });
-        args.extend(counter.iter().map(|(buffer, _)| written(*buffer)));
+        args.extend(counter.iter().map(|(buffer, _)| Arg::write(*buffer)));
         let launch = DriverLaunch { driver, hook: None, finisher: None, args, clear: Vec::new(), family };
         self.drive(frame, id, launch, steps);
         if let Some((buffer, size)) = counter {
-            let count = Arg { buffer, offset: Dim::ZERO, writes: false };
+            let count = Arg::read(buffer);
             self.tell(frame, id, &size, SizeValue::Read(count), steps);
         }
         Ok(())

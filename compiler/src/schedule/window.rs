@@ -1,13 +1,13 @@
 //! Pooling and its gradient.
 
 use egret_ir::ops::{Window, WindowKind};
-use egret_ir::{DType, Dim, NodeId, Op};
+use egret_ir::{DType, NodeId, Op};
 use smallvec::SmallVec;
 
-use super::map::{blocked_loops, grid_over, row_loops};
+use super::map::{blocked_loops, row_loops};
 use super::row::{anchor, epilogue};
 use super::scope::Scope;
-use crate::kernel::{Expr, LoopKind, Memory, ReduceOp, Var};
+use crate::kernel::{Expr, LoopKind, ReduceOp, Var};
 use crate::layout::Layout;
 
 /// Builds a pooling kernel.
@@ -26,80 +26,11 @@ pub fn build(scope: &mut Scope, id: NodeId) {
         let address = scope.address((id, 0), index);
         scope.k.store(out, address, value);
     };
-    let forward = match anchor(&scope.graph.node(id).op) {
-        Op::ReduceWindow(op) => Some(op.clone()),
-        _ => None,
-    };
-    if let Some(op) = forward.filter(|_| blocked) {
-        pooled_blocks(scope, id, op.kind, &op.window, out);
-    } else if blocked {
+    if blocked {
         blocked_loops(scope, id, body);
     } else {
         row_loops(scope, id, |scope, index| body(scope, index, None));
     }
-}
-
-/// Pooling in blocked channels: the lanes of a pixel are accumulated side by side in scratch, tap by tap.
-fn pooled_blocks(scope: &mut Scope, id: NodeId, kind: WindowKind, window: &Window, out: Memory) {
-    let graph = scope.graph;
-    let x = graph.node(id).operands[0];
-    let shape = graph.tensor_type(id).shape.clone();
-    let dtype = graph.tensor_type(x).dtype;
-    let lanes = scope.stored.lanes();
-    let whole = shape[1].modulo(&Dim::from(lanes)).is(0);
-    let last = shape.rank() - 1;
-    let mut extents: SmallVec<[Dim; 6]> = smallvec::smallvec![shape[0].clone(), shape[1].ceil_div(&Dim::from(lanes))];
-    extents.extend(shape[2..last].iter().cloned());
-    let outer = grid_over(scope, &extents);
-    let totals = scope.local(dtype, lanes as usize);
-    let (pixels, channels) = (scope.dim(&shape[last]), scope.dim(&shape[1]));
-    let start = lowest(dtype, if kind == WindowKind::Max { f64::NEG_INFINITY } else { 0.0 });
-    scope.for_(Expr::int(0), pixels, LoopKind::Serial, |scope, pixel| {
-        scope.for_(Expr::int(0), Expr::int(lanes), LoopKind::Vector, |scope, lane| {
-            scope.k.store(totals, lane, start);
-        });
-        let channel = |scope: &mut Scope, lane: Expr| {
-            let channel = outer[1].clone() * Expr::int(lanes) + lane.clone();
-            scope.note_split(channel.clone(), outer[1].clone(), lane);
-            channel
-        };
-        let windows = Windows { x, window, across: false };
-        let mut index: SmallVec<[Expr; 6]> = smallvec::smallvec![outer[0].clone(), Expr::int(0)];
-        index.extend(outer[2..].iter().cloned());
-        index.push(pixel);
-        let taps = over_taps(scope, windows, &index, &mut |scope, at, _| {
-            scope.for_(Expr::int(0), Expr::int(lanes), LoopKind::Vector, |scope, lane| {
-                let mut at: SmallVec<[Expr; 6]> = at.into();
-                at[1] = channel(scope, lane.clone());
-                let value = scope.element(x, &at);
-                let have = totals.load(lane.clone());
-                let next = if kind == WindowKind::Max { have.max(value) } else { have + value };
-                scope.k.store(totals, lane, next);
-            });
-        });
-        let count = match kind {
-            WindowKind::MeanAll => Some(Expr::constant(dtype, window.size.iter().product::<i64>() as f64)),
-            WindowKind::MeanValid => Some(scope.k.bind(taps.cast(dtype))),
-            _ => None,
-        };
-        scope.for_(Expr::int(0), Expr::int(lanes), LoopKind::Vector, |scope, lane| {
-            index[1] = channel(scope, lane.clone());
-            let total = totals.load(lane);
-            let value = match count {
-                Some(count) => total / count,
-                None => total,
-            };
-            let value = if whole {
-                epilogue(scope, id, &index, value)
-            } else {
-                let live = scope.k.bind(index[1].less(channels));
-                let value = scope.live(live.clone(), |s| epilogue(s, id, &index, value));
-                live.select(value, Expr::constant(dtype, 0.0))
-            };
-            let address = scope.address((id, 0), &index);
-            scope.k.store(out, address, value);
-        });
-    });
 }
 
 fn element(scope: &mut Scope, id: NodeId, index: &[Expr]) -> Expr {

@@ -42,8 +42,8 @@ pub struct ConvProblem<D = usize> {
     pub in_channels: D,
     /// Channels of y, over all groups.
     pub out_channels: D,
-    /// Groups. Channels of a group must be multiples of L, unless the convolution is depthwise
-    /// (`groups == in_channels == out_channels`).
+    /// Groups; they divide both channels. Those of a group need not be multiples of L, except for the weight gradient of
+    /// a convolution that is not depthwise (`groups == in_channels == out_channels`).
     pub groups: D,
     /// Spatial extents of x without halo.
     pub in_spatial: Vec<D>,

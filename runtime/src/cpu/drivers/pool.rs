@@ -2,7 +2,7 @@
 
 use super::conv::{Hooked, Lattice, Place, Surface, dims};
 use super::kernels::check_isa;
-use super::{DriverError, ScratchNeed, ScratchPool, Shared, chunk_count, part};
+use super::{DriverError, ScratchNeed, ScratchPool, chunk_count, part};
 use crate::cpu::team::Team;
 use egret_program::driver::hook::EpilogueFn;
 use egret_program::driver::{Epilogue, PoolKind, PoolProblem};
@@ -40,8 +40,23 @@ pub struct PoolPlan {
     stride: [usize; 3],
     dilation: [usize; 3],
     pad: [usize; 3],
+    columns: Vec<Columns>,
     hooked: Option<Hooked>,
 }
+
+/// Neighbouring output columns whose windows hold the same taps of the last axis.
+#[derive(Clone, Copy, Debug)]
+struct Columns {
+    at: usize,
+    pixels: usize,
+    taps: (usize, usize),
+}
+
+/// The operands, shared by the team.
+struct Nest<'a>(PoolArgs<'a>);
+
+// SAFETY: operands are read, and rows written by one thread each.
+unsafe impl Sync for Nest<'_> {}
 
 /// Taps of one axis that lie inside, for the window at an output index: from the first to before the last.
 fn inside(at: usize, stride: usize, pad: usize, dilation: usize, kernel: usize, extent: usize) -> (usize, usize) {
@@ -77,7 +92,7 @@ impl PoolPlan {
                 Some(Hooked::new(extras, outs, element_bytes, y, p.lanes)?)
             }
         };
-        Ok(PoolPlan {
+        let mut plan = PoolPlan {
             kind: p.kind,
             row: pool_row(isa).ok_or(DriverError::Unsupported("this instruction set"))?,
             lanes: p.lanes,
@@ -91,8 +106,22 @@ impl PoolPlan {
             stride: dims(&p.stride, 1),
             dilation: dims(&p.dilation, 1),
             pad: dims(&p.pad_begin, 0),
+            columns: Vec::new(),
             hooked,
-        })
+        };
+        for at in 0..plan.y[2] {
+            let taps = plan.inside(2, at);
+            match plan.columns.last_mut() {
+                Some(last) if last.taps == taps => last.pixels += 1,
+                _ => plan.columns.push(Columns { at, pixels: 1, taps }),
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Taps of an axis that lie inside, for the window at an output index.
+    fn inside(&self, d: usize, at: usize) -> (usize, usize) {
+        inside(at, self.stride[d], self.pad[d], self.dilation[d], self.kernel[d], self.x[d])
     }
 
     /// Offsets of a window's taps, and a row of results for a hook.
@@ -116,38 +145,24 @@ impl PoolPlan {
         if rows == 0 || self.y[2] == 0 {
             return;
         }
-        let shared = (Shared(args.input.cast_mut()), Shared(args.output));
-        let (extras, outs) = (Shared(args.extras.as_ptr().cast_mut()), Shared(args.outs.as_ptr().cast_mut()));
-        let (extra_count, out_count, hook) = (args.extras.len(), args.outs.len(), args.hook);
+        let nest = &Nest(*args);
         let chunks = chunk_count(rows, 1, team.size());
         team.parallel(chunks, &|chunk, worker| {
-            let (shared, extras, outs) = (&shared, &extras, &outs);
             let (r0, r1) = part(rows, chunk, chunks);
             for row in r0..r1 {
                 // SAFETY: chunks write different rows.
-                unsafe {
-                    let args = PoolArgs {
-                        input: shared.0.0,
-                        output: shared.1.0,
-                        extras: std::slice::from_raw_parts(extras.0, extra_count),
-                        outs: std::slice::from_raw_parts(outs.0, out_count),
-                        hook,
-                    };
-                    self.one_row(&args, row, blocks, scratch.worker(worker));
-                }
+                unsafe { self.one_row(nest, row, blocks, scratch.worker(worker)) };
             }
         });
     }
 
     /// One row of one block of channels.
-    unsafe fn one_row(&self, args: &PoolArgs<'_>, row: usize, blocks: usize, scratch: *mut f32) {
+    unsafe fn one_row(&self, Nest(args): &Nest<'_>, row: usize, blocks: usize, scratch: *mut f32) {
         let [depths, heights, width] = self.y;
         let (height, rest) = (row % heights, row / heights);
         let (depth, rest) = (rest % depths, rest / depths);
         let (block, item) = (rest % blocks, rest / blocks);
-        let bounds =
-            |d: usize, at: usize| inside(at, self.stride[d], self.pad[d], self.dilation[d], self.kernel[d], self.x[d]);
-        let (planes, lines) = (bounds(0, depth), bounds(1, height));
+        let (planes, lines) = (self.inside(0, depth), self.inside(1, height));
         let strip = self.hooked.as_ref().map(|_| scratch);
         let taps = scratch.wrapping_add(if strip.is_some() { self.strip() } else { 0 }).cast::<usize>();
         let (dst, dst_step) = match strip {
@@ -163,13 +178,7 @@ impl PoolPlan {
             |d: usize, at: usize| ((at * self.stride[d]) as isize - self.pad[d] as isize) * self.read.step[d] as isize;
         let base = self.read.origin + item * self.read.batch + block * self.read.block;
         let base = args.input.wrapping_add(base).wrapping_offset(corner(0, depth) + corner(1, height));
-        let mut at = 0;
-        while at < width {
-            let columns = bounds(2, at);
-            let mut pixels = 1;
-            while at + pixels < width && bounds(2, at + pixels) == columns {
-                pixels += 1;
-            }
+        for &Columns { at, pixels, taps: columns } in &self.columns {
             let mut tap_count = 0;
             for z in planes.0..planes.1 {
                 for y in lines.0..lines.1 {
@@ -200,7 +209,6 @@ impl PoolPlan {
             };
             // SAFETY: the taps lie inside x.
             unsafe { (self.row)(&row) };
-            at += pixels;
         }
         let first_channel = block * self.lanes;
         let channels = self.lanes.min(self.channels - first_channel);

@@ -1,0 +1,184 @@
+//! Launches: generated kernels and drivers as steps, each kernel text once.
+
+use egret_ir::{Diagnostic, Dim, NodeId};
+use egret_program::{Arg, BufferId, Halo, Kernel, KernelBody, KernelId, Launch, Place, Step};
+use smallvec::SmallVec;
+
+use super::frame::{Copies, Frame};
+use super::{DriverLaunch, Planner};
+use crate::layout::Layout;
+use crate::partition::{Family, Group};
+use crate::schedule::scope::Stored;
+use crate::{cost, kernel, schedule};
+
+impl Planner<'_> {
+    /// Plans a generated kernel.
+    pub(super) fn generated(
+        &mut self,
+        frame: &mut Frame,
+        group: &Group,
+        place: Place,
+        direct: Option<BufferId>,
+        steps: &mut Vec<Step>,
+    ) -> Result<(), Diagnostic> {
+        let outputs = std::iter::once(group.root).chain(group.siblings.iter().copied());
+        for (i, id) in outputs.enumerate() {
+            self.result(frame, (id, 0), &place, direct.filter(|_| i == 0));
+        }
+        // pixels that lie a vector apart are read one by one: the driver that moves them is faster
+        let rows = matches!(group.family, Family::Map | Family::Concat | Family::Window | Family::Row);
+        let copies = rows && !matches!(frame.layouts.get(&(group.root, 0)), Some(Layout::Blocked { .. }));
+        if copies {
+            for root in std::iter::once(group.root).chain(group.siblings.iter().copied()) {
+                for value in frame.blocked_sources(root) {
+                    self.unblock(frame, value, steps)?;
+                }
+            }
+        }
+        let stored: &dyn Stored = if copies { &Copies(frame) } else { frame };
+        let made = schedule::generate(&frame.graph, stored, group, self.exact).map_err(|findings| {
+            let node = frame.graph.node(group.root);
+            let mut error = Diagnostic::new("E0461", format!("no kernel can be made for {}", node.op.home().name()));
+            error.origin = frame.graph.origins(group.root).iter().map(|o| (**o).clone()).collect();
+            findings.into_iter().fold(error, |error, finding| error.note(finding.to_string()))
+        })?;
+        let grid = made.kernel.grid.iter().fold(Dim::ONE, |n, extent| n * dim_of(extent, &made.dims));
+        let args = made.args.iter().map(|(value, writes)| Arg {
+            buffer: if copies { Copies(frame).buffer(*value) } else { frame.buffers[value] },
+            offset: Dim::ZERO,
+            writes: *writes,
+        });
+        let args: Vec<Arg> = args.collect();
+        let clear = self.halos(frame, group.root);
+        let family = match group.family {
+            Family::Map => "map",
+            Family::Concat => "concat",
+            Family::Reduce => "reduce",
+            Family::Row => "row",
+            Family::Window => "window",
+            Family::Scatter => "scatter",
+            Family::Cumulative => "cumulative",
+            Family::Rng => "rng",
+            _ => "contract",
+        };
+        let faults =
+            made.faults.iter().map(|f| egret_program::Fault { code: f.code, message: f.message.clone() }).collect();
+        let points = grid.hint(cost::SYMBOL_HINT).max(1);
+        let kernel = self.code(made.kernel, family);
+        let mut launch = self.launch(frame, group.root, kernel, args, clear);
+        // below some 30 µs of work a second thread does not pay
+        let work = launch.flops.hint(cost::SYMBOL_HINT).max(launch.bytes.hint(cost::SYMBOL_HINT) / 4);
+        launch.grain = (points * 32_768 / work.max(1)).max(1);
+        launch.dims = made.dims;
+        launch.grid = grid;
+        launch.faults = faults;
+        steps.push(Step::Launch(launch));
+        Ok(())
+    }
+
+    /// A generated kernel, each text once.
+    pub(super) fn code(&mut self, ir: kernel::Kernel, family: &str) -> KernelId {
+        let text = ir.text();
+        if let Some(id) = self.known.get(&text) {
+            return *id;
+        }
+        let id = KernelId(self.program.kernels.len() as u32);
+        let code = egret_program::Code { bytes: Vec::new(), relocations: Vec::new(), entry: 0, scratch_bytes: 0 };
+        let body = match ir.abi {
+            kernel::Abi::Kernel => KernelBody::Code(code),
+            kernel::Abi::Hook { .. } => KernelBody::Hook(code),
+        };
+        self.program.kernels.push(Kernel { name: ir.name(), family: family.into(), text: text.clone(), body });
+        self.known.insert(text, id);
+        self.generated.push((id, ir));
+        id
+    }
+
+    pub(super) fn launch(
+        &self,
+        frame: &Frame,
+        id: NodeId,
+        kernel: KernelId,
+        args: Vec<Arg>,
+        clear: Vec<Halo>,
+    ) -> Launch {
+        let graph = &frame.graph;
+        let node = graph.node(id);
+        let types: SmallVec<[&egret_ir::Type; 4]> = node.operands.iter().map(|o| graph.ty(*o)).collect();
+        let sketch = cost::sketch(&node.op, &types, &node.ty, &|_| false);
+        let origin = graph.origins(id).iter().map(|o| o.to_string()).collect::<Vec<_>>().join(", ");
+        Launch {
+            kernel,
+            args,
+            dims: Vec::new(),
+            grid: Dim::ONE,
+            grain: 1,
+            clear,
+            faults: Vec::new(),
+            origin,
+            flops: Dim::from(sketch.flops as i64),
+            bytes: Dim::from(sketch.bytes as i64),
+        }
+    }
+
+    pub(super) fn drive(&mut self, frame: &Frame, id: NodeId, launch: DriverLaunch, steps: &mut Vec<Step>) {
+        let DriverLaunch { driver, hook, finisher, args, clear, family } = launch;
+        let mut text = driver.to_string();
+        let mut add = |planner: &mut Planner, hook: Option<kernel::Kernel>| {
+            hook.map(|ir| {
+                text.push_str("\n\n");
+                text.push_str(&ir.text());
+                planner.code(ir, "hook")
+            })
+        };
+        let hook = add(self, hook);
+        let finisher = add(self, finisher);
+        let kernel = match self.known.get(&text) {
+            Some(id) => *id,
+            None => {
+                let id = KernelId(self.program.kernels.len() as u32);
+                let name = format!("{family}_{:08x}", fnv(&text));
+                let body = KernelBody::Driver { driver, hook, finisher };
+                self.program.kernels.push(Kernel { name, family: family.into(), text: text.clone(), body });
+                self.known.insert(text, id);
+                id
+            }
+        };
+        let launch = self.launch(frame, id, kernel, args, clear);
+        steps.push(Step::Launch(launch));
+    }
+
+    /// The halo of a blocked value, which its writer leaves alone.
+    pub(super) fn halos(&self, frame: &Frame, id: NodeId) -> Vec<Halo> {
+        let value = (id, 0);
+        let (Some(Layout::Blocked { halo }), Some(buffer)) = (frame.layouts.get(&value), frame.buffers.get(&value))
+        else {
+            return Vec::new();
+        };
+        self.halo(&frame.graph.tensor_type(id).shape, halo, *buffer)
+    }
+
+    pub(super) fn halo(&self, shape: &egret_ir::Shape, halo: &[i64], buffer: BufferId) -> Vec<Halo> {
+        if halo.iter().all(|h| *h == 0) {
+            return Vec::new();
+        }
+        vec![Halo {
+            arg: Arg::write(buffer),
+            outer: shape[0].clone() * shape[1].ceil_div(&Dim::from(self.lanes)),
+            spatial: shape[2..].to_vec(),
+            halo: halo.iter().map(|h| Dim::from(*h)).collect(),
+        }]
+    }
+}
+
+/// A grid extent as a dim: a constant or a parameter.
+fn dim_of(extent: &kernel::Expr, dims: &[Dim]) -> Dim {
+    match extent {
+        kernel::Expr::Dim(i) => dims[*i as usize].clone(),
+        other => Dim::from(other.as_int().unwrap_or(1)),
+    }
+}
+
+fn fnv(text: &str) -> u32 {
+    text.bytes().fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
