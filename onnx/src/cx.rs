@@ -379,22 +379,30 @@ impl<'t> Cx<'_, 't> {
 
     pub(crate) fn data_dependent(&self, i: usize) -> Diagnostic {
         if let Ok(source) = self.source(i) {
-            self.trace_inputs(source);
+            let names = self.inputs_of(source);
+            self.region.model.need(|needs| {
+                needs.values.extend(names);
+                needs.extents = true;
+            });
         }
         let name = self.node.input.get(i).map_or("", String::as_str);
         self.refuse("E0304", &format!("operand {i}, `{name}`, must not depend on data"))
             .help("shapes may depend on the shapes of inputs; give the inputs to compile for their values")
     }
 
-    /// Records on which inputs, and whether on their extents, a value depends.
-    fn trace_inputs(&self, source: &Source<'t>) {
-        let var = match source {
-            Source::Var(var) => var,
-            Source::Dims(_) => return self.region.model.need(|needs| needs.extents = true),
-            _ => return,
-        };
-        let Some(root) = var.id() else { return };
-        let names = var.tracer().graph(|graph| {
+    /// Records that the graph would be a better one if operand `i` were known.
+    pub(crate) fn wish(&self, i: usize) {
+        if let Ok(source) = self.source(i) {
+            let names = self.inputs_of(source);
+            self.region.model.need(|needs| needs.wishes.extend(names));
+        }
+    }
+
+    /// The inputs on whose elements a value depends.
+    fn inputs_of(&self, source: &Source<'t>) -> Vec<String> {
+        let Source::Var(var) = source else { return Vec::new() };
+        let Some(root) = var.id() else { return Vec::new() };
+        var.tracer().graph(|graph| {
             let (mut seen, mut open, mut names) = (vec![false; graph.nodes().len()], vec![root], Vec::new());
             while let Some(id) = open.pop() {
                 if std::mem::replace(&mut seen[id.index()], true) {
@@ -407,11 +415,7 @@ impl<'t> Cx<'_, 't> {
                 open.extend(node.operands.iter().copied());
             }
             names
-        });
-        self.region.model.need(|needs| {
-            needs.values.extend(names);
-            needs.extents = true;
-        });
+        })
     }
 }
 

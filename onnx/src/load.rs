@@ -91,17 +91,29 @@ fn specialise(bytes: &[u8], folder: Option<&Path>, inputs: &Tensors) -> Result<S
     let proto = decode(bytes)?;
     let mut fixed: Vec<String> = Vec::new();
     let mut fixed_extents = false;
+    let mut legal = None;
     loop {
         let model = Model::new(&proto, External::new(folder));
         let given = Given { inputs, fixed: &fixed, extents: fixed_extents };
-        let error = match import(&model, &proto, &given) {
-            Ok(graph) => return Ok(Specialised { graph, fixed, fixed_extents }),
-            Err(error) => error,
-        };
+        let outcome = import(&model, &proto, &given);
         // each turn fixes more, and there is only so much to fix
-        let Needs { values, extents } = model.needs();
-        let more: Vec<String> =
-            values.into_iter().filter(|name| inputs.contains_key(name) && !fixed.contains(name)).collect();
+        let Needs { values, extents, wishes } = model.needs();
+        let unfixed = |name: &String| inputs.contains_key(name) && !fixed.contains(name);
+        let error = match (outcome, legal.take()) {
+            (Ok(graph), _) => {
+                let more: Vec<String> = wishes.into_iter().filter(unfixed).collect();
+                let graph = Specialised { graph, fixed: fixed.clone(), fixed_extents };
+                if more.is_empty() {
+                    return Ok(graph);
+                }
+                fixed.extend(more);
+                legal = Some(graph);
+                continue;
+            }
+            (Err(_), Some(graph)) => return Ok(graph),
+            (Err(error), None) => error,
+        };
+        let more: Vec<String> = values.into_iter().filter(unfixed).collect();
         let data_dependent = error.code == "E0304";
         if data_dependent && !more.is_empty() {
             fixed.extend(more);

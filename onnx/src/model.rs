@@ -21,6 +21,8 @@ pub(crate) struct Needs {
     pub values: BTreeSet<String>,
     /// An operator has no form for extents that are left open.
     pub extents: bool,
+    /// Inputs without whose values the graph is legal, but has loops that no device has memory set aside for.
+    pub wishes: BTreeSet<String>,
 }
 
 /// What all parts of a model share.

@@ -156,6 +156,10 @@ fn looped<'t>(
     starts: Option<bool>,
     bound: Option<Dim>,
 ) -> Sources<'t> {
+    if bound.is_none() && graph.output.len() > carried + 1 {
+        // memory for what it stacks is set aside by the number of trips
+        (0..2).filter(|i| cx.has(*i)).for_each(|i| cx.wish(i));
+    }
     let scalar = |dtype: DType, value: i64| cx.t.scalar(Literal::int(value, dtype));
     let mut init = vec![scalar(DType::I64, 0)];
     init.push(match starts {
