@@ -12,7 +12,7 @@ mod hostile;
 mod load;
 mod model;
 mod ops;
-mod proto;
+pub mod proto;
 mod tensor;
 
 pub use load::{Specialised, from_bytes, from_bytes_for, inputs, load, load_for};

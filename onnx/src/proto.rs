@@ -1,4 +1,6 @@
 //! The messages of an ONNX file, with the fields that are read; others are skipped.
+//!
+//! They are prost messages: a program that makes models encodes them with prost, and [`crate::from_bytes`] reads them.
 
 /// Declares messages whose fields prost reads by tag.
 macro_rules! messages {
