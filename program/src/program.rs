@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::driver::Driver;
 
 /// Version of the serialised form; another version is refused.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// A compiled program for one kind of device.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -97,6 +97,13 @@ pub enum Place {
         of: BufferId,
         /// Bytes from a slice to the next.
         stride: Dim,
+    },
+    /// Part of an arena buffer: an operand of a concatenation, written where it belongs.
+    Part {
+        /// The buffer.
+        of: BufferId,
+        /// Bytes from its start.
+        offset: Dim,
     },
 }
 

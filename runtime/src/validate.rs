@@ -52,7 +52,7 @@ pub(crate) fn program(program: &Program) -> Result<(), RuntimeError> {
             Place::Param(k) => (*k, program.params.len()),
             Place::Constant(k) => (*k, program.constants.len()),
             Place::State(k) => (*k, program.states.len()),
-            Place::Slice { of, .. } => (of.0, program.buffers.len()),
+            Place::Slice { of, .. } | Place::Part { of, .. } => (of.0, program.buffers.len()),
             Place::Prepared | Place::Arena => continue,
         };
         if number as usize >= count {
@@ -62,6 +62,13 @@ pub(crate) fn program(program: &Program) -> Result<(), RuntimeError> {
     let Some(root) = roots(program) else {
         return Err(wrong("a buffer is a slice of itself".to_string()));
     };
+    for (i, buffer) in program.buffers.iter().enumerate() {
+        if let Place::Part { of, .. } = &buffer.place
+            && !matches!(program.buffers[of.0 as usize].place, Place::Arena | Place::Part { .. })
+        {
+            return Err(wrong(format!("buffer {i} is part of one that is not in the arena")));
+        }
+    }
     let ports = |ports: &[Port], what: &str, is: &dyn Fn(&Place, u32) -> bool| {
         for (i, port) in ports.iter().enumerate() {
             match program.buffers.get(port.buffer.0 as usize) {
@@ -74,7 +81,7 @@ pub(crate) fn program(program: &Program) -> Result<(), RuntimeError> {
     ports(&program.inputs, "input", &|place, i| *place == Place::Input(i))?;
     ports(&program.params, "param", &|place, i| *place == Place::Param(i))?;
     ports(&program.states, "state", &|place, i| *place == Place::State(i))?;
-    ports(&program.outputs, "output", &|place, _| !matches!(place, Place::Slice { .. }))?;
+    ports(&program.outputs, "output", &|place, _| !matches!(place, Place::Slice { .. } | Place::Part { .. }))?;
 
     let arg = |arg: &Arg, writes: bool, prepare: bool| {
         let Some(root) = root.get(arg.buffer.0 as usize) else {
@@ -87,7 +94,7 @@ pub(crate) fn program(program: &Program) -> Result<(), RuntimeError> {
             Place::Param(_) | Place::Constant(_) => !writes,
             Place::Input(_) => !prepare && !writes,
             Place::Output(_) | Place::State(_) => !prepare,
-            Place::Slice { .. } => false,
+            Place::Slice { .. } | Place::Part { .. } => false,
         };
         if !allowed {
             let phase = if prepare { "preparation" } else { "run" };

@@ -4,12 +4,16 @@
 //! `[N][C/L][H + 2 halo][W + 2 halo][L]`; everything else is row-major. The halo is the buffer's: the widest that a
 //! convolution reads.
 
+mod in_place;
+
 use egret_ir::ops::{Conv, ConvForm};
 use egret_ir::{DType, Dim, Graph, NodeId, Op};
 use egret_program::DeviceDescription;
 use smallvec::SmallVec;
 
 use crate::partition::{Family, Partition, is_movement};
+
+pub use in_place::{InPlace, Part, in_place};
 
 /// How a value lies.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use egret_program::BufferId;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
-use crate::layout::Layout;
+use crate::layout::{InPlace, Layout};
 use crate::rewrite::term::BindingTime;
 use crate::schedule::scope::{Stored, Value, value_of};
 use crate::schedule::view::{StridedView, strided};
@@ -24,6 +24,10 @@ pub struct Frame {
     pub row_major: FxHashMap<Value, BufferId>,
     /// Blocked copies of row-major values, by halo.
     pub blocked: FxHashMap<(Value, SmallVec<[i64; 3]>), BufferId>,
+    /// Values that lie in the buffer of a concatenation.
+    pub in_place: InPlace,
+    /// Those concatenations, and their buffers once the first operand needs it.
+    pub hosts: FxHashMap<NodeId, Option<BufferId>>,
     lanes: i64,
 }
 
@@ -34,6 +38,10 @@ impl Stored for Frame {
 
     fn lanes(&self) -> i64 {
         self.lanes
+    }
+
+    fn is_in_place(&self, concat: NodeId, operand: usize) -> bool {
+        self.in_place.holds(&self.graph, concat, operand)
     }
 }
 
@@ -50,6 +58,10 @@ impl Stored for Copies<'_> {
 
     fn lanes(&self) -> i64 {
         self.0.lanes
+    }
+
+    fn is_in_place(&self, concat: NodeId, operand: usize) -> bool {
+        self.0.is_in_place(concat, operand)
     }
 }
 
@@ -70,6 +82,8 @@ impl Frame {
             times: Vec::new(),
             row_major: FxHashMap::default(),
             blocked: FxHashMap::default(),
+            in_place: InPlace::default(),
+            hosts: FxHashMap::default(),
             lanes,
         };
         for i in 0..frame.graph.nodes().len() {
@@ -158,6 +172,12 @@ impl Frame {
     /// A value as a strided view of something row-major in memory.
     pub fn view(&self, id: NodeId) -> Option<StridedView> {
         strided(&self.graph, id, &|source| self.is_row_major(source))
+    }
+
+    /// Whether all operands of a concatenation are written where they belong.
+    pub fn is_whole(&self, concat: NodeId) -> bool {
+        self.hosts.contains_key(&concat)
+            && (0..self.graph.node(concat).operands.len()).all(|operand| self.is_in_place(concat, operand))
     }
 
     /// When a node is known.

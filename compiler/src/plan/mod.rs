@@ -22,11 +22,12 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
 
 use crate::kernel;
-use crate::layout::{self, Layout};
+use crate::layout::{self, Layout, Part};
 use crate::partition::{self, Family, Group, is_inline, is_movement};
 use crate::rewrite::term::BindingTime;
 use crate::schedule::scope::{Value, value_of};
 pub(crate) use attention::has_driver as attention_has_driver;
+pub use emit::Listing;
 use frame::Frame;
 
 /// What planning may do.
@@ -92,16 +93,17 @@ pub fn plan(graph: &Graph, device: &DeviceDescription, options: &Options) -> Res
     Ok(planner.program)
 }
 
-/// The Cranelift text of each generated kernel and hook of the program that [`plan`] makes, for dumps.
+/// Each generated kernel and hook of the program that [`plan`] makes as text, for dumps.
 ///
 /// # Errors
 /// Those of [`plan`].
-pub fn clif(
+pub fn list(
     graph: &Graph,
     device: &DeviceDescription,
     options: &Options,
+    listing: Listing,
 ) -> Result<Vec<(KernelId, String)>, Diagnostic> {
-    emit::clif(&planned(graph, device, options)?.generated, device)
+    emit::list(&planned(graph, device, options)?.generated, device, listing)
 }
 
 /// The program without machine code, and the kernels that it is made from.
@@ -252,12 +254,17 @@ impl Planner<'_> {
 
         let stored = |id: NodeId| frame.is_stored(id) || frame.times[id.index()] < BindingTime::Run;
         let partition = partition::partition(&graph, &live_run, &leaves_run, &stored);
-        let layouts = layout::layout(&graph, &partition, self.device, &leaves_run);
+        let mut layouts = layout::layout(&graph, &partition, self.device, &leaves_run);
+        frame.in_place = layout::in_place(&graph, &partition, &mut layouts, &leaves_run);
+        for concat in frame.in_place.parts.values().map(|part| part.concat) {
+            frame.hosts.insert(concat, None);
+            frame.layouts.insert((concat, 0), layouts.of[concat.index()].clone());
+        }
         let in_place = self.in_place(frame, &partition);
         for (index, group) in partition.groups.iter().enumerate() {
             let root = group.root.index();
-            let layout = layouts.of[root].clone();
             let direct = in_place.get(&index).or_else(|| outputs.get(&group.root));
+            let layout = layouts.of[root].clone();
             let direct = direct.copied().filter(|_| layout == Layout::RowMajor);
             frame.layouts.insert((group.root, 0), layout);
             self.group(frame, group, Place::Arena, direct, Phase::Run, steps)?;
@@ -366,6 +373,10 @@ impl Planner<'_> {
             Family::Attention => return self.attention(frame, id, &place, steps),
             Family::AttentionGrad => return self.attention_grad(frame, id, &place, steps),
             Family::Dot if self.gemm(frame, id, &place, direct, phase, steps)? => return Ok(()),
+            Family::Concat if frame.is_whole(id) => {
+                self.result(frame, (id, 0), &place, direct);
+                return Ok(());
+            }
             Family::Window if direct.is_none() && phase == Phase::Run && self.pool(frame, id, &place, steps)? => {
                 return Ok(());
             }
@@ -421,15 +432,52 @@ impl Planner<'_> {
     /// Makes the buffer of a value that is about to be written.
     fn result(&mut self, frame: &mut Frame, value: Value, place: &Place, direct: Option<BufferId>) -> BufferId {
         let layout = frame.layouts.get(&value).cloned().unwrap_or(Layout::RowMajor);
-        let buffer = direct.unwrap_or_else(|| {
-            let ty = frame.graph.ty(value.0).parts()[value.1].clone();
-            let layouts = layout::Layouts { of: Vec::new(), lanes: self.lanes };
-            let elements = layouts.elements_of(&ty.shape, &layout);
-            let bytes = elements * Dim::from(ty.dtype.size());
-            self.buffer(place.clone(), ty.dtype, bytes, ty.bytes())
-        });
+        let buffer = direct.unwrap_or_else(|| self.reserve(frame, value, place));
         frame.store(value, buffer, layout);
         buffer
+    }
+
+    /// Memory for a value: its own, or its part of that of a concatenation, which comes later and may be a part itself.
+    fn reserve(&mut self, frame: &mut Frame, value: Value, place: &Place) -> BufferId {
+        let mut around: SmallVec<[(NodeId, Part); 4]> = SmallVec::new();
+        let mut at = value.0;
+        while let Some(part) = frame.in_place.parts.get(&at).filter(|_| value.1 == 0) {
+            at = part.concat;
+            around.push((at, part.clone()));
+        }
+        let mut offset = None;
+        let mut outer: Option<BufferId> = None;
+        for (concat, part) in around.into_iter().rev() {
+            let buffer = match frame.hosts.get(&concat).copied().flatten() {
+                Some(buffer) => buffer,
+                None => self.set_aside(frame, (concat, 0), within(outer, offset.take(), place)),
+            };
+            frame.hosts.insert(concat, Some(buffer));
+            (outer, offset) = (Some(buffer), Some(part.offset));
+        }
+        let reserved = frame.hosts.get(&value.0).copied().flatten().filter(|_| value.1 == 0);
+        let buffer = reserved.unwrap_or_else(|| self.set_aside(frame, value, within(outer, offset, place)));
+        if let Some(host) = frame.hosts.get_mut(&value.0) {
+            *host = Some(buffer);
+        }
+        buffer
+    }
+
+    /// A new buffer for a value as it lies.
+    fn set_aside(&mut self, frame: &Frame, value: Value, place: Place) -> BufferId {
+        let ty = &frame.graph.ty(value.0).parts()[value.1];
+        let layout = frame.layouts.get(&value).unwrap_or(&Layout::RowMajor);
+        let layouts = layout::Layouts { of: Vec::new(), lanes: self.lanes };
+        let bytes = layouts.elements_of(&ty.shape, layout) * Dim::from(ty.dtype.size());
+        self.buffer(place, ty.dtype, bytes, ty.bytes())
+    }
+}
+
+/// The place of a part of `outer`, or one of its own.
+fn within(outer: Option<BufferId>, offset: Option<Dim>, place: &Place) -> Place {
+    match (outer, offset) {
+        (Some(of), Some(offset)) => Place::Part { of, offset },
+        _ => place.clone(),
     }
 }
 

@@ -210,10 +210,13 @@ pub fn build_concat(scope: &mut Scope, id: NodeId, axis: usize) {
     }
     let outer = grid_over(scope, &shape[..axis]);
     let mut offset = Dim::ZERO;
-    for part in &operands {
+    for (i, part) in operands.iter().enumerate() {
         let extents: Vec<Dim> = graph.tensor_type(*part).shape[axis..].to_vec();
         let start = scope.dim(&offset);
         offset = offset + extents[0].clone();
+        if scope.stored.is_in_place(id, i) {
+            continue;
+        }
         nest(scope, &extents, SmallVec::new(), &mut |scope, inner| {
             let mut from = outer.clone();
             from.extend(inner.iter().cloned());
@@ -255,10 +258,13 @@ fn blocked_concat(scope: &mut Scope, id: NodeId, out: Memory) {
     let outer = grid_over(scope, &extents);
     let pixels = scope.dim(&shape[last]);
     let mut first_block = Dim::ZERO;
-    for part in &graph.node(id).operands {
+    for (i, part) in graph.node(id).operands.iter().enumerate() {
         let part_blocks = graph.tensor_type(*part).shape[1].floor_div(&Dim::from(lanes));
         let start = scope.dim(&first_block);
         first_block = first_block + part_blocks.clone();
+        if scope.stored.is_in_place(id, i) {
+            continue;
+        }
         let end = scope.dim(&part_blocks);
         let outer = outer.clone();
         let pixels = pixels.clone();

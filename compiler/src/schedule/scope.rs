@@ -16,6 +16,10 @@ pub trait Stored {
     fn layout(&self, value: Value) -> Option<&Layout>;
     /// f32 lanes of the blocked layout.
     fn lanes(&self) -> i64;
+    /// Whether an operand of a concatenation, by number, is written where it belongs, so that nothing copies it.
+    fn is_in_place(&self, _concat: NodeId, _operand: usize) -> bool {
+        false
+    }
 }
 
 /// The stored value that a node names: parts of tuples are read through `proj`.

@@ -464,8 +464,12 @@ impl Work<'_> {
             repeat.slices.push(Moving { slice: slice as u32, of: of.0, stride });
         }
         self.check_reach()?;
+        let parts = self.parts()?;
         let plan = self.uses.plan(program, &self.bound.bytes, &logical);
         self.bound.offsets = plan.offsets;
+        for (part, root, offset) in parts {
+            self.bound.offsets[part] = self.bound.offsets[root].map(|start| start + offset);
+        }
         for repeat in &mut self.bound.loops {
             for stage in repeat.carried.iter_mut().filter_map(|c| c.stage.as_mut()) {
                 *stage = plan.temporaries[*stage];
@@ -475,6 +479,27 @@ impl Work<'_> {
         self.bound.live_bytes_bound = plan.live_bytes_bound;
         self.bound.logical_live_bytes = plan.logical_live_bytes;
         Ok(self.bound)
+    }
+
+    /// Used parts of other buffers: the part, the buffer that holds its bytes, and where in that it begins.
+    fn parts(&self) -> Result<Vec<(usize, usize, usize)>, RuntimeError> {
+        let program = self.binder.program;
+        let mut parts = Vec::new();
+        for part in (0..program.buffers.len()).filter(|i| self.uses.is_used(*i)) {
+            let (mut root, mut start) = (part, 0usize);
+            while let Place::Part { of, offset } = &program.buffers[root].place {
+                let offset = self.number(offset, &|| format!("offset of buffer {root}"))?;
+                (root, start) = (of.0 as usize, start.saturating_add(offset));
+            }
+            if root == part {
+                continue;
+            }
+            if start.checked_add(self.bound.bytes[part]).is_none_or(|end| end > self.bound.bytes[root]) {
+                return Err(RuntimeError::malformed(format!("buffer {part} reaches beyond buffer {root}")));
+            }
+            parts.push((part, root, start));
+        }
+        Ok(parts)
     }
 
     fn most_of(&self, extent: &Extent) -> Result<usize, RuntimeError> {

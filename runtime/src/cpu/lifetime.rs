@@ -29,8 +29,10 @@ struct Nest {
 pub(crate) struct Uses {
     /// By buffer.
     uses: Vec<Vec<Use>>,
-    /// By buffer: what it is a slice of, and so on to the buffer that holds the bytes.
+    /// By buffer: what it is a slice or part of, and so on to the buffer that holds the bytes.
     root: Vec<usize>,
+    /// By buffer: it, or what it is part of, is a slice.
+    moves: Vec<bool>,
     /// By buffer: some of it is used slice by slice.
     sliced: Vec<bool>,
     arena: Vec<bool>,
@@ -50,20 +52,31 @@ pub(crate) struct Arena {
     pub(crate) logical_live_bytes: usize,
 }
 
-/// The buffer that holds the bytes of each; `None` for slices that go in circles.
+/// The buffer that holds the bytes of each; `None` for slices and parts that go in circles.
 pub(crate) fn roots(program: &Program) -> Option<Vec<usize>> {
     let buffers = &program.buffers;
     (0..buffers.len())
         .map(|mut i| {
             for _ in 0..=buffers.len() {
                 match &buffers.get(i)?.place {
-                    Place::Slice { of, .. } => i = of.0 as usize,
+                    Place::Slice { of, .. } | Place::Part { of, .. } => i = of.0 as usize,
                     _ => return Some(i),
                 }
             }
             None
         })
         .collect()
+}
+
+fn moves(program: &Program, mut buffer: usize) -> bool {
+    for _ in 0..=program.buffers.len() {
+        match &program.buffers[buffer].place {
+            Place::Slice { .. } => return true,
+            Place::Part { of, .. } => buffer = of.0 as usize,
+            _ => return false,
+        }
+    }
+    false
 }
 
 impl Uses {
@@ -73,6 +86,7 @@ impl Uses {
         Uses {
             uses: vec![Vec::new(); count],
             root: roots(program).unwrap_or_else(|| (0..count).collect()),
+            moves: (0..count).map(|i| moves(program, i)).collect(),
             sliced: vec![false; count],
             arena: program.buffers.iter().map(|b| b.place == Place::Arena).collect(),
             loops: Vec::new(),
@@ -87,7 +101,7 @@ impl Uses {
         self.uses[buffer].push(it);
         let root = self.root[buffer];
         if root != buffer {
-            self.sliced[root] = true;
+            self.sliced[root] |= self.moves[buffer];
             self.uses[root].push(it);
         }
     }
