@@ -1,10 +1,11 @@
 //! From a graph to something that runs.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use egret_compiler::{CompileOptions, Compiled};
-use egret_ir::{Graph, Tensor, Weight};
+use egret_ir::{Diagnostic, Graph, Tensor, Weight};
 use egret_program::Program;
 use egret_runtime::LoadOptions;
 
@@ -79,6 +80,18 @@ impl Executable {
     /// The program; `None` of the interpreter.
     pub fn program(&self) -> Option<&Program> {
         self.compiled().map(|compiled| &compiled.program)
+    }
+
+    /// Writes the program and its weights to a file, which `egret_runtime::Executable::open` loads: a program that opens
+    /// it needs neither the compiler nor an importer.
+    ///
+    /// # Errors
+    /// `E0804` of the interpreter, which has no program; `E0515` when the file cannot be written.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let Some(program) = self.program() else {
+            return Err(Diagnostic::new("E0804", "the interpreter compiles nothing that could be saved").into());
+        };
+        Ok(egret_runtime::artefact::write(path, program, &|name| weight(&self.graph, name))?)
     }
 
     /// How long it took to map code and to prepare weights.

@@ -118,3 +118,39 @@ fn stages_are_read_back_and_verified() {
     assert_eq!(status(&egret(&["ops", "--json"])), 0);
     std::fs::remove_dir_all(&folder).unwrap();
 }
+
+#[test]
+fn programs_are_files_and_have_estimates() {
+    let folder = folder("programs");
+    let model = model(&folder);
+    let file = folder.join("model.egret");
+    assert_eq!(status(&egret(&["compile", text(&model), "-o", text(&file)])), 0);
+    let (exe, state) = egret_runtime::Executable::open(&file, Default::default()).unwrap();
+    let x = Tensor::new(&[1, 3], &[1.0f32, 2.0, 3.0]).unwrap();
+    let mut session = exe.session_with(&state).unwrap();
+    let outputs = session.run(&[("x", &x)]).unwrap();
+    assert_eq!(outputs.get("y").unwrap().as_slice::<f32>(), Some(&[1.0f32, 25.0][..]));
+    // any other byte is told from what was written
+    let bytes = std::fs::read(&file).unwrap();
+    let at = bytes.windows(7).position(|part| part == b"x86-64-" || part == b"aarch64").unwrap();
+    for (position, code) in [(at, "E0503"), (8, "E0515")] {
+        let mut damaged = bytes.clone();
+        damaged[position] ^= 0x55;
+        std::fs::write(&file, damaged).unwrap();
+        let error = egret_runtime::Executable::open(&file, Default::default()).unwrap_err();
+        assert_eq!(error.code(), code, "{error}");
+    }
+    let estimated = egret(&["estimate", text(&model), "--dim", "n=4", "--dim", "three=3", "--json"]);
+    assert_eq!(status(&estimated), 0);
+    let said = String::from_utf8_lossy(&estimated.stdout).into_owned();
+    for name in egret::DeviceDescription::names() {
+        assert!(said.contains(&format!("\"{name}\"")), "{said}");
+    }
+    assert_eq!(status(&egret(&["estimate", text(&model), "--device", "abacus"])), 2);
+    for (stage, part) in [("asm", "ret"), ("cuda", "__global__"), ("clif", "function")] {
+        let dumped = egret(&["dump", text(&model), "--stage", stage]);
+        assert_eq!(status(&dumped), 0);
+        assert!(String::from_utf8_lossy(&dumped.stdout).contains(part), "{stage}");
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+}

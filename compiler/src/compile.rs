@@ -47,6 +47,22 @@ impl Compiled {
     }
 }
 
+/// A graph before it is planned; the fields are those of [`Compiled`].
+#[allow(missing_docs)]
+pub struct Optimised {
+    pub raised: Graph,
+    pub raise_log: Vec<Applied>,
+    pub rewritten: Rewritten,
+}
+
+/// The phases before the plan.
+///
+/// # Errors
+/// As [`compile`].
+pub fn optimise(graph: &Graph, device: &DeviceDescription, options: &CompileOptions) -> Result<Optimised, Diagnostic> {
+    optimise_timed(graph, device, options, &mut |_, _| {})
+}
+
 /// Compiles a graph for a device.
 ///
 /// # Errors
@@ -54,7 +70,22 @@ impl Compiled {
 pub fn compile(graph: &Graph, device: &DeviceDescription, options: &CompileOptions) -> Result<Compiled, Diagnostic> {
     let mut phases = Vec::new();
     let mut timed = |name, since: Instant| phases.push((name, since.elapsed()));
+    let Optimised { raised, raise_log, rewritten } = optimise_timed(graph, device, options, &mut timed)?;
 
+    let start = Instant::now();
+    let program = plan::plan(&rewritten.graph, device, &plan::Options { exact: options.exact })?;
+    timed("plan and emit", start);
+
+    Ok(Compiled { program, raised, raise_log, rewritten, phases })
+}
+
+/// `timed` is told the start of each phase when it ends.
+fn optimise_timed(
+    graph: &Graph,
+    device: &DeviceDescription,
+    options: &CompileOptions,
+    timed: &mut dyn FnMut(&'static str, Instant),
+) -> Result<Optimised, Diagnostic> {
     let start = Instant::now();
     let canonical = raise::canonicalise(graph)?;
     timed("canonicalise", start);
@@ -72,10 +103,5 @@ pub fn compile(graph: &Graph, device: &DeviceDescription, options: &CompileOptio
     let start = Instant::now();
     let rewritten = rewrite::rewrite(&raised, device, &Options { level: options.level, exact: options.exact })?;
     timed("rewrite", start);
-
-    let start = Instant::now();
-    let program = plan::plan(&rewritten.graph, device, &plan::Options { exact: options.exact })?;
-    timed("plan and emit", start);
-
-    Ok(Compiled { program, raised, raise_log, rewritten, phases })
+    Ok(Optimised { raised, raise_log, rewritten })
 }

@@ -4,6 +4,7 @@ pub mod compile;
 pub mod cost;
 pub mod cuda;
 pub mod emit;
+pub mod estimate;
 pub mod kernel;
 pub mod layout;
 pub mod partition;
@@ -12,5 +13,6 @@ pub mod raise;
 pub mod rewrite;
 pub mod schedule;
 
-pub use compile::{CompileOptions, Compiled, compile};
+pub use compile::{CompileOptions, Compiled, Optimised, compile, optimise};
+pub use estimate::{Estimate, estimate};
 pub use rewrite::Level;

@@ -51,8 +51,8 @@ fn kernels(program: &Program) -> String {
 }
 
 fn clif(compiled: &Compiled) -> String {
-    let texts =
-        plan::clif(&compiled.rewritten.graph, &device(), &plan::Options::default()).unwrap_or_else(|e| panic!("{e}"));
+    let (graph, options) = (&compiled.rewritten.graph, plan::Options::default());
+    let texts = plan::list(graph, &device(), &options, plan::Listing::Clif).unwrap_or_else(|e| panic!("{e}"));
     let named = texts.iter().map(|(id, text)| {
         let kernel = compiled.program.kernel(*id);
         format!("{} {}:\n{}\n", kernel.family, kernel.name, text.trim_end())

@@ -23,6 +23,9 @@ pub struct DeviceDescription {
     pub l2_bytes: u64,
     /// Bytes of the last-level cache; 0 if there is none beyond the second.
     pub l3_bytes: u64,
+    /// Bytes of memory; 0 where that depends on the machine.
+    #[serde(default)]
+    pub memory_bytes: u64,
     /// Cost of one more kernel: µs.
     pub launch_us: f64,
 }

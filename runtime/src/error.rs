@@ -157,6 +157,14 @@ pub enum RuntimeError {
         /// Its type.
         ty: String,
     },
+    /// A file of a program cannot be read or written.
+    #[error("{path}: {why}")]
+    Artefact {
+        /// The file.
+        path: String,
+        /// Why.
+        why: String,
+    },
 }
 
 impl RuntimeError {
@@ -190,6 +198,7 @@ impl RuntimeError {
             RuntimeError::StateNeeded { .. } => "E0512",
             RuntimeError::UnknownState { .. } => "E0513",
             RuntimeError::StateValue { .. } => "E0514",
+            RuntimeError::Artefact { .. } => "E0515",
         }
     }
 

@@ -3,6 +3,7 @@
 //! A [`Program`](egret_program::Program) is loaded into an [`Executable`], whose [`Session`]s run it; [`State`] is what
 //! lives from run to run.
 
+pub mod artefact;
 mod binding;
 pub mod cpu;
 #[cfg(feature = "cuda")]

@@ -1,8 +1,12 @@
 //! The cost of a kernel: a roofline in µs. The e-graph and partition ask the same function.
 
+mod graph;
+
 use egret_ir::ops::ConvForm;
 use egret_ir::{DType, Op, TensorType, Type};
 use egret_program::DeviceDescription;
+
+pub use graph::{Memory, Work, memory, work};
 
 /// The value that symbols take in cost estimates.
 pub const SYMBOL_HINT: i64 = 128;

@@ -28,12 +28,28 @@ fn fail(why: String) -> Diagnostic {
     Diagnostic::new("E0462", format!("no machine code can be made: {why}"))
 }
 
-/// The Cranelift text of generated kernels.
-pub fn clif(kernels: &[(KernelId, Kernel)], device: &DeviceDescription) -> Result<Vec<(KernelId, String)>, Diagnostic> {
+/// A form of generated kernels that people read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listing {
+    /// Cranelift's IR.
+    Clif,
+    /// Machine instructions, before branches are laid out.
+    Asm,
+}
+
+/// Generated kernels as text.
+pub fn list(
+    kernels: &[(KernelId, Kernel)],
+    device: &DeviceDescription,
+    listing: Listing,
+) -> Result<Vec<(KernelId, String)>, Diagnostic> {
     let mut emitter = CpuEmitter::new(&target(device)?).map_err(|e| fail(e.to_string()))?;
     let text = |(id, kernel): &(KernelId, Kernel)| {
-        let text = emitter.clif_text(kernel).map_err(|e| fail(e.to_string()).note(kernel.text()))?;
-        Ok((*id, text))
+        let text = match listing {
+            Listing::Clif => emitter.clif_text(kernel),
+            Listing::Asm => emitter.asm_text(kernel),
+        };
+        Ok((*id, text.map_err(|e| fail(e.to_string()).note(kernel.text()))?))
     };
     kernels.iter().map(text).collect()
 }

@@ -34,6 +34,10 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Measure compilation and runs.
     Bench(BenchArgs),
+    /// Write a program that the runtime loads without a compiler.
+    Compile(SaveArgs),
+    /// Model time and memory on devices that need not be there.
+    Estimate(EstimateArgs),
 }
 
 /// How a model is compiled, and for what.
@@ -201,6 +205,9 @@ pub struct DumpArgs {
     /// Which stage.
     #[arg(long)]
     pub stage: Stage,
+    /// The shipped description to compile for, instead of the host's; `sm_80` for CUDA C if not given.
+    #[arg(long, value_name = "NAME")]
+    pub arch: Option<String>,
     /// How a graph is written; only text can be read back.
     #[arg(long, default_value = "text")]
     pub format: Format,
@@ -232,4 +239,33 @@ pub struct BenchArgs {
     /// Measured runs.
     #[arg(long, default_value_t = 50)]
     pub runs: usize,
+}
+
+/// `egret compile`.
+#[derive(Args)]
+pub struct SaveArgs {
+    #[command(flatten)]
+    pub compile: CompileArgs,
+    /// A folder with inputs, for a model whose shapes depend on them.
+    #[arg(long, value_name = "DIR")]
+    pub inputs: Option<PathBuf>,
+    /// The file of the program and its weights.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+}
+
+/// `egret estimate`.
+#[derive(Args)]
+pub struct EstimateArgs {
+    /// The model: `.onnx`, or a graph as `egret dump` writes it.
+    pub model: PathBuf,
+    /// A shipped description by its name, or `all`.
+    #[arg(long, default_value = "all")]
+    pub device: String,
+    /// The size of a symbol; 1 if not given.
+    #[arg(long = "dim", value_name = "NAME=N", value_parser = dim)]
+    pub dims: Vec<(String, i64)>,
+    /// How much is rewritten: none, greedy, full.
+    #[arg(long, value_name = "LEVEL", default_value = "full")]
+    pub rewrite: Level,
 }

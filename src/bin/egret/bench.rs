@@ -2,8 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use egret::ir::{Bindings, Op};
-use egret::{Graph, Tensor, TensorType, Tensors, Type};
+use egret::{Graph, Tensor, Tensors};
 use serde_json::{Map, Value, json};
 
 use crate::args::BenchArgs;
@@ -72,45 +71,12 @@ pub fn bench(args: &BenchArgs, as_json: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Floating-point operations and bytes of one run under the sizes of these inputs: nodes that depend on them or on state,
-/// one iteration of a loop counted as often as it runs.
+/// Floating-point operations and bytes of one run under the sizes of these inputs.
 fn work(graph: &Graph, inputs: &[(String, Tensor)]) -> Result<(f64, f64), Failure> {
     let given = inputs.iter().cloned().collect();
     let bindings = egret::ir::bind::bind(graph, &given, &Tensors::new())?;
-    Ok(work_of(graph, &bindings, true))
-}
-
-fn work_of(graph: &Graph, bindings: &Bindings, whole: bool) -> (f64, f64) {
-    let (mut flops, mut bytes) = (0.0, 0.0);
-    let mut runs = vec![false; graph.nodes().len()];
-    let types: Vec<Type> = graph.nodes().iter().map(|node| bound(&node.ty, bindings)).collect();
-    for (id, node) in graph.iter() {
-        runs[id.index()] =
-            matches!(node.op, Op::Input(_) | Op::State(_)) || !whole || node.operands.iter().any(|o| runs[o.index()]);
-        if !runs[id.index()] || node.operands.is_empty() {
-            continue;
-        }
-        if let Op::Scan(scan) = &node.op {
-            let steps = scan.length.eval(bindings).unwrap_or(0) as f64;
-            let (one_flops, one_bytes) = work_of(&scan.body, bindings, false);
-            flops += steps * one_flops;
-            bytes += steps * one_bytes;
-            continue;
-        }
-        let operands: Vec<&Type> = node.operands.iter().map(|o| &types[o.index()]).collect();
-        let sketch = egret_compiler::cost::sketch(&node.op, &operands, &types[id.index()], &|_| false);
-        flops += sketch.flops;
-        bytes += sketch.bytes;
-    }
-    (flops, bytes)
-}
-
-fn bound(ty: &Type, bindings: &Bindings) -> Type {
-    let part = |part: &TensorType| TensorType { dtype: part.dtype, shape: part.shape.bind(bindings) };
-    match ty {
-        Type::Tensor(ty) => Type::Tensor(part(ty)),
-        Type::Tuple(parts) => Type::Tuple(parts.iter().map(part).collect()),
-    }
+    let work = egret_compiler::cost::work(graph, &bindings, None);
+    Ok((work.flops, work.bytes))
 }
 
 fn print(value: &Value) {

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use egret::ir::{NodeId, Op, text};
 use egret::{Compiled, Diagnostic, Graph, Program};
+use egret_compiler::plan::Listing;
 use serde_json::{Value, json};
 
 use crate::args::{DumpArgs, Format, Stage};
@@ -12,11 +13,6 @@ use crate::model;
 
 /// Writes a stage of compilation.
 pub fn dump(args: &DumpArgs) -> Result<(), Failure> {
-    if matches!(args.stage, Stage::Asm | Stage::Cuda) {
-        let message = format!("the stage `{}` cannot be written yet", format!("{:?}", args.stage).to_lowercase());
-        let help = "stages: imported, raised, rewritten, kernels, plan, clif";
-        return Err(Diagnostic::new("E0953", message).help(help).into());
-    }
     let of_graph = matches!(args.stage, Stage::Imported | Stage::Raised | Stage::Rewritten);
     if args.format != Format::Text && !of_graph {
         return Err(Failure::usage("only graphs can be written as dot or json: imported, raised, rewritten"));
@@ -28,26 +24,52 @@ pub fn dump(args: &DumpArgs) -> Result<(), Failure> {
     if args.stage == Stage::Imported {
         return write_graph(args, &graph);
     }
-    let Some(description) = args.compile.target.device().description()? else {
-        let message = "the interpreter compiles nothing: it has the stage `imported` alone";
-        return Err(Failure::usage(message));
+    let options = args.compile.target.options();
+    let description = match (&args.arch, args.stage) {
+        (Some(name), _) => model::description(name)?,
+        (None, Stage::Cuda) => model::description(CUDA)?,
+        (None, _) => args
+            .compile
+            .target
+            .device()
+            .description()?
+            .ok_or_else(|| Failure::usage("the interpreter compiles nothing: it has the stage `imported` alone"))?,
     };
-    let compiled = egret_compiler::compile(&graph, &description, &args.compile.target.options())?;
     match args.stage {
-        Stage::Raised => write_graph(args, &compiled.raised),
-        Stage::Rewritten => write_graph(args, &compiled.rewritten.graph),
-        Stage::Kernels => write_text(args, &kernels(&compiled)),
-        Stage::Clif => {
-            let options = egret_compiler::plan::Options { exact: args.compile.target.exact };
-            let texts = egret_compiler::plan::clif(&compiled.rewritten.graph, &description, &options)?;
+        Stage::Cuda => {
+            let rewritten = egret_compiler::optimise(&graph, &description, &options)?.rewritten.graph;
+            let mut out = String::new();
+            for kernel in egret_compiler::cuda::kernels(&rewritten, &description)? {
+                for origin in &kernel.origin {
+                    let _ = writeln!(out, "// {origin}");
+                }
+                let _ = writeln!(out, "{}\n", kernel.source.text.trim_end());
+            }
+            write_text(args, &out)
+        }
+        Stage::Raised => write_graph(args, &egret_compiler::optimise(&graph, &description, &options)?.raised),
+        Stage::Rewritten => {
+            write_graph(args, &egret_compiler::optimise(&graph, &description, &options)?.rewritten.graph)
+        }
+        Stage::Clif | Stage::Asm => {
+            let compiled = egret_compiler::compile(&graph, &description, &options)?;
+            let listing = if args.stage == Stage::Asm { Listing::Asm } else { Listing::Clif };
+            let plan = egret_compiler::plan::Options { exact: options.exact };
+            let texts = egret_compiler::plan::list(&compiled.rewritten.graph, &description, &plan, listing)?;
             let named = |(id, text): &(egret_program::KernelId, String)| {
                 format!("; {}\n{}\n", compiled.program.kernel(*id).name, text.trim_end())
             };
             write_text(args, &texts.iter().map(named).collect::<Vec<_>>().join("\n"))
         }
-        _ => write_text(args, &plan(&compiled.program)),
+        Stage::Kernels => write_text(args, &kernels(&egret_compiler::compile(&graph, &description, &options)?)),
+        Stage::Imported | Stage::Plan => {
+            write_text(args, &plan(&egret_compiler::compile(&graph, &description, &options)?.program))
+        }
     }
 }
+
+/// What CUDA C is written for when no architecture is named: it runs on all later ones.
+const CUDA: &str = "sm_80";
 
 fn write_graph(args: &DumpArgs, graph: &Graph) -> Result<(), Failure> {
     match (args.format, &args.output) {
@@ -212,5 +234,6 @@ fn place(place: &egret_program::Place) -> String {
         Place::Prepared => "prepared".into(),
         Place::Arena => "arena".into(),
         Place::Slice { of, stride } => format!("slice of b{} every {stride} bytes", of.0),
+        Place::Part { of, offset } => format!("part of b{} at {offset}", of.0),
     }
 }

@@ -3,7 +3,9 @@
 mod args;
 mod batch;
 mod bench;
+mod compile;
 mod dump;
+mod estimate;
 mod explain;
 mod failure;
 mod model;
@@ -31,6 +33,8 @@ fn main() -> ExitCode {
         }
         Command::Explain(args) => explain::explain(args, json),
         Command::Bench(args) => bench::bench(args, json),
+        Command::Compile(args) => compile::compile(args, json),
+        Command::Estimate(args) => estimate::run(args, json),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use egret::ir::random::Random;
 use egret::ir::{Bindings, Op};
-use egret::{DType, Diagnostic, Graph, ScalarValue, Tensor, TensorType};
+use egret::{DType, DeviceDescription, Diagnostic, Graph, ScalarValue, Tensor, TensorType};
 
 use crate::args::InputArgs;
 use crate::failure::Failure;
@@ -101,7 +101,7 @@ fn drawn(graph: &Graph, args: &InputArgs) -> Result<Vec<(String, Tensor)>, Failu
 }
 
 /// Sizes of the symbols of inputs: as given, else the least legal one from 1 on.
-fn sizes(ports: &[(String, TensorType)], given: &[(String, i64)]) -> Result<Bindings, Failure> {
+pub fn sizes(ports: &[(String, TensorType)], given: &[(String, i64)]) -> Result<Bindings, Failure> {
     let mut bindings = Bindings::new();
     for (_, ty) in ports {
         for dim in ty.shape.iter() {
@@ -126,4 +126,9 @@ fn sizes(ports: &[(String, TensorType)], given: &[(String, i64)]) -> Result<Bind
 /// Names and tensors as sessions take them.
 pub fn borrowed(tensors: &[(String, Tensor)]) -> Vec<(&str, &Tensor)> {
     tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect()
+}
+
+/// A shipped description.
+pub fn description(name: &str) -> Result<DeviceDescription, Failure> {
+    DeviceDescription::named(name).map_err(|e| Failure::usage(e.to_string()))
 }

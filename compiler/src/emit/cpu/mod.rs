@@ -177,15 +177,29 @@ impl CpuEmitter {
         Ok(function.display().to_string())
     }
 
+    /// The instructions of a kernel, for dumps.
+    pub fn asm_text(&mut self, kernel: &Kernel) -> Result<String, EmitError> {
+        let (function, _) = self.build(kernel)?;
+        self.compile(function, true)?;
+        let text = self.context.compiled_code().and_then(|code| code.vcode.clone());
+        text.ok_or_else(|| EmitError::Backend("no listing was made".into()))
+    }
+
+    /// Compiles a function; the code is in the context.
+    fn compile(&mut self, function: Function, listing: bool) -> Result<(), EmitError> {
+        self.context.clear();
+        self.context.func = function;
+        self.context.set_disasm(listing);
+        let compiled = self.context.compile(&*self.isa, &mut ControlPlane::default());
+        compiled.map(|_| ()).map_err(|e| EmitError::Backend(format!("{:?}", e.inner)))
+    }
+
     /// The machine code of a kernel.
     pub fn emit(&mut self, kernel: &Kernel) -> Result<CpuCode, EmitError> {
         let (function, symbols) = self.build(kernel)?;
-        self.context.clear();
-        self.context.func = function;
-        let compiled = self
-            .context
-            .compile(&*self.isa, &mut ControlPlane::default())
-            .map_err(|e| EmitError::Backend(format!("{:?}", e.inner)))?;
+        self.compile(function, false)?;
+        let missing = || EmitError::Backend("no code was made".into());
+        let compiled = self.context.compiled_code().ok_or_else(missing)?;
         let bytes = compiled.code_buffer().to_vec();
         let relocations: Vec<_> = compiled.buffer.relocs().to_vec();
         let names = self.context.func.params.user_named_funcs();
