@@ -35,7 +35,7 @@ mod trainer;
 
 pub use compile::{Executable, compile, compile_with};
 pub use device::Device;
-pub use egret_compiler::{CompileOptions, Compiled, Estimate, Level, estimate};
+pub use egret_compiler::{CompileOptions, Compiled, Estimate, Level, RewriteSet, estimate, rule};
 pub use egret_ir::{
     DType, Diagnostic, Dim, Graph, Literal, Origin, ScalarFn, ScalarValue, Shape, Tensor, TensorType, Tensors, Tracer,
     Type, Var, Weight, Weights, f32, i64, interpret, trace,
@@ -48,6 +48,34 @@ pub use session::Session;
 pub use state::State;
 #[cfg(feature = "train")]
 pub use trainer::{Objective, Trainer};
+
+/// Rules of rewriting: the standard ones, and users' own.
+///
+/// ```
+/// use egret::rewrite::{Class, Topic, when};
+/// use egret::{CompileOptions, Device, RewriteSet, f32, rule};
+///
+/// // the softmax of a row of one element is one
+/// let rule = rule!(
+///     "softmax-of-one", Class::Real, "(softmax $s ?x)" => "(div (exp ?x) (exp ?x))", "eˣ/eˣ = 1 where a row is one element",
+///     |m| {
+///         let last = m.ty("x")?.shape.last().cloned()?;
+///         when(last.is(1) && matches!(m.op("s")?, egret::ir::Op::Softmax(s) if s.axis + 1 == m.ty("x")?.shape.rank()))
+///     },
+/// )?;
+/// let rules = RewriteSet::standard().with(rule)?.without_topic(Topic::Merge);
+/// let graph = egret::trace(|t| t.input("x", f32([5, 1])).softmax(-1))?;
+/// let options = CompileOptions { rules, ..CompileOptions::default() };
+/// let exe = egret::compile_with(&graph, &Device::cpu(), &options)?;
+/// let applied = exe.compiled().map(|compiled| compiled.rewritten.applied()).unwrap_or_default();
+/// assert!(applied.contains(&"softmax-of-one"));
+/// # Ok::<(), egret::Error>(())
+/// ```
+pub mod rewrite {
+    pub use egret_compiler::rewrite::pattern::{Class, Guard, Match, Rule, when};
+    pub use egret_compiler::rewrite::rules::Topic;
+    pub use egret_compiler::rewrite::{Explanation, Link, Pair, Report, RewriteSet};
+}
 
 /// The graph: operators, types, text form, differentiation, tensor files.
 pub use egret_ir as ir;

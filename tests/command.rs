@@ -154,3 +154,36 @@ fn programs_are_files_and_have_estimates() {
     }
     std::fs::remove_dir_all(&folder).unwrap();
 }
+
+#[test]
+fn rules_are_listed_and_kernels_explained() {
+    let folder = folder("rules");
+    let model = model(&folder);
+    let said = |args: &[&str]| {
+        let output = egret(args);
+        assert_eq!(status(&output), 0, "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let rules = said(&["rules"]);
+    assert!(rules.contains("epilogue-unary (epilogue, exact)") && rules.contains("dot-softmax"), "{rules}");
+    let one = said(&["rules", "dot-softmax"]);
+    assert!(one.contains("(softmax $s (dot_general $d ?a ?b ..e))") && !one.contains("epilogue"), "{one}");
+    assert_eq!(status(&egret(&["rules", "no-such-rule"])), 2);
+    let unused = egret(&["rules", "--unused", text(&model)]);
+    let names = String::from_utf8_lossy(&unused.stdout).into_owned();
+    assert_eq!(status(&unused), 1);
+    assert!(names.contains("dot-softmax") && !names.contains("epilogue-unary"), "{names}");
+
+    let explained = said(&["explain", text(&model)]);
+    assert!(explained.contains("by       epilogue-unary: dot_general with"), "{explained}");
+    assert!(explained.contains("e-nodes in") && explained.contains("proved"), "{explained}");
+    let without = said(&["explain", text(&model), "--without", "epilogue-unary"]);
+    assert!(!without.contains("epilogue-unary"), "{without}");
+    assert_eq!(status(&egret(&["explain", text(&model), "--without", "no-such-rule"])), 2);
+    // nodes without an origin go by their number in the raised graph
+    let raised = said(&["dump", text(&model), "--stage", "raised"]);
+    assert!(raised.contains("dot_general") && raised.contains("relu"), "{raised}");
+    let pair = said(&["explain", text(&model), "--pair", "%2", "%3"]);
+    assert!(pair.contains("both are in") && pair.contains("epilogue-unary"), "{pair}");
+    std::fs::remove_dir_all(&folder).unwrap();
+}

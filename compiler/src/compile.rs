@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use egret_ir::{Diagnostic, Graph};
+use egret_ir::{Diagnostic, Graph, NodeId};
 use egret_program::{DeviceDescription, Program};
 
 use crate::rewrite::direct::Applied;
-use crate::rewrite::{Level, Options, Rewritten};
+use crate::rewrite::{Level, Options, RewriteSet, Rewritten};
 use crate::{plan, raise, rewrite};
 
 /// What the compiler may do.
@@ -17,11 +17,13 @@ pub struct CompileOptions {
     /// Every bit as the interpreter has it, where the element type allows: no FMA contraction, no rule of class *real*
     /// outside raise.
     pub exact: bool,
+    /// The rules of raise and of rewriting.
+    pub rules: RewriteSet,
 }
 
 impl Default for CompileOptions {
     fn default() -> CompileOptions {
-        CompileOptions { level: Level::Full, exact: false }
+        CompileOptions { level: Level::Full, exact: false, rules: RewriteSet::standard() }
     }
 }
 
@@ -32,7 +34,7 @@ pub struct Compiled {
     /// The graph after canonicalisation, raise and differentiation, composites without a kernel spelled out: what
     /// rewriting began with.
     pub raised: Graph,
-    /// Where raise applied rules.
+    /// Where rules were applied directly, by canonicalisation and raise, in order; the nodes are those of `raised`.
     pub raise_log: Vec<Applied>,
     /// The rewritten graph, and what explains it.
     pub rewritten: Rewritten,
@@ -60,7 +62,15 @@ pub struct Optimised {
 /// # Errors
 /// As [`compile`].
 pub fn optimise(graph: &Graph, device: &DeviceDescription, options: &CompileOptions) -> Result<Optimised, Diagnostic> {
-    optimise_timed(graph, device, options, &mut |_, _| {})
+    optimise_timed(graph, device, options, &mut Vec::new())
+}
+
+/// A graph ready for rewriting.
+pub struct Raised {
+    /// The graph after canonicalisation, raise and differentiation, composites without a kernel spelled out.
+    pub graph: Graph,
+    /// Where rules were applied directly, in order; the nodes are those of `graph`.
+    pub log: Vec<Applied>,
 }
 
 /// Compiles a graph for a device.
@@ -69,39 +79,86 @@ pub fn optimise(graph: &Graph, device: &DeviceDescription, options: &CompileOpti
 /// What a phase finds wrong, with the nodes at fault.
 pub fn compile(graph: &Graph, device: &DeviceDescription, options: &CompileOptions) -> Result<Compiled, Diagnostic> {
     let mut phases = Vec::new();
-    let mut timed = |name, since: Instant| phases.push((name, since.elapsed()));
-    let Optimised { raised, raise_log, rewritten } = optimise_timed(graph, device, options, &mut timed)?;
+    let Optimised { raised, raise_log, rewritten } = optimise_timed(graph, device, options, &mut phases)?;
 
     let start = Instant::now();
     let program = plan::plan(&rewritten.graph, device, &plan::Options { exact: options.exact })?;
-    timed("plan and emit", start);
+    phases.push(("plan and emit", start.elapsed()));
 
     Ok(Compiled { program, raised, raise_log, rewritten, phases })
 }
 
-/// `timed` is told the start of each phase when it ends.
+/// [`optimise`]; adds the time of each phase to `phases`.
 fn optimise_timed(
     graph: &Graph,
     device: &DeviceDescription,
     options: &CompileOptions,
-    timed: &mut dyn FnMut(&'static str, Instant),
+    phases: &mut Vec<(&'static str, Duration)>,
 ) -> Result<Optimised, Diagnostic> {
+    let Raised { graph: raised, log: raise_log } = raise(graph, device, &options.rules, phases)?;
     let start = Instant::now();
-    let canonical = raise::canonicalise(graph)?;
+    let rewriting =
+        Options { level: options.level, exact: options.exact, rules: options.rules.clone(), ..Options::default() };
+    let rewritten = rewrite::rewrite(&raised, device, &rewriting)?;
+    phases.push(("rewrite", start.elapsed()));
+    Ok(Optimised { raised, raise_log, rewritten })
+}
+
+/// The phases before rewriting; adds the time of each to `phases`.
+///
+/// # Errors
+/// As [`compile`].
+pub fn raise(
+    graph: &Graph,
+    device: &DeviceDescription,
+    rules: &RewriteSet,
+    phases: &mut Vec<(&'static str, Duration)>,
+) -> Result<Raised, Diagnostic> {
+    let mut timed = |name, since: Instant| phases.push((name, since.elapsed()));
+    let mut log = Log::default();
+
+    let start = Instant::now();
+    let canonical = raise::canonicalise_with(graph, rules)?;
+    log.extend(canonical.applied);
     timed("canonicalise", start);
 
     let start = Instant::now();
-    let (raised, raise_log) = raise::raise(&canonical)?;
+    let raised = raise::raise_with(&canonical.graph, rules)?;
+    log.follow(&raised.map);
+    log.extend(raised.applied);
     timed("raise", start);
 
     let start = Instant::now();
-    let raised = egret_ir::autodiff::expand(&raised)?;
-    let raised = raise::canonicalise(&raised)?;
-    let raised = raise::spell_out(&raised, device)?;
+    let (expanded, map) = egret_ir::autodiff::expand_traced(&raised.graph)?;
+    log.follow(&map);
+    let again = raise::canonicalise_with(&expanded, rules)?;
+    log.follow(&again.map);
+    log.extend(again.applied);
+    let spelled = raise::spell_out(&again.graph, device)?;
+    log.follow(&spelled.map);
+    log.extend(spelled.applied);
     timed("autodiff", start);
 
-    let start = Instant::now();
-    let rewritten = rewrite::rewrite(&raised, device, &Options { level: options.level, exact: options.exact })?;
-    timed("rewrite", start);
-    Ok(Optimised { raised, raise_log, rewritten })
+    Ok(Raised { graph: spelled.graph, log: log.0 })
+}
+
+/// What was applied so far, by the nodes of the latest graph.
+#[derive(Default)]
+struct Log(Vec<Applied>);
+
+impl Log {
+    fn extend(&mut self, applied: Vec<Applied>) {
+        self.0.extend(applied);
+    }
+
+    /// A pass moved the nodes; what it dropped is no part of the explanation.
+    fn follow(&mut self, map: &[Option<NodeId>]) {
+        self.0.retain_mut(|applied| match map[applied.node.index()] {
+            Some(node) => {
+                applied.node = node;
+                true
+            }
+            None => false,
+        });
+    }
 }

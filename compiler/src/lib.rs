@@ -13,6 +13,6 @@ pub mod raise;
 pub mod rewrite;
 pub mod schedule;
 
-pub use compile::{CompileOptions, Compiled, Optimised, compile, optimise};
+pub use compile::{CompileOptions, Compiled, Optimised, Raised, compile, optimise};
 pub use estimate::{Estimate, estimate};
-pub use rewrite::Level;
+pub use rewrite::{Level, RewriteSet};

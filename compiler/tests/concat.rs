@@ -11,7 +11,7 @@ use support::programs::{check, few};
 
 fn program(graph: &Graph) -> Program {
     let device = DeviceDescription::named("x86-64-avx512").expect("a shipped description");
-    let options = CompileOptions { level: Level::Full, exact: false };
+    let options = CompileOptions::default();
     compile(graph, &device, &options).unwrap_or_else(|e| panic!("{e}")).program
 }
 

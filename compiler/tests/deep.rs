@@ -79,7 +79,7 @@ fn differentiated(graph: Graph) -> Graph {
 /// A net of so many layers from bytes to a program, and the seconds that it took.
 fn compiled(layers: usize) -> (Compiled, f64) {
     let device = DeviceDescription::named("x86-64-avx512").expect("a shipped description");
-    let options = CompileOptions { level: Level::Full, exact: false };
+    let options = CompileOptions::default();
     let bytes = residual_net(layers);
     let start = Instant::now();
     let graph = differentiated(egret_onnx::from_bytes(&bytes).unwrap_or_else(|e| panic!("{e}")));

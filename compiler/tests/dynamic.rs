@@ -63,7 +63,7 @@ fn sizes_that_the_data_tell() {
     // the sizes are equal only if the data are so
     let given: Tensors = [("x".to_string(), x), ("y".to_string(), y(&[1.0, 7.0, 8.0]))].into_iter().collect();
     for device in descriptions() {
-        let options = CompileOptions { level: Level::Full, exact: false };
+        let options = CompileOptions::default();
         let program = compile(&found, &device, &options).unwrap_or_else(|e| panic!("{e}")).program;
         let weights = |name: &str| found.weights.get(name).map(|w| w.materialise());
         assert!(matches!(run(&program, &weights, &given, 1), Err(RuntimeError::Check { .. })));
@@ -218,7 +218,7 @@ fn one_session_runs_many_sizes() {
         x.compress(x.greater(0.0), None) * 2.0
     });
     let device = descriptions().pop().expect("a description");
-    let program = compile(&kept, &device, &CompileOptions { level: Level::Full, exact: false });
+    let program = compile(&kept, &device, &CompileOptions::default());
     let program = std::sync::Arc::new(program.unwrap_or_else(|e| panic!("{e}")).program);
     let executable = Executable::load(program, &|_| None, LoadOptions { threads: 1, isa: None });
     let mut session = executable.and_then(|e| e.session()).unwrap_or_else(|e| panic!("{e}"));

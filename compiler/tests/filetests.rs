@@ -8,7 +8,8 @@
 //!   - `kernels`: the launches in order, then each kernel: its kernel IR, or its driver with the hooks;
 //!   - `clif`: the Cranelift text of generated kernels and hooks;
 //!   - `cuda`: the CUDA C of every kernel for `sm_90a`;
-//! - `search beats greedy`: the extracted plan is cheaper than the greedy one, in the model and in launches.
+//! - `search beats greedy`: the extracted plan is cheaper than the greedy one, in the model and in launches;
+//! - `search beats greedy on DEVICE`, `search equals greedy on DEVICE`: the modelled cost alone, on that description.
 //!
 //! Everything else is compiled for one description of a CPU, so that the snapshots are the same on every host.
 
@@ -24,7 +25,7 @@ fn device() -> DeviceDescription {
 }
 
 fn compiled(graph: &Graph, level: Level) -> Compiled {
-    compile(graph, &device(), &CompileOptions { level, exact: false }).unwrap_or_else(|e| panic!("{e}"))
+    compile(graph, &device(), &CompileOptions { level, ..CompileOptions::default() }).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// Launches in order, then each kernel once.
@@ -63,7 +64,7 @@ fn clif(compiled: &Compiled) -> String {
 /// The CUDA C of every kernel, in order of execution.
 fn cuda(full: &Compiled) -> String {
     let device = DeviceDescription::named("sm_90a").unwrap();
-    let options = egret_compiler::rewrite::Options { level: Level::Full, exact: false };
+    let options = egret_compiler::rewrite::Options::default();
     let rewritten = egret_compiler::rewrite::rewrite(&full.raised, &device, &options).unwrap_or_else(|e| panic!("{e}"));
     let kernels = egret_compiler::cuda::kernels(&rewritten.graph, &device).unwrap_or_else(|e| panic!("{e}"));
     kernels.iter().map(|kernel| kernel.source.text.trim_end().to_string() + "\n").collect::<Vec<_>>().join("\n")
@@ -77,6 +78,16 @@ fn search_beats_greedy(graph: &Graph) {
     assert!(launches(&greedy) > launches(&full), "greedy {}, search {}", launches(&greedy), launches(&full));
 }
 
+/// The modelled cost of the chosen plan and of the greedy one on a description, µs.
+fn modelled(graph: &Graph, device: &str) -> (f64, f64) {
+    let device = DeviceDescription::named(device).unwrap();
+    let options = CompileOptions::default();
+    let raised = egret_compiler::compile::raise(graph, &device, &options.rules, &mut Vec::new()).unwrap();
+    let options = egret_compiler::rewrite::Options::default();
+    let report = egret_compiler::rewrite::rewrite(&raised.graph, &device, &options).unwrap().report();
+    (report.cost, report.greedy_cost)
+}
+
 fn check(name: &str) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/filetests");
     let source = std::fs::read_to_string(folder.join(name).with_extension("egret")).unwrap();
@@ -88,6 +99,15 @@ fn check(name: &str) {
     assert!(replayed == full.rewritten.graph, "{name}: the journal does not give the chosen graph");
     if head.contains(&"search beats greedy") {
         search_beats_greedy(&graph);
+    }
+    for line in &head {
+        if let Some(device) = line.strip_prefix("search beats greedy on ") {
+            let (full, greedy) = modelled(&graph, device);
+            assert!(full < greedy, "{name} on {device}: the search finds {full} µs, greedy {greedy} µs");
+        } else if let Some(device) = line.strip_prefix("search equals greedy on ") {
+            let (full, greedy) = modelled(&graph, device);
+            assert_eq!(full, greedy, "{name} on {device}");
+        }
     }
     let mut settings = insta::Settings::clone_current();
     settings.set_snapshot_path(folder);
@@ -134,6 +154,10 @@ files! {
     layer_norm
     matmul_softmax
     merged_projections
+    movement
     residual_block
+    scales
     softmax
+    spellings
+    wide_projections
 }

@@ -110,7 +110,7 @@ fn small_models_at_every_instruction_set() {
         let graph = egret_onnx::load(&folder.join("model.onnx")).unwrap_or_else(|e| panic!("{name}: {e}"));
         let (given, want) = (inputs(&graph, recorded(&folder, "input")), recorded(&folder, "output"));
         for device in support::programs::descriptions() {
-            let options = CompileOptions { level: Level::Full, exact: false };
+            let options = CompileOptions::default();
             let compiled = compile(&graph, &device, &options).unwrap_or_else(|e| panic!("{name}: {e}"));
             let outputs = run_on_threads(&compiled, &weights(&graph), &given);
             assert_close(&format!("{name} {}", device.name), &outputs, &want, RELATIVE, ABSOLUTE);
@@ -263,7 +263,7 @@ fn an_attention_of_minilm_is_explained() {
         })
         .map(|applied| applied.rule)
         .collect();
-    println!("origins {origins:?}\nraised by {raised:?}\nrewritten by {:?}", explanation.rules);
+    println!("origins {origins:?}\nraised by {raised:?}\nrewritten by {:?}", explanation.rules());
     assert!(explanation.covers.iter().any(|node| matches!(original.node(*node).op, Op::Attention(_))));
     for op in ["MatMul", "Softmax"] {
         assert!(origins.iter().any(|origin| origin.starts_with(op)), "{op} is not among {origins:?}");

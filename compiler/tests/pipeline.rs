@@ -34,7 +34,8 @@ fn description() -> DeviceDescription {
 }
 
 fn compiled(graph: &Graph, level: Level) -> Compiled {
-    compile(graph, &description(), &CompileOptions { level, exact: false }).unwrap_or_else(|e| panic!("{e}"))
+    compile(graph, &description(), &CompileOptions { level, ..CompileOptions::default() })
+        .unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// Runs a graph at every level and thread count, and compares every output with the interpreter's.

@@ -28,7 +28,7 @@ fn outputs(sample: &Sample, seed: u64, met: &mut Met) -> Vec<(String, Tensor)> {
     let devices = descriptions();
     let device = &devices[seed as usize / 3 % devices.len()];
     let show = || format!("seed {seed}, {level:?}, {}\n{}", device.name, text::print(&sample.graph));
-    let options = CompileOptions { level, exact: false };
+    let options = CompileOptions { level, ..CompileOptions::default() };
     let compiled = compile(&sample.graph, device, &options).unwrap_or_else(|e| panic!("{e}\n{}", show()));
     for launch in compiled.program.launches() {
         let family = &compiled.program.kernel(launch.kernel).family;
@@ -96,7 +96,7 @@ fn graphs_compile_for_another_machine() {
     for seed in 0..130 {
         let dtype = DType::ALL[1 + seed as usize % (DType::ALL.len() - 1)];
         let sample = random::exact(seed, 24, dtype).unwrap_or_else(|e| panic!("{e}"));
-        let options = CompileOptions { level: LEVELS[seed as usize % 3], exact: false };
+        let options = CompileOptions { level: LEVELS[seed as usize % 3], ..CompileOptions::default() };
         let compiled = compile(&sample.graph, &device, &options)
             .unwrap_or_else(|e| panic!("seed {seed}: {e}\n{}", text::print(&sample.graph)));
         for kernel in &compiled.program.kernels {

@@ -69,7 +69,7 @@ fn first_gradients_of_the_recorded_cnn() {
     };
     let device = DeviceDescription::named(isa).expect("a shipped description");
     for level in [Level::None, Level::Greedy, Level::Full] {
-        let options = CompileOptions { level, exact: false };
+        let options = CompileOptions { level, ..CompileOptions::default() };
         let program = compile(&graph, &device, &options).unwrap_or_else(|e| panic!("{e}")).program;
         let weights = |name: &str| graph.weights.get(name).map(|w| w.materialise());
         let options = LoadOptions { threads: 2, isa: None };

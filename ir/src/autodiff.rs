@@ -118,17 +118,33 @@ pub fn expand(graph: &Graph) -> Result<Graph, Diagnostic> {
 /// # Errors
 /// Those of [`expand`], and `E0403` an unreached value where that is an error.
 pub fn expand_with(graph: &Graph, unreached: Unreached) -> Result<Graph, Diagnostic> {
+    expand_mapped(graph, unreached).map(|(expanded, _)| expanded)
+}
+
+/// [`expand`], and by node of the given graph the node that has its value; of a `grad` node, the loss.
+///
+/// # Errors
+/// Those of [`expand`].
+pub fn expand_traced(graph: &Graph) -> Result<(Graph, Vec<Option<NodeId>>), Diagnostic> {
+    expand_mapped(graph, Unreached::Zeros)
+}
+
+fn expand_mapped(graph: &Graph, unreached: Unreached) -> Result<(Graph, Vec<Option<NodeId>>), Diagnostic> {
     let mut failed = None;
+    let mut map = Vec::new();
     let built = extend(Graph::new(), |t| {
         t.reserve_sizes(graph.next_size());
-        failed = rebuild(t, graph, unreached).err();
+        match rebuild(t, graph, unreached) {
+            Ok(values) => map = values.iter().map(|value| value.id()).collect(),
+            Err(error) => failed = Some(error),
+        }
     });
     let (mut expanded, ()) = built?;
     if let Some(error) = failed {
         return Err(error);
     }
     expanded.weights = graph.weights.clone();
-    Ok(expanded)
+    Ok((expanded, map))
 }
 
 /// Whether a `grad` node is left, in regions too.
@@ -138,7 +154,7 @@ pub fn has_grad(graph: &Graph) -> bool {
     })
 }
 
-fn rebuild<'t>(t: &Tracer<'t>, graph: &Graph, unreached: Unreached) -> Result<(), Diagnostic> {
+fn rebuild<'t>(t: &Tracer<'t>, graph: &Graph, unreached: Unreached) -> Result<Vec<Var<'t>>, Diagnostic> {
     let last_grad = graph.iter().rev().find(|(_, node)| matches!(node.op, Op::Grad(_))).map(|(id, _)| id);
     let mut values: Vec<Var<'t>> = Vec::with_capacity(graph.nodes().len());
     let mut gradients: FxHashMap<NodeId, Vec<Var<'t>>> = FxHashMap::default();
@@ -177,7 +193,7 @@ fn rebuild<'t>(t: &Tracer<'t>, graph: &Graph, unreached: Unreached) -> Result<()
     for (name, id) in graph.updates() {
         t.update_named(name, values[id.index()]);
     }
-    Ok(())
+    Ok(values)
 }
 
 fn at(mut error: Diagnostic, origins: &[Arc<Origin>]) -> Diagnostic {

@@ -12,7 +12,7 @@ use crate::dtype::DType;
 use crate::eval::{EvalCx, EvalError, Tensors};
 use crate::graph::{Graph, NodeId};
 use crate::interpret::{InterpretError, NodeError, learn};
-use crate::ops::{NormKind, Op, Pad, ReduceKind, ScatterKind, WindowKind};
+use crate::ops::{Fused, NormKind, Op, Pad, ReduceKind, ScatterKind, WindowKind};
 use crate::scalar::{ExprKind, Literal, ScalarExpr, ScalarFn, ScalarValue};
 use crate::tensor::Tensor;
 
@@ -53,6 +53,11 @@ pub fn interpret_bounded(graph: &Graph, inputs: &Tensors) -> Result<Vec<(String,
 }
 
 fn evaluate(op: &Op, operands: &[&Bounded], cx: &EvalCx) -> Result<Vec<Bounded>, EvalError> {
+    if let Op::Fused(fused) = op
+        && fused.taps.is_empty()
+    {
+        return Ok(vec![absorbed(fused, operands, cx)?]);
+    }
     let given: Vec<Tensor> = operands.iter().map(|o| o.value.clone()).collect();
     let results = op.home().eval(&given, cx)?;
     results
@@ -64,6 +69,50 @@ fn evaluate(op: &Op, operands: &[&Bounded], cx: &EvalCx) -> Result<Vec<Bounded>,
             Ok(Bounded { value, error })
         })
         .collect()
+}
+
+/// An anchor, then each step of its programs as the operator that it was.
+fn absorbed(fused: &Fused, operands: &[&Bounded], cx: &EvalCx) -> Result<Bounded, EvalError> {
+    let (bases, extras) = operands.split_at(fused.bases.min(operands.len()));
+    let first = |results: Vec<Bounded>| {
+        results.into_iter().next().ok_or_else(|| EvalError::Operands("the anchor has no result".into()))
+    };
+    let mut value = first(evaluate(&fused.anchor, bases, cx)?)?;
+    let apply = |program: &ScalarExpr, value: Bounded| -> Result<Bounded, EvalError> {
+        let shape = value.value.shape().iter().map(|n| (*n).into()).collect();
+        let args: Vec<&Bounded> = std::iter::once(&value).chain(extras.iter().copied()).collect();
+        let result = program_of(program, &args, cx)?;
+        first(evaluate(&crate::ops::Broadcast { shape }.into(), &[&result], cx)?)
+    };
+    value = apply(&fused.epilogue, value)?;
+    if let Some((rows, finish)) = &fused.rows {
+        value = first(evaluate(rows, &[&value], cx)?)?;
+        value = apply(finish, value)?;
+    }
+    Ok(value)
+}
+
+/// A scalar program on whole tensors; its depth is bounded by what an anchor may absorb.
+fn program_of(program: &ScalarExpr, args: &[&Bounded], cx: &EvalCx) -> Result<Bounded, EvalError> {
+    let step = |op: Op, operands: &[&Bounded]| {
+        let results = evaluate(&op, operands, cx)?;
+        results.into_iter().next().ok_or_else(|| EvalError::Operands("a step has no result".into()))
+    };
+    match program.kind() {
+        ExprKind::Arg(i) => match args.get(usize::from(*i)) {
+            Some(arg) => Ok((*arg).clone()),
+            None => Err(EvalError::Operands(format!("there is no operand {i}"))),
+        },
+        ExprKind::Const(literal) => Ok(Bounded { value: Tensor::scalar(*literal), error: vec![0.0] }),
+        ExprKind::Cast(dtype, inner) => {
+            step(crate::ops::Cast { dtype: *dtype }.into(), &[&program_of(inner, args, cx)?])
+        }
+        ExprKind::Apply(f, operands) => {
+            let values: Vec<Bounded> =
+                operands.iter().map(|o| program_of(o, args, cx)).collect::<Result<_, EvalError>>()?;
+            step(crate::ops::Pointwise { f: *f }.into(), &values.iter().collect::<Vec<_>>())
+        }
+    }
 }
 
 /// Half the distance from 1 to the next number.

@@ -14,17 +14,26 @@ use egret_ir::{Diagnostic, Graph};
 
 pub use spell::spell_out;
 
-use crate::rewrite::direct::{self, Applied, Builder};
-use crate::rewrite::rules::{self, Topic};
+use crate::rewrite::RewriteSet;
+use crate::rewrite::direct::{self, Applied, Builder, Direct};
+use crate::rewrite::rules::Topic;
 
 /// Folds, shares and simplifies; recognises nothing.
 ///
 /// # Errors
 /// When a simplified node does not fit its operands: a defect of a rule.
 pub fn canonicalise(graph: &Graph) -> Result<Graph, Diagnostic> {
-    let rules = rules::of(&[Topic::Movement], false);
-    let (graph, _) = direct::apply(graph, &rules, &mut simplify::simplify)?;
-    Ok(graph)
+    Ok(canonicalise_with(graph, &RewriteSet::standard())?.graph)
+}
+
+/// [`canonicalise`] by the rules of a set, with where they applied and where each node went.
+///
+/// # Errors
+/// As [`canonicalise`].
+pub fn canonicalise_with(graph: &Graph, set: &RewriteSet) -> Result<Direct, Diagnostic> {
+    let used = simplify::Used::of(set);
+    let mut hook = |builder: &mut Builder, node| simplify::simplify(builder, node, used);
+    direct::apply(graph, &set.of(&[Topic::Movement], false), &mut hook)
 }
 
 /// Canonicalises, and names composites. Reports where.
@@ -32,11 +41,21 @@ pub fn canonicalise(graph: &Graph) -> Result<Graph, Diagnostic> {
 /// # Errors
 /// As [`canonicalise`].
 pub fn raise(graph: &Graph) -> Result<(Graph, Vec<Applied>), Diagnostic> {
-    let rules = rules::of(&[Topic::Movement, Topic::Raise], false);
+    let raised = raise_with(graph, &RewriteSet::standard())?;
+    Ok((raised.graph, raised.applied))
+}
+
+/// [`raise`] by the rules of a set, with where each node went.
+///
+/// # Errors
+/// As [`canonicalise`].
+pub fn raise_with(graph: &Graph, set: &RewriteSet) -> Result<Direct, Diagnostic> {
+    let (activations, attentions) = (set.has("activation"), set.has("attention"));
+    let used = simplify::Used::of(set);
     let mut hook = |builder: &mut Builder, node| {
-        simplify::simplify(builder, node)
-            .or_else(|| activation::raise(builder, node))
-            .or_else(|| attention::raise(builder, node))
+        simplify::simplify(builder, node, used)
+            .or_else(|| if activations { activation::raise(builder, node) } else { None })
+            .or_else(|| if attentions { attention::raise(builder, node) } else { None })
     };
-    direct::apply(graph, &rules, &mut hook)
+    direct::apply(graph, &set.of(&[Topic::Movement, Topic::Raise], false), &mut hook)
 }

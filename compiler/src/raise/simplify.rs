@@ -4,13 +4,31 @@ use egret_ir::eval::EvalCx;
 use egret_ir::ops::Const;
 use egret_ir::{Bindings, NodeId, Op, ScalarFn, Tensor};
 
+use crate::rewrite::RewriteSet;
 use crate::rewrite::direct::Builder;
 
 /// Bytes up to which a value is folded while compiling.
 const FOLD_BYTES: usize = 4096;
 
+/// Which rules of this file are used.
+#[derive(Clone, Copy)]
+pub struct Used {
+    fold: bool,
+    identity: bool,
+    implicit_broadcast: bool,
+}
+
+impl Used {
+    /// Those that a set has.
+    pub fn of(set: &RewriteSet) -> Used {
+        let has = |name| set.has(name);
+        Used { fold: has("fold"), identity: has("identity"), implicit_broadcast: has("implicit-broadcast") }
+    }
+}
+
 /// A simpler equal of a node.
-pub fn simplify(builder: &mut Builder, id: NodeId) -> Option<(NodeId, &'static str)> {
+pub fn simplify(builder: &mut Builder, id: NodeId, used: Used) -> Option<(NodeId, &'static str)> {
+    let fold = |builder: &mut Builder| if used.fold { fold(builder, id) } else { None };
     let graph = builder.graph();
     let node = graph.node(id).clone();
     match &node.op {
@@ -36,10 +54,11 @@ pub fn simplify(builder: &mut Builder, id: NodeId) -> Option<(NodeId, &'static s
                 }
                 _ => None,
             };
-            if let Some(simpler) = simpler {
+            if let Some(simpler) = simpler.filter(|_| used.identity) {
                 return Some((simpler, "identity"));
             }
-            unbroadcast(builder, id).or_else(|| fold(builder, id))
+            let plain = if used.implicit_broadcast { unbroadcast(builder, id) } else { None };
+            plain.or_else(|| fold(builder))
         }
         Op::Cast(_)
         | Op::Reshape(_)
@@ -47,7 +66,7 @@ pub fn simplify(builder: &mut Builder, id: NodeId) -> Option<(NodeId, &'static s
         | Op::Broadcast(_)
         | Op::Slice(_)
         | Op::Concat(_)
-        | Op::Gather(_) => fold(builder, id),
+        | Op::Gather(_) => fold(builder),
         _ => None,
     }
 }

@@ -14,13 +14,14 @@ use egret_program::DeviceDescription;
 use smallvec::SmallVec;
 
 use crate::plan::attention_has_driver;
-use crate::rewrite::direct::{self, Builder};
+use crate::rewrite::direct::{self, Builder, Direct};
 
-/// The graph, and those in its loops, with every composite that the device has no kernel for spelled out.
+/// The graph, and those in its loops, with every composite that the device has no kernel for spelled out, and where each
+/// node went.
 ///
 /// # Errors
 /// When what is put in does not fit: a defect.
-pub fn spell_out(graph: &Graph, device: &DeviceDescription) -> Result<Graph, Diagnostic> {
+pub fn spell_out(graph: &Graph, device: &DeviceDescription) -> Result<Direct, Diagnostic> {
     let mut hook = |builder: &mut Builder, id: NodeId| {
         let node = builder.graph().node(id).clone();
         match &node.op {
@@ -44,7 +45,7 @@ pub fn spell_out(graph: &Graph, device: &DeviceDescription) -> Result<Graph, Dia
                 let mut op = op.clone();
                 let mut changed = false;
                 for region in op.regions_mut() {
-                    let spelled = spell_out(region, device).ok()?;
+                    let spelled = spell_out(region, device).ok()?.graph;
                     changed |= spelled != **region;
                     *region = Arc::new(spelled);
                 }
@@ -53,7 +54,7 @@ pub fn spell_out(graph: &Graph, device: &DeviceDescription) -> Result<Graph, Dia
             _ => None,
         }
     };
-    Ok(direct::apply(graph, &[], &mut hook)?.0)
+    direct::apply(graph, &[], &mut hook)
 }
 
 struct Speller<'b> {

@@ -9,7 +9,7 @@ use egret_ir::{DType, Diagnostic, Graph, Literal, NodeId, Op, Origin, Tensor, Ty
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
-use super::pattern::{Rule, View};
+use super::pattern::{Bindings, Rule, View};
 use super::term::{BindingTime, Kind};
 
 /// Most rule applications at one node: a directed set needs few, so that more is a defect of the set.
@@ -101,6 +101,17 @@ impl Builder {
         self.add(&Const { value: Tensor::scalar(value) }.into(), &[])
     }
 
+    /// Adds a rule's right side, numbers in `dtype`; `None` when it does not fit its operands.
+    pub(super) fn instantiate(&mut self, rule: &Rule, bindings: &Bindings, dtype: DType) -> Option<NodeId> {
+        let cell = RefCell::new(self);
+        let mut add = |op: &Op, ids: &[Id]| {
+            let ids: SmallVec<[NodeId; 4]> = ids.iter().map(|i| node(*i)).collect();
+            cell.borrow_mut().add(op, &ids).ok().map(class)
+        };
+        let mut number = |value: f64| cell.borrow_mut().scalar(Literal::float(value, dtype)).ok().map(class);
+        rule.build(bindings, &mut add, &mut number).map(node)
+    }
+
     /// When a value is known.
     pub fn time(&self, id: NodeId) -> BindingTime {
         self.times[id.index()]
@@ -136,7 +147,7 @@ impl Builder {
 }
 
 /// The builder as rules see it.
-struct BuilderView<'a>(&'a Builder);
+pub(super) struct BuilderView<'a>(pub(super) &'a Builder);
 
 impl View for BuilderView<'_> {
     fn nodes(&self, class: Id, kind: Kind, f: &mut dyn FnMut(&Op, &[Id])) {
@@ -167,6 +178,16 @@ impl View for BuilderView<'_> {
 /// What a pass does at each node after the rules: an equal value to use instead.
 pub type Hook<'h> = &'h mut dyn FnMut(&mut Builder, NodeId) -> Option<(NodeId, &'static str)>;
 
+/// A graph to which rules were applied.
+pub struct Direct {
+    /// The new graph.
+    pub graph: Graph,
+    /// Where rules applied.
+    pub applied: Vec<Applied>,
+    /// By node of the old graph, the node of the new one that has its value; `None` of what is not computed any more.
+    pub map: Vec<Option<NodeId>>,
+}
+
 /// One application of a rule, for the report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Applied {
@@ -187,8 +208,8 @@ struct Step {
 ///
 /// # Errors
 /// When a node of the graph does not fit its operands any more: a defect of a rule.
-pub fn apply(graph: &Graph, rules: &[&'static Rule], hook: Hook) -> Result<(Graph, Vec<Applied>), Diagnostic> {
-    let mut by_root: FxHashMap<Kind, Vec<&'static Rule>> = FxHashMap::default();
+pub fn apply(graph: &Graph, rules: &[Arc<Rule>], hook: Hook) -> Result<Direct, Diagnostic> {
+    let mut by_root: FxHashMap<Kind, Vec<&Rule>> = FxHashMap::default();
     for rule in rules {
         if let Some(root) = rule.root() {
             by_root.entry(root).or_default().push(rule);
@@ -220,7 +241,7 @@ pub fn apply(graph: &Graph, rules: &[&'static Rule], hook: Hook) -> Result<(Grap
 fn improve(
     builder: &mut Builder,
     at: NodeId,
-    by_root: &FxHashMap<Kind, Vec<&'static Rule>>,
+    by_root: &FxHashMap<Kind, Vec<&Rule>>,
     hook: Hook,
 ) -> Option<(NodeId, &'static str)> {
     let kind = Kind::of(&builder.graph.node(at).op);
@@ -231,16 +252,8 @@ fn improve(
         collect_origins(builder, at, &bindings.matched, &mut origins);
         builder.set_origins(&origins);
         let dtype = builder.graph.tensor_type(at).dtype;
-        let built = {
-            let cell = RefCell::new(&mut *builder);
-            let mut add = |op: &Op, ids: &[Id]| {
-                let ids: SmallVec<[NodeId; 4]> = ids.iter().map(|i| node(*i)).collect();
-                cell.borrow_mut().add(op, &ids).ok().map(class)
-            };
-            let mut number = |value: f64| cell.borrow_mut().scalar(Literal::float(value, dtype)).ok().map(class);
-            rule.build(&bindings, &mut add, &mut number)
-        };
-        match built.map(node) {
+        let built = builder.instantiate(rule, &bindings, dtype);
+        match built {
             Some(next) if next != at && builder.graph.ty(next) == builder.graph.ty(at) => {
                 return Some((next, rule.name));
             }
@@ -273,7 +286,7 @@ fn finish(
     mut builder: Builder,
     new: &[Option<NodeId>],
     applied: Vec<Step>,
-) -> Result<(Graph, Vec<Applied>), Diagnostic> {
+) -> Result<Direct, Diagnostic> {
     for (name, id) in graph.outputs() {
         if let Some(id) = new[id.index()] {
             builder.graph.add_output(name.clone(), id);
@@ -292,15 +305,16 @@ fn finish(
     let built = builder.finish();
     let (pruned, map) = prune(&built)?;
     let into = taken(&built, &applied, &map);
-    let survivor = |step: Step| {
-        let mut node = step.new;
+    let survivor = |mut node: NodeId| {
         while map[node.index()].is_none() {
             node = into[node.index()]?;
         }
-        map[node.index()].map(|node| Applied { rule: step.rule, node })
+        map[node.index()]
     };
-    let kept = applied.into_iter().filter_map(survivor).collect();
-    Ok((pruned, kept))
+    let applied =
+        applied.iter().filter_map(|step| Some(Applied { rule: step.rule, node: survivor(step.new)? })).collect();
+    let map = new.iter().map(|id| id.and_then(survivor)).collect();
+    Ok(Direct { graph: pruned, applied, map })
 }
 
 /// By dead node, the node that a rule put in the place of it and of what reads it.

@@ -9,6 +9,7 @@ use egret_ir::{InferCx, Op, ScalarExpr, ScalarFn, TensorType};
 use rustc_hash::FxHashSet;
 use smallvec::SmallVec;
 
+use super::RewriteSet;
 use super::activation;
 use super::journal::{How, Journal, Refusal, Step};
 use super::part::Part;
@@ -120,8 +121,26 @@ fn elementwise_kinds() -> impl Iterator<Item = Kind> {
     ScalarFn::ALL.iter().map(|f| Kind::named(f.name())).chain([Kind::named("cast")])
 }
 
+/// Which of the rules of this file are used.
+#[derive(Clone, Copy, Debug)]
+pub struct Used {
+    unary: bool,
+    binary: bool,
+    both: bool,
+    /// No activation is named: it would round once where its spelling rounds often.
+    exact: bool,
+}
+
+impl Used {
+    /// Those that a set has.
+    pub fn of(set: &RewriteSet, exact: bool) -> Used {
+        let has = |name| set.has(name);
+        Used { unary: has("epilogue-unary"), binary: has("epilogue-binary"), both: has("epilogue-both"), exact }
+    }
+}
+
 /// One pass in class order, operands before users, so that a whole chain is absorbed at once. Returns the unions made.
-pub fn absorb(egraph: &mut Graph, dependencies: &Dependencies, journal: &mut Journal, exact: bool) -> usize {
+pub fn absorb(egraph: &mut Graph, dependencies: &Dependencies, journal: &mut Journal, used: Used) -> usize {
     let mut list: Vec<(Id, Term)> = Vec::new();
     for kind in elementwise_kinds() {
         for class in egraph.classes_for_op(&kind).into_iter().flatten() {
@@ -155,7 +174,8 @@ pub fn absorb(egraph: &mut Graph, dependencies: &Dependencies, journal: &mut Jou
                 if !seen.insert((plain, anchor.bases.clone())) {
                     continue;
                 }
-                match join(egraph, Some(dependencies), class, &node, at, &anchor, exact) {
+                match join(egraph, Some(dependencies), class, &node, at, &anchor, used.exact) {
+                    Ok(joined) if !joined.allowed(used) => {}
                     Ok(joined) => unions += usize::from(unite(egraph, journal, class, node.clone(), at, term, joined)),
                     Err(guard) => {
                         let nodes = dependencies.nodes_of(egraph, class);
@@ -188,6 +208,26 @@ struct Joined {
     operands: SmallVec<[Id; 4]>,
     /// Epilogues of the same anchor that the program took in.
     siblings: SmallVec<[Term; 2]>,
+    /// The function has an operand that is neither the anchor's value nor a number.
+    foreign: bool,
+}
+
+impl Joined {
+    fn rule(&self) -> &'static str {
+        match (self.siblings.is_empty(), self.foreign) {
+            (false, _) => "epilogue-both",
+            (true, true) => "epilogue-binary",
+            (true, false) => "epilogue-unary",
+        }
+    }
+
+    fn allowed(&self, used: Used) -> bool {
+        match (self.siblings.is_empty(), self.foreign) {
+            (false, _) => used.both,
+            (true, true) => used.binary,
+            (true, false) => used.unary,
+        }
+    }
 }
 
 /// The anchor with `node` in its program, or the guard that refuses.
@@ -209,6 +249,7 @@ fn join(
     let mut extras: SmallVec<[Id; 4]> = anchor.extras.clone();
     let mut args: SmallVec<[ScalarExpr; 3]> = SmallVec::new();
     let mut siblings = SmallVec::new();
+    let mut foreign = false;
     for (i, operand) in node.operands.iter().enumerate() {
         let operand = egraph.find(*operand);
         if i == at || operand == consumed {
@@ -240,6 +281,7 @@ fn join(
         if dependencies.is_some_and(|d| d.reads(egraph, operand, consumed)) {
             return Err("another operand was computed from the anchor's result");
         }
+        foreign = true;
         args.push(ScalarExpr::arg(slot(&mut extras, operand) + 1));
     }
     let program = match egraph.analysis.op(node.op) {
@@ -248,7 +290,7 @@ fn join(
         _ => return Err("the function is not elementwise"),
     };
     let (op, operands) = finish(egraph, anchor, program, extras, &out, exact)?;
-    Ok(Joined { op, operands, siblings })
+    Ok(Joined { op, operands, siblings, foreign })
 }
 
 fn slot(extras: &mut SmallVec<[Id; 4]>, id: Id) -> usize {
@@ -325,8 +367,10 @@ fn unite(
     node: Term,
     at: usize,
     anchor: Term,
-    Joined { op, operands, siblings }: Joined,
+    joined: Joined,
 ) -> bool {
+    let rule = joined.rule();
+    let Joined { op, operands, siblings, .. } = joined;
     let before = egraph.total_number_of_nodes();
     let Some(new) = add(egraph, &op, &operands) else { return false };
     if egraph[new].data.ty != egraph[class].data.ty || egraph.find(new) == egraph.find(class) {
@@ -336,7 +380,7 @@ fn unite(
     let joined = egraph.total_number_of_nodes() == before;
     let matched: Vec<Term> = [node.clone(), anchor.clone()].into_iter().chain(siblings).collect();
     let step = Step {
-        rule: "epilogue",
+        rule,
         how: How::Epilogue { node, at, anchor },
         unions: SmallVec::from_slice(&[(class, new)]),
         added: vec![(term, new)],

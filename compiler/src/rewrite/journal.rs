@@ -1,5 +1,7 @@
 //! What was done to a part, step by step: the source of every explanation, and its proof by replay.
 
+use std::sync::Arc;
+
 use egg::Id;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
@@ -11,7 +13,7 @@ use super::term::{Graph, Term};
 #[derive(Clone)]
 pub enum How {
     /// A rule matched.
-    Rule(&'static Rule, Box<Bindings>),
+    Rule(Arc<Rule>, Box<Bindings>),
     /// An elementwise node joined the anchor of its operand `at`.
     Epilogue {
         /// The elementwise node.
@@ -74,6 +76,8 @@ pub struct Journal {
     sources: FxHashMap<Term, Source>,
     /// Refusals, each once.
     pub refusals: Vec<Refusal>,
+    /// Numbers of steps after which the e-graph was rebuilt.
+    pub rebuilds: Vec<usize>,
 }
 
 impl Journal {
@@ -129,6 +133,10 @@ impl Journal {
 
     /// Follows the e-graph after a rebuild. Sources of nodes that became one are joined: the earliest step wins.
     pub fn recanonicalise(&mut self, egraph: &Graph) {
+        if self.rebuilds.last() == Some(&self.steps.len()) {
+            return;
+        }
+        self.rebuilds.push(self.steps.len());
         let old = std::mem::take(&mut self.sources);
         let mut entries: Vec<(Term, Source)> = old.into_iter().collect();
         entries.sort_by(|a, b| a.0.cmp(&b.0));

@@ -4,8 +4,10 @@
 //! rules directly.
 
 mod activation;
+pub mod check;
 pub mod direct;
 mod epilogue;
+mod explain;
 mod extract;
 mod journal;
 mod merge;
@@ -13,6 +15,7 @@ mod part;
 pub mod pattern;
 pub mod rules;
 mod saturate;
+mod set;
 pub mod term;
 
 use std::sync::Arc;
@@ -23,10 +26,13 @@ use smallvec::SmallVec;
 
 pub use activation::recognise as recognise_activations;
 use direct::Builder;
+pub use explain::{Explanation, Link, Pair};
 use extract::Search;
 pub(crate) use part::GraphFacts;
 use part::{Part, Place, Ref};
+pub use saturate::Replayed;
 use saturate::{Loaded, Template};
+pub use set::RewriteSet;
 
 /// How much is rewritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,11 +65,32 @@ pub struct Options {
     pub level: Level,
     /// Only rules that keep every bit.
     pub exact: bool,
+    /// The rules.
+    pub rules: RewriteSet,
+    /// Where a part's search stops.
+    pub budgets: Budgets,
+}
+
+/// Bounds on the work on one part; never times, so that a plan does not depend on the machine that made it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budgets {
+    /// Iterations of a phase.
+    pub iterations: usize,
+    /// E-nodes.
+    pub nodes: usize,
+    /// Steps of branch and bound.
+    pub steps: usize,
+}
+
+impl Default for Budgets {
+    fn default() -> Budgets {
+        Budgets { iterations: 12, nodes: 8_000, steps: 50_000 }
+    }
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { level: Level::Full, exact: false }
+        Options { level: Level::Full, exact: false, rules: RewriteSet::standard(), budgets: Budgets::default() }
     }
 }
 
@@ -76,8 +103,27 @@ pub struct PhaseReport {
     pub iterations: usize,
     /// E-nodes at its end.
     pub nodes: usize,
+    /// Classes at its end.
+    pub classes: usize,
     /// The budget that stopped it.
     pub stopped: Option<&'static str>,
+}
+
+/// A phase on all distinct parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PhaseTotal {
+    /// The phase.
+    pub name: &'static str,
+    /// Distinct parts that had it.
+    pub parts: usize,
+    /// Most iterations of a part.
+    pub iterations: usize,
+    /// E-nodes at its end, of all these parts.
+    pub nodes: usize,
+    /// Classes at its end, of all these parts.
+    pub classes: usize,
+    /// Parts that a budget stopped, by budget.
+    pub stopped: Vec<(&'static str, usize)>,
 }
 
 /// One distinct part, rewritten.
@@ -86,6 +132,8 @@ struct Rewrite {
     loaded: Loaded,
     template: Template,
     phases: Vec<PhaseReport>,
+    /// By node of the part, its modelled time as a kernel of its own, µs.
+    alone: Vec<f64>,
 }
 
 /// A rewritten graph, and everything that explains it.
@@ -117,6 +165,29 @@ pub struct Report {
     pub proved: usize,
     /// Budgets hit: phase and budget.
     pub stopped: Vec<(&'static str, &'static str)>,
+    /// Figures by phase.
+    pub phases: Vec<PhaseTotal>,
+}
+
+impl Report {
+    fn add(&mut self, phase: &PhaseReport) {
+        let at = self.phases.iter().position(|have| have.name == phase.name).unwrap_or_else(|| {
+            let (name, stopped) = (phase.name, Vec::new());
+            self.phases.push(PhaseTotal { name, parts: 0, iterations: 0, nodes: 0, classes: 0, stopped });
+            self.phases.len() - 1
+        });
+        let total = &mut self.phases[at];
+        total.parts += 1;
+        total.iterations = total.iterations.max(phase.iterations);
+        total.nodes += phase.nodes;
+        total.classes += phase.classes;
+        if let Some(budget) = phase.stopped {
+            match total.stopped.iter_mut().find(|(have, _)| *have == budget) {
+                Some((_, parts)) => *parts += 1,
+                None => total.stopped.push((budget, 1)),
+            }
+        }
+    }
 }
 
 /// Rewrites a canonical, raised graph without `grad` nodes.
@@ -142,9 +213,10 @@ pub fn rewrite(graph: &Graph, device: &DeviceDescription, options: &Options) -> 
     for part in parts {
         let mut phases = Vec::new();
         let loaded = saturate::saturate(&part, options, &mut phases);
-        let template = saturate::choose(&part, &loaded, device, search)
+        let template = saturate::choose(&part, &loaded, device, search, options.budgets.steps)
             .ok_or_else(|| Diagnostic::new("E0451", "extraction found no acyclic choice for a part of the graph"))?;
-        rewrites.push(Rewrite { part, loaded, template, phases });
+        let alone = extract::alone(&part, device);
+        rewrites.push(Rewrite { part, loaded, template, phases, alone });
     }
     let (graph_out, made) = assemble(graph, &rewrites, &places)?;
     Ok(Rewritten { graph: graph_out, original: graph.clone(), options: options.clone(), rewrites, places, made })
@@ -237,39 +309,10 @@ fn assemble(graph: &Graph, rewrites: &[Rewrite], places: &[(usize, Place)]) -> R
     Ok((pruned, kept))
 }
 
-/// Why a node of the rewritten graph is what it is.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Explanation {
-    /// Nodes of the graph before rewriting that it covers.
-    pub covers: Vec<NodeId>,
-    /// Rules in order.
-    pub rules: Vec<&'static str>,
-    /// Refusals at the covered nodes: the guard that refused, with the node.
-    pub refusals: Vec<(NodeId, &'static str)>,
-}
-
 impl Rewritten {
     /// The graph before rewriting.
     pub fn original(&self) -> &Graph {
         &self.original
-    }
-
-    /// Why a node of [`Rewritten::graph`] is what it is; `None` of a node that was there before.
-    pub fn explain(&self, id: NodeId) -> Option<Explanation> {
-        let (place, node) = (*self.made.get(id.index())?)?;
-        let (which, place) = &self.places[place];
-        let rewrite = &self.rewrites[*which];
-        let node = &rewrite.template.nodes[node];
-        let journal = &rewrite.loaded.journal;
-        let refusals = journal.refusals.iter().flat_map(|r| r.node.iter().map(|n| (*n, r.guard)));
-        Some(Explanation {
-            covers: node.origins.iter().map(|n| place.nodes[*n as usize]).collect(),
-            rules: node.steps.iter().map(|s| journal.steps[*s].rule).collect(),
-            refusals: refusals
-                .filter(|(n, _)| node.origins.contains(n))
-                .map(|(n, guard)| (place.nodes[n as usize], guard))
-                .collect(),
-        })
     }
 
     /// Repeats the steps that the chosen graph rests on, each checked to be an instance of its rule, and assembles the
@@ -278,14 +321,33 @@ impl Rewritten {
     /// # Errors
     /// The step or node that does not hold.
     pub fn replay(&self) -> Result<Graph, Diagnostic> {
+        self.replay_counted().map(|(graph, _)| graph)
+    }
+
+    /// [`Rewritten::replay`], and how much was done.
+    ///
+    /// # Errors
+    /// As [`Rewritten::replay`].
+    pub fn replay_counted(&self) -> Result<(Graph, Replayed), Diagnostic> {
+        let mut all = Replayed::default();
         for rewrite in &self.rewrites {
-            saturate::replay(&rewrite.part, &rewrite.loaded, &rewrite.template, self.options.exact)
+            let done = saturate::replay(&rewrite.part, &rewrite.loaded, &rewrite.template, self.options.exact)
                 .map_err(|why| Diagnostic::new("E0452", format!("the journal does not replay: {why}")))?;
+            all.steps += done.steps;
+            all.repeated += done.repeated;
+            all.rebuilds += done.rebuilds;
         }
         if self.options.level == Level::None {
-            return Ok(self.original.clone());
+            return Ok((self.original.clone(), all));
         }
-        assemble(&self.original, &self.rewrites, &self.places).map(|(graph, _)| graph)
+        assemble(&self.original, &self.rewrites, &self.places).map(|(graph, _)| (graph, all))
+    }
+
+    /// Names of the rules that were applied to some e-graph, each once, in alphabetical order.
+    pub fn applied(&self) -> Vec<&'static str> {
+        let steps = self.rewrites.iter().flat_map(|rewrite| &rewrite.loaded.journal.steps);
+        let names: std::collections::BTreeSet<&'static str> = steps.map(|step| step.rule).collect();
+        names.into_iter().collect()
     }
 
     /// Figures.
@@ -295,6 +357,7 @@ impl Rewritten {
             report.nodes += rewrite.loaded.egraph.total_number_of_nodes();
             report.proved += usize::from(rewrite.template.proved);
             report.stopped.extend(rewrite.phases.iter().filter_map(|p| Some((p.name, p.stopped?))));
+            rewrite.phases.iter().for_each(|phase| report.add(phase));
         }
         for (which, _) in &self.places {
             report.cost += self.rewrites[*which].template.cost;

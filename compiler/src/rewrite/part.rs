@@ -1,8 +1,9 @@
 //! Neighbourhoods: parts of a graph that are rewritten alone.
 //!
 //! The graph is cut where at most one tensor is live and an anchor reads it. Values that live long (masks, positions),
-//! results of the graph and values known at load are not counted: they are leaves of the parts that read them. Parts
-//! that are equal but for their leaves' identity are rewritten once.
+//! results of the graph, values known at load, and residuals around a row operator, which from there on only elementwise
+//! nodes read, are not counted: they are leaves of the parts that read them, where they are extra operands as good as any.
+//! Parts that are equal but for their leaves' identity are rewritten once.
 
 use std::hash::BuildHasher;
 
@@ -88,6 +89,11 @@ fn begins_part(op: &Op) -> bool {
     matches!(op, DotGeneral(_) | Conv(_) | ReduceWindow(_) | Attention(_) | AttentionGrad(_) | Gather(_) | Scan(_))
 }
 
+/// Operators over whole rows, which join the product before them.
+fn is_row_operator(op: &Op) -> bool {
+    matches!(op, Op::Norm(_) | Op::Softmax(_))
+}
+
 /// Nodes that are rewritten: computed in a run, and no leaf.
 fn is_inner(graph: &Graph, facts: &GraphFacts, id: NodeId) -> bool {
     let leaf = matches!(graph.node(id).op, Op::Input(_) | Op::State(_) | Op::Param(_) | Op::Const(_) | Op::Iota(_));
@@ -126,7 +132,13 @@ pub fn cut(graph: &Graph, facts: &GraphFacts) -> (Vec<Part>, Vec<(usize, Place)>
             let id = order[*p].index();
             last[*p] - *p <= LONG && !(root[id] && users[id].len() < 2)
         };
-        let counted: SmallVec<[usize; 4]> = live.iter().copied().filter(counts).collect();
+        let residual = |p: &usize| {
+            let id = order[*p];
+            let mut readers = users[id.index()].iter().filter_map(|user| Some((position[user.index()]?, *user)));
+            let normed = readers.clone().any(|(q, user)| q <= i && is_row_operator(&graph.node(user).op));
+            normed && readers.all(|(q, user)| q <= i || matches!(graph.node(user).op, Op::Pointwise(_)))
+        };
+        let counted: SmallVec<[usize; 4]> = live.iter().copied().filter(|p| counts(p) && !residual(p)).collect();
         let start = *bounds.last().unwrap_or(&0);
         let anchor_reads = counted.first().is_none_or(|p| {
             let later = users[order[*p].index()].iter().find(|id| position[id.index()].is_some_and(|q| q > i));

@@ -6,7 +6,7 @@
 
 use egg::Id;
 use egret_ir::ops::Pointwise;
-use egret_ir::{Literal, Op, ScalarFn, TensorType, Type};
+use egret_ir::{Diagnostic, Literal, Op, ScalarFn, TensorType, Type};
 use smallvec::SmallVec;
 
 use super::term::{BindingTime, Kind, commutes};
@@ -55,16 +55,20 @@ pub struct Rule {
     pub(super) names: Names,
 }
 
+/// Most parentheses of a pattern that are open at once.
+const MAX_DEPTH: usize = 64;
+
 /// A rule's condition.
 pub type Guard = fn(&mut Match) -> Option<()>;
 
 #[derive(Default)]
 pub(super) struct Names {
-    vars: Vec<&'static str>,
-    attrs: Vec<&'static str>,
-    rests: Vec<&'static str>,
+    pub(super) vars: Vec<&'static str>,
+    pub(super) attrs: Vec<&'static str>,
+    pub(super) rests: Vec<&'static str>,
 }
 
+#[derive(PartialEq)]
 pub(super) enum Pattern {
     Var(usize),
     Number(f64),
@@ -82,11 +86,11 @@ pub struct Bindings {
 }
 
 impl Rule {
-    /// Parses a rule.
+    /// A rule that is part of the compiler.
     ///
     /// # Panics
-    /// When the text is not a rule; every rule set is built in tests.
-    pub fn new(
+    /// When the text is not a rule; every rule set is built in tests. [`Rule::parse`] is for all others.
+    pub(super) fn new(
         name: &'static str,
         class: Class,
         left: &'static str,
@@ -94,10 +98,37 @@ impl Rule {
         doc: &'static str,
         guard: Guard,
     ) -> Rule {
+        Rule::parse(name, class, left, right, doc, guard).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// Parses a rule. [`rule!`](crate::rule) is the same with fewer commas.
+    ///
+    /// # Errors
+    /// `E0453`: a side is not a pattern; the right side names what the left does not bind; the left side is a bare
+    /// variable, which would match everything.
+    pub fn parse(
+        name: &'static str,
+        class: Class,
+        left: &'static str,
+        right: &'static str,
+        doc: &'static str,
+        guard: Guard,
+    ) -> Result<Rule, Diagnostic> {
+        let wrong = |why: String| Diagnostic::new("E0453", format!("rule `{name}`: {why}"));
         let mut names = Names::default();
-        let pattern = Parser { text: left, names: &mut names }.whole(name);
-        let template = Parser { text: right, names: &mut names }.whole(name);
-        Rule { name, class, doc, left, right, guard, pattern, template, names }
+        let pattern = Parser { text: left, names: &mut names }.whole().map_err(&wrong)?;
+        if !matches!(pattern, Pattern::Node { .. }) {
+            return Err(wrong(format!("the left side `{left}` matches every value")));
+        }
+        let bound = (names.vars.len(), names.rests.len());
+        let template = Parser { text: right, names: &mut names }.whole().map_err(&wrong)?;
+        if let Some(var) = names.vars.get(bound.0) {
+            return Err(wrong(format!("`?{var}` is on the right side alone")));
+        }
+        if let Some(rest) = names.rests.get(bound.1) {
+            return Err(wrong(format!("`..{rest}` is on the right side alone")));
+        }
+        Ok(Rule { name, class, doc, left, right, guard, pattern, template, names })
     }
 
     /// The kind of the outermost node of the left side.
@@ -106,6 +137,20 @@ impl Rule {
             Pattern::Node { kind, .. } => Some(kind),
             _ => None,
         }
+    }
+
+    /// Whether the left side is a proper part of the right one: `x ⇒ f(x)`.
+    pub(super) fn nests(&self) -> bool {
+        let mut todo = vec![&self.template];
+        while let Some(part) = todo.pop() {
+            if let Pattern::Node { operands, .. } = part {
+                if operands.contains(&self.pattern) {
+                    return true;
+                }
+                todo.extend(operands);
+            }
+        }
+        false
     }
 
     /// Every way in which the left side matches `class`, guard passed.
@@ -290,11 +335,10 @@ struct Parser<'n> {
 }
 
 impl Parser<'_> {
-    fn whole(mut self, rule: &str) -> Pattern {
-        let pattern = self.pattern(rule);
+    fn whole(mut self) -> Result<Pattern, String> {
+        let pattern = self.pattern(0)?;
         self.skip();
-        assert!(self.text.is_empty(), "rule {rule}: text after the pattern: {}", self.text);
-        pattern
+        if self.text.is_empty() { Ok(pattern) } else { Err(format!("`{}` is behind the pattern", self.text)) }
     }
 
     fn skip(&mut self) {
@@ -316,7 +360,10 @@ impl Parser<'_> {
         })
     }
 
-    fn pattern(&mut self, rule: &str) -> Pattern {
+    fn pattern(&mut self, depth: usize) -> Result<Pattern, String> {
+        if depth > MAX_DEPTH {
+            return Err(format!("more than {MAX_DEPTH} parentheses are open"));
+        }
         self.skip();
         if let Some(rest) = self.text.strip_prefix('(') {
             self.text = rest;
@@ -326,9 +373,17 @@ impl Parser<'_> {
                 self.skip();
                 if let Some(after) = self.text.strip_prefix(')') {
                     self.text = after;
-                    return Pattern::Node { kind, attr, operands, rest };
+                    if attr.is_none() && ScalarFn::from_name(kind.name()).is_none() {
+                        return Err(format!(
+                            "`{}` is no function of numbers: its attributes need a name `$…`",
+                            kind.name()
+                        ));
+                    }
+                    return Ok(Pattern::Node { kind, attr, operands, rest });
                 }
-                assert!(!self.text.is_empty(), "rule {rule}: `)` is missing");
+                if self.text.is_empty() {
+                    return Err("`)` is missing".into());
+                }
                 if let Some(after) = self.text.strip_prefix('$') {
                     self.text = after;
                     let name = self.word();
@@ -338,17 +393,37 @@ impl Parser<'_> {
                     let name = self.word();
                     rest = Some(Self::slot(&mut self.names.rests, name));
                 } else {
-                    operands.push(self.pattern(rule));
+                    operands.push(self.pattern(depth + 1)?);
                 }
             }
         }
         let word = self.word();
         match word.strip_prefix('?') {
-            Some(name) => Pattern::Var(Self::slot(&mut self.names.vars, name)),
+            Some(name) => Ok(Pattern::Var(Self::slot(&mut self.names.vars, name))),
             None => match word.parse() {
-                Ok(value) => Pattern::Number(value),
-                Err(_) => panic!("rule {rule}: `{word}` is neither a variable nor a number"),
+                Ok(value) => Ok(Pattern::Number(value)),
+                Err(_) => Err(format!("`{word}` is neither a variable nor a number")),
             },
         }
     }
+}
+
+/// A rule from its parts: name, class, `left => right`, the identity in one line, and a guard if it needs one.
+///
+/// ```
+/// use egret_compiler::rewrite::pattern::Class;
+/// use egret_compiler::{rule, rewrite::RewriteSet};
+///
+/// let rule = rule!("square-of-root", Class::Real, "(mul (sqrt ?x) (sqrt ?x))" => "?x", "√x·√x = x for x ≥ 0");
+/// let rules = RewriteSet::standard().with(rule?)?;
+/// # Ok::<(), egret_ir::Diagnostic>(())
+/// ```
+#[macro_export]
+macro_rules! rule {
+    ($name:expr, $class:expr, $left:expr => $right:expr, $doc:expr $(,)?) => {
+        $crate::rule!($name, $class, $left => $right, $doc, |_| Some(()))
+    };
+    ($name:expr, $class:expr, $left:expr => $right:expr, $doc:expr, $guard:expr $(,)?) => {
+        $crate::rewrite::pattern::Rule::parse($name, $class, $left, $right, $doc, $guard)
+    };
 }

@@ -1,5 +1,7 @@
 //! One part in the e-graph: load, saturate by phases within budgets, choose, and replay.
 
+use std::sync::Arc;
+
 use egg::{EGraph, Id};
 use egret_ir::ops::{Const, Input};
 use egret_ir::{Literal, Op, Tensor, Type};
@@ -12,14 +14,9 @@ use super::journal::{How, Journal, Step};
 use super::merge;
 use super::part::{Part, Ref};
 use super::pattern::{Bindings, Rule, View};
-use super::rules::{self, Topic};
+use super::rules::Topic;
 use super::term::{BindingTime, Graph, Kind, LeafFacts, Term, TypeId, Universe, add};
-use super::{Options, PhaseReport};
-
-/// Iterations of a phase.
-const ITERATIONS: usize = 12;
-/// E-nodes of a part.
-const NODES: usize = 8_000;
+use super::{Budgets, Options, PhaseReport};
 
 /// The e-graph as rules see it.
 pub struct EView<'a>(pub &'a Graph);
@@ -111,16 +108,18 @@ pub fn load(part: &Part) -> Loaded {
 pub fn saturate(part: &Part, options: &Options, report: &mut Vec<PhaseReport>) -> Loaded {
     let mut loaded = load(part);
     let dependencies = Dependencies::new(part, &loaded.nodes);
-    let exact = options.exact;
-    let algebra = rules::of(&[Topic::Movement, Topic::Algebra], exact);
-    let fuse = rules::of(&[Topic::Movement, Topic::Region], exact);
-    phase(&mut loaded, "algebra", &algebra, None, exact, report);
-    phase(&mut loaded, "fuse", &fuse, Some(&dependencies), exact, report);
-    if options.level == super::Level::Full {
+    let (set, exact) = (&options.rules, options.exact);
+    let algebra = set.of(&[Topic::Movement, Topic::Algebra, Topic::User], exact);
+    let fuse = set.of(&[Topic::Movement, Topic::Region, Topic::User], exact);
+    let absorb = Some((&dependencies, epilogue::Used::of(set, exact)));
+    let budgets = options.budgets;
+    phase(&mut loaded, "algebra", &algebra, None, budgets, report);
+    phase(&mut loaded, "fuse", &fuse, absorb, budgets, report);
+    if options.level == super::Level::Full && set.has("merge-dots") {
         let merged = merge::merge(&mut loaded.egraph, &mut loaded.journal);
         rebuild(&mut loaded);
         if merged > 0 {
-            phase(&mut loaded, "fuse after merge", &fuse, Some(&dependencies), exact, report);
+            phase(&mut loaded, "fuse after merge", &fuse, absorb, budgets, report);
         }
     }
     loaded
@@ -134,9 +133,9 @@ fn rebuild(loaded: &mut Loaded) {
 fn phase(
     loaded: &mut Loaded,
     name: &'static str,
-    rules: &[&'static Rule],
-    absorb: Option<&Dependencies>,
-    exact: bool,
+    rules: &[Arc<Rule>],
+    absorb: Option<(&Dependencies, epilogue::Used)>,
+    budgets: Budgets,
     report: &mut Vec<PhaseReport>,
 ) {
     let mut iterations = 0;
@@ -146,42 +145,76 @@ fn phase(
         let before = loaded.egraph.total_number_of_nodes();
         let mut unions = sweep(loaded, rules);
         rebuild(loaded);
-        if let Some(dependencies) = absorb {
-            unions += epilogue::absorb(&mut loaded.egraph, dependencies, &mut loaded.journal, exact);
+        if let Some((dependencies, used)) = absorb {
+            unions += epilogue::absorb(&mut loaded.egraph, dependencies, &mut loaded.journal, used);
             rebuild(loaded);
         }
         let after = loaded.egraph.total_number_of_nodes();
         if unions == 0 && after == before {
             break;
         }
-        if iterations == ITERATIONS {
+        if iterations >= budgets.iterations {
             stopped = Some("iterations");
             break;
         }
-        if after > NODES {
+        if after > budgets.nodes {
             stopped = Some("e-nodes");
             break;
         }
     }
-    report.push(PhaseReport { name, iterations, nodes: loaded.egraph.total_number_of_nodes(), stopped });
+    let (nodes, classes) = (loaded.egraph.total_number_of_nodes(), loaded.egraph.number_of_classes());
+    report.push(PhaseReport { name, iterations, nodes, classes, stopped });
 }
 
-fn sweep(loaded: &mut Loaded, rules: &[&'static Rule]) -> usize {
-    let mut found: Vec<(&'static Rule, Id, Bindings)> = Vec::new();
+fn sweep(loaded: &mut Loaded, rules: &[Arc<Rule>]) -> usize {
+    let mut found: Vec<(&Arc<Rule>, Id, Bindings)> = Vec::new();
     let view = EView(&loaded.egraph);
     for rule in rules {
         let Some(root) = rule.root() else { continue };
         let mut classes: Vec<Id> = loaded.egraph.classes_for_op(&root).map(Iterator::collect).unwrap_or_default();
         classes.sort();
         for class in classes {
-            found.extend(rule.search(&view, class).into_iter().map(|b| (*rule, class, b)));
+            found.extend(rule.search(&view, class).into_iter().map(|b| (rule, class, b)));
         }
     }
     found.into_iter().filter(|(rule, class, bindings)| apply_rule(loaded, rule, *class, bindings)).count()
 }
 
+/// Whether a rule, applied to a part until nothing changes, comes to an end within the budgets.
+pub fn ends(part: &Part, rule: &Rule) -> bool {
+    let mut loaded = load(part);
+    let Some(root) = rule.root() else { return false };
+    let budgets = Budgets::default();
+    for _ in 0..budgets.iterations {
+        let mut found: Vec<(Id, Bindings)> = Vec::new();
+        let mut classes: Vec<Id> = loaded.egraph.classes_for_op(&root).map(Iterator::collect).unwrap_or_default();
+        classes.sort();
+        for class in classes {
+            found.extend(rule.search(&EView(&loaded.egraph), class).into_iter().map(|b| (class, b)));
+        }
+        let egraph = &mut loaded.egraph;
+        let before = egraph.total_number_of_nodes();
+        let mut changed = false;
+        for (class, bindings) in found {
+            if let Some((new, _)) = instantiate(egraph, rule, class, &bindings)
+                && egraph[new].data.ty == egraph[class].data.ty
+            {
+                changed |= egraph.union(class, new);
+            }
+        }
+        egraph.rebuild();
+        if !changed && egraph.total_number_of_nodes() == before {
+            return true;
+        }
+        if egraph.total_number_of_nodes() > budgets.nodes {
+            return false;
+        }
+    }
+    false
+}
+
 /// Adds a rule's right side and unites it with the class. Types are inferred before anything is added.
-fn apply_rule(loaded: &mut Loaded, rule: &'static Rule, class: Id, bindings: &Bindings) -> bool {
+fn apply_rule(loaded: &mut Loaded, rule: &Arc<Rule>, class: Id, bindings: &Bindings) -> bool {
     let egraph = &mut loaded.egraph;
     let before = egraph.total_number_of_nodes();
     let Some((new, added)) = instantiate(egraph, rule, class, bindings) else { return false };
@@ -191,7 +224,7 @@ fn apply_rule(loaded: &mut Loaded, rule: &'static Rule, class: Id, bindings: &Bi
     let matched: Vec<Term> = bindings.matched.iter().map(|(op, ids)| term_of(egraph, op, ids)).collect();
     let step = Step {
         rule: rule.name,
-        how: How::Rule(rule, Box::new(bindings.clone())),
+        how: How::Rule(rule.clone(), Box::new(bindings.clone())),
         unions: SmallVec::from_slice(&[(class, new)]),
         joined: egraph.total_number_of_nodes() == before,
         added,
@@ -255,15 +288,23 @@ pub struct TemplateNode {
     pub operands: SmallVec<[Ref; 4]>,
     /// Nodes of the part that it comes from.
     pub origins: SmallVec<[u32; 4]>,
-    /// Steps of the journal that it rests on.
-    pub steps: Vec<usize>,
+    /// Its e-node, from which the journal tells the steps that it rests on.
+    pub term: Term,
+    /// Modelled time of it as a kernel, µs.
+    pub cost: f64,
 }
 
 /// Chooses what to compute.
-pub fn choose(part: &Part, loaded: &Loaded, device: &DeviceDescription, search: Search) -> Option<Template> {
+pub fn choose(
+    part: &Part,
+    loaded: &Loaded,
+    device: &DeviceDescription,
+    search: Search,
+    steps: usize,
+) -> Option<Template> {
     let egraph = &loaded.egraph;
     let roots: Vec<Id> = part.outputs.iter().map(|n| egraph.find(loaded.nodes[*n as usize])).collect();
-    let (flat, extracted) = extract::extract(egraph, &roots, device, search);
+    let (flat, extracted) = extract::extract(egraph, &roots, device, search, steps);
     let Extracted { choice, cost, greedy_cost, proved } = extracted;
     let order = flat.order(&choice)?;
     let mut refs: Vec<Option<Ref>> = vec![None; flat.ids.len()];
@@ -281,13 +322,14 @@ pub fn choose(part: &Part, loaded: &Loaded, device: &DeviceDescription, search: 
             None => {
                 let operand = |id: &Id| refs[number[usize::from(egraph.find(*id))] as usize];
                 let operands: Option<SmallVec<[Ref; 4]>> = term.operands.iter().map(operand).collect();
-                let origins = loaded.journal.source(&term.clone_canonical(egraph)).map(|s| s.origins.clone());
-                let steps = loaded.journal.closure([term.clone_canonical(egraph)], false);
+                let term = term.clone_canonical(egraph);
+                let origins = loaded.journal.source(&term).map(|s| s.origins.clone());
                 nodes.push(TemplateNode {
                     op: op.clone(),
                     operands: operands?,
                     origins: origins.unwrap_or_default(),
-                    steps,
+                    term,
+                    cost: node.cost,
                 });
                 Ref::Node(nodes.len() as u32 - 1)
             }
@@ -297,22 +339,42 @@ pub fn choose(part: &Part, loaded: &Loaded, device: &DeviceDescription, search: 
     Some(Template { nodes, outputs: outputs?, cost, greedy_cost, proved })
 }
 
+/// What a replay did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Replayed {
+    /// Steps of the journals.
+    pub steps: usize,
+    /// Of these, those that were needed, each checked.
+    pub repeated: usize,
+    /// Rebuilds of an e-graph; each costs what the e-graph holds.
+    pub rebuilds: usize,
+}
+
 /// Repeats the steps that a template rests on, each checked to be an instance of its rule, and looks the template up in
-/// what results: `Err` names the first step or node that does not hold.
-pub fn replay(part: &Part, first: &Loaded, template: &Template, exact: bool) -> Result<usize, String> {
+/// what results: `Err` names the first step or node that does not hold. The e-graph is rebuilt where it was at first, not
+/// after each step, so that the whole is linear in the number of steps.
+pub fn replay(part: &Part, first: &Loaded, template: &Template, exact: bool) -> Result<Replayed, String> {
     let journal = &first.journal;
     let mut fresh = load(part);
     let mut ids: rustc_hash::FxHashMap<Id, Id> = rustc_hash::FxHashMap::default();
-    let mut needed = vec![false; journal.steps.len()];
-    template.nodes.iter().flat_map(|node| &node.steps).for_each(|s| needed[*s] = true);
-    journal.closure([], true).into_iter().for_each(|s| needed[s] = true);
-    let mut count = 0;
-    for (index, step) in journal.steps.iter().enumerate().filter(|(i, _)| needed[*i]) {
-        count += 1;
+    let mut done = Replayed { steps: journal.steps.len(), ..Replayed::default() };
+    let mut rebuilds = journal.rebuilds.iter().copied().peekable();
+    for index in journal.closure(template.nodes.iter().map(|node| node.term.clone()), true) {
+        let mut due = false;
+        while rebuilds.next_if(|at| *at <= index).is_some() {
+            due = true;
+        }
+        if due {
+            fresh.egraph.rebuild();
+            done.rebuilds += 1;
+        }
+        let step = &journal.steps[index];
+        done.repeated += 1;
         repeat(&mut fresh, first, step, &mut ids, exact)
             .ok_or_else(|| format!("step {index} ({}) does not hold", step.rule))?;
-        fresh.egraph.rebuild();
     }
+    fresh.egraph.rebuild();
+    done.rebuilds += 1;
     let mut found: Vec<Id> = Vec::new();
     for (i, node) in template.nodes.iter().enumerate() {
         let class = |r: &Ref| match r {
@@ -334,7 +396,7 @@ pub fn replay(part: &Part, first: &Loaded, template: &Template, exact: bool) -> 
             return Err(format!("output node {output} is not equal to what was chosen"));
         }
     }
-    Ok(count)
+    Ok(done)
 }
 
 /// A node of the first run as a node of this one: operators are interned anew.

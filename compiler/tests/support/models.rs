@@ -66,7 +66,8 @@ pub fn description() -> DeviceDescription {
 
 /// A graph compiled for this machine.
 pub fn compiled(graph: &Graph, level: Level) -> Compiled {
-    compile(graph, &description(), &CompileOptions { level, exact: false }).unwrap_or_else(|e| panic!("{e}"))
+    compile(graph, &description(), &CompileOptions { level, ..CompileOptions::default() })
+        .unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// The outputs of a program, by name and in order.

@@ -59,7 +59,7 @@ pub fn check(graph: &Graph, inputs: &[(&str, Tensor)], tolerance: f64) {
     let want = interpret(graph, &given, &Tensors::new()).unwrap_or_else(|e| panic!("{e}"));
     for level in [Level::None, Level::Greedy, Level::Full] {
         for device in descriptions() {
-            let options = CompileOptions { level, exact: false };
+            let options = CompileOptions { level, ..CompileOptions::default() };
             let compiled = compile(graph, &device, &options).unwrap_or_else(|e| panic!("{e}"));
             let weights = |name: &str| graph.weights.get(name).map(|w| w.materialise());
             let have = run(&compiled.program, &weights, &given, 2).unwrap_or_else(|e| panic!("{e}"));
@@ -80,7 +80,7 @@ pub fn check_fault(graph: &Graph, inputs: &[(&str, Tensor)], word: &str) {
     let given: Tensors = inputs.iter().map(|(name, v)| (name.to_string(), v.clone())).collect();
     assert!(interpret(graph, &given, &Tensors::new()).is_err());
     for device in descriptions() {
-        let options = CompileOptions { level: Level::Full, exact: false };
+        let options = CompileOptions::default();
         let compiled = compile(graph, &device, &options).unwrap_or_else(|e| panic!("{e}"));
         match run(&compiled.program, &|_| None, &given, 2) {
             Err(RuntimeError::Fault { message, .. }) => assert!(message.contains(word), "{message}"),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use egret::{CompileOptions, Device, Level};
+use egret::{CompileOptions, Device, Level, RewriteSet};
 
 /// A kernel compiler for neural-network graphs.
 ///
@@ -32,6 +32,8 @@ pub enum Command {
     Ops,
     /// Say how each kernel came to be.
     Explain(ExplainArgs),
+    /// List the rules of rewriting.
+    Rules(RulesArgs),
     /// Measure compilation and runs.
     Bench(BenchArgs),
     /// Write a program that the runtime loads without a compiler.
@@ -55,6 +57,13 @@ pub struct TargetArgs {
     /// No FMA contraction, and no rule that holds over the reals only.
     #[arg(long)]
     pub exact: bool,
+    /// Leaves a rule out; `egret rules` lists them.
+    #[arg(long, value_name = "RULE", value_parser = rule_name)]
+    pub without: Vec<String>,
+}
+
+fn rule_name(name: &str) -> Result<String, String> {
+    RewriteSet::standard().without(name).map(|_| name.to_string()).map_err(|e| e.message)
 }
 
 impl TargetArgs {
@@ -70,7 +79,10 @@ impl TargetArgs {
 
     /// Options of the compiler.
     pub fn options(&self) -> CompileOptions {
-        CompileOptions { level: self.rewrite, exact: self.exact }
+        // each name was looked up when it was parsed
+        let without = |set: RewriteSet, name: &String| set.clone().without(name).unwrap_or(set);
+        let rules = self.without.iter().fold(RewriteSet::standard(), without);
+        CompileOptions { level: self.rewrite, exact: self.exact, rules }
     }
 }
 
@@ -227,6 +239,19 @@ pub struct ExplainArgs {
     /// Only kernels that compute nodes with this in their name.
     #[arg(long, value_name = "NAME")]
     pub node: Option<String>,
+    /// Why two nodes, by what is in their names, are one kernel or not.
+    #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with = "node")]
+    pub pair: Option<Vec<String>>,
+}
+
+/// `egret rules`.
+#[derive(Args)]
+pub struct RulesArgs {
+    /// Only this rule.
+    pub name: Option<String>,
+    /// The rules that no model among these files and folders uses.
+    #[arg(long, num_args = 1.., value_name = "PATH", conflicts_with = "name")]
+    pub unused: Option<Vec<PathBuf>>,
 }
 
 /// `egret bench`.

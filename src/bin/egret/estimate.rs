@@ -11,7 +11,7 @@ use crate::model;
 pub fn run(args: &EstimateArgs, as_json: bool) -> Result<(), Failure> {
     let graph = model::load(&args.model)?;
     let bindings = model::sizes(&model::inputs(&graph), &args.dims)?;
-    let options = egret::CompileOptions { level: args.rewrite, exact: false };
+    let options = egret::CompileOptions { level: args.rewrite, ..egret::CompileOptions::default() };
     let names: Vec<&str> = match args.device.as_str() {
         "all" => DeviceDescription::names().collect(),
         one => vec![one],

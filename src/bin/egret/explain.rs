@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use egret::ir::NodeId;
+use egret::ir::{NodeId, Op};
+use egret::rewrite::{Link, Pair};
 use egret::{Compiled, Graph, Level};
 use serde_json::{Value, json};
 
@@ -24,8 +25,10 @@ struct NodeLine {
     ty: String,
     covers: Vec<String>,
     raised: Vec<&'static str>,
-    rules: Vec<&'static str>,
+    chain: Vec<(&'static str, String)>,
     refusals: Vec<(String, &'static str)>,
+    cost: f64,
+    alone: f64,
 }
 
 /// Explains a model.
@@ -35,8 +38,10 @@ pub fn explain(args: &ExplainArgs, as_json: bool) -> Result<(), Failure> {
         return Err(Failure::usage("the interpreter compiles nothing, so there is nothing to explain"));
     };
     let compiled = egret_compiler::compile(&graph, &description, &args.compile.target.options())?;
-    let raised = raise_rules(&graph, &compiled)?;
-    let all = entries(&compiled, &raised);
+    if let Some(names) = &args.pair {
+        return pair(&compiled, names, as_json);
+    }
+    let all = entries(&compiled, &raise_rules(&compiled));
     let total = all.len();
     let chosen: Vec<Entry> = match &args.node {
         Some(name) => all.into_iter().filter(|entry| entry.mentions(name)).collect(),
@@ -66,27 +71,29 @@ fn entries(compiled: &Compiled, raised: &BTreeMap<NodeId, Vec<&'static str>>) ->
     let original = compiled.rewritten.original();
     let mut by_origin: BTreeMap<String, Vec<NodeId>> = BTreeMap::new();
     for (id, node) in graph.iter().filter(|(_, node)| !node.operands.is_empty()) {
-        if !matches!(node.op, egret::ir::Op::Proj(_)) {
+        if !matches!(node.op, Op::Proj(_)) {
             by_origin.entry(origins(graph, id)).or_default().push(id);
         }
     }
     let line = |id: &NodeId| {
         let explanation = compiled.rewritten.explain(*id).unwrap_or_default();
-        let place = |id: NodeId| {
-            let name = original.node(id).op.home().name();
-            let origin = origins(original, id);
-            if origin.is_empty() { format!("%{} {name}", id.index()) } else { format!("{name} of {origin}") }
+        let place = |id: NodeId| placed(original, id);
+        let link = |link: &Link| {
+            let made: Vec<String> = link.made.iter().map(described).collect();
+            (link.rule, made.join(", "))
         };
         let mut rules: Vec<&'static str> =
             explanation.covers.iter().filter_map(|c| raised.get(c)).flatten().copied().collect();
         rules.dedup();
         NodeLine {
-            name: format!("%{} {}", id.index(), described(graph, *id)),
+            name: format!("%{} {}", id.index(), described(&graph.node(*id).op)),
             ty: graph.ty(*id).to_string(),
             covers: explanation.covers.iter().map(|c| place(*c)).collect(),
             raised: rules,
-            rules: explanation.rules,
+            chain: explanation.chain.iter().map(link).collect(),
             refusals: explanation.refusals.into_iter().map(|(id, guard)| (place(id), guard)).collect(),
+            cost: explanation.cost,
+            alone: explanation.alone,
         }
     };
     let launches = compiled.program.launches();
@@ -105,10 +112,17 @@ fn entries(compiled: &Compiled, raised: &BTreeMap<NodeId, Vec<&'static str>>) ->
         .collect()
 }
 
+/// An operator with its origin, or with its number where it has none.
+fn placed(graph: &Graph, id: NodeId) -> String {
+    let name = graph.node(id).op.home().name();
+    let origin = origins(graph, id);
+    if origin.is_empty() { format!("%{} {name}", id.index()) } else { format!("{name} of {origin}") }
+}
+
 /// The operator, and what it absorbed.
-fn described(graph: &Graph, id: NodeId) -> String {
-    match &graph.node(id).op {
-        egret::ir::Op::Fused(fused) => {
+fn described(op: &Op) -> String {
+    match op {
+        Op::Fused(fused) => {
             let rows = fused.rows.as_ref().map_or(String::new(), |(op, _)| format!(", then {}", op.home().name()));
             format!("{} with {}{rows}", fused.anchor.home().name(), fused.epilogue)
         }
@@ -116,29 +130,67 @@ fn described(graph: &Graph, id: NodeId) -> String {
     }
 }
 
-/// Rules that raise applied, by the node of the graph before rewriting.
-///
-/// Differentiation and the canonicalisation after it number nodes anew, so raise is repeated and its nodes are found by
-/// operator, type and origins.
-fn raise_rules(graph: &Graph, compiled: &Compiled) -> Result<BTreeMap<NodeId, Vec<&'static str>>, Failure> {
-    let (raised, log) = egret_compiler::raise::raise(&egret_compiler::raise::canonicalise(graph)?)?;
-    let original = compiled.rewritten.original();
-    let key = |graph: &Graph, id: NodeId| (origins(graph, id), graph.ty(id).to_string());
-    let mut nodes: BTreeMap<(String, String), Vec<NodeId>> = BTreeMap::new();
-    for (id, _) in original.iter() {
-        nodes.entry(key(original, id)).or_default().push(id);
-    }
+/// Rules that were applied directly, by the node of the graph before rewriting.
+fn raise_rules(compiled: &Compiled) -> BTreeMap<NodeId, Vec<&'static str>> {
     let mut rules: BTreeMap<NodeId, Vec<&'static str>> = BTreeMap::new();
-    for applied in log {
-        let same = |id: &&NodeId| original.node(**id).op == raised.node(applied.node).op;
-        for id in nodes.get(&key(&raised, applied.node)).into_iter().flatten().filter(same) {
-            let known = rules.entry(*id).or_default();
-            if !known.contains(&applied.rule) {
-                known.push(applied.rule);
-            }
+    for applied in &compiled.raise_log {
+        let known = rules.entry(applied.node).or_default();
+        if known.last() != Some(&applied.rule) {
+            known.push(applied.rule);
         }
     }
-    Ok(rules)
+    rules
+}
+
+/// Why two nodes are one kernel or not.
+fn pair(compiled: &Compiled, names: &[String], as_json: bool) -> Result<(), Failure> {
+    let original = compiled.rewritten.original();
+    let find = |name: &String| -> Result<NodeId, Failure> {
+        let named = |id: NodeId| format!("%{}", id.index()) == *name || origins(original, id).contains(name.as_str());
+        let mut ids = original.iter().rev().filter(|(_, node)| !node.operands.is_empty()).map(|(id, _)| id);
+        // of several, the last one has the value that others read
+        ids.find(|id| named(*id)).ok_or_else(|| Failure::usage(format!("no node has `{name}` in its name")))
+    };
+    let (a, b) = (find(&names[0])?, find(&names[1])?);
+    let lines = match compiled.rewritten.pair(a, b) {
+        None => vec!["one of them is known before a run, or is no operator: it is not rewritten".to_string()],
+        Some(pair) => pair_lines(compiled, &pair),
+    };
+    let (a, b) = (placed(original, a), placed(original, b));
+    if as_json {
+        println!("{:#}", json!({ "a": a, "b": b, "lines": lines }));
+    } else {
+        println!("{a}\n{b}");
+        lines.iter().for_each(|line| println!("  {line}"));
+    }
+    Ok(())
+}
+
+fn pair_lines(compiled: &Compiled, pair: &Pair) -> Vec<String> {
+    let (graph, original) = (&compiled.rewritten.graph, compiled.rewritten.original());
+    let mut lines = Vec::new();
+    for id in &pair.together {
+        let explanation = compiled.rewritten.explain(*id).unwrap_or_default();
+        let rules = explanation.rules().join(", ");
+        lines.push(format!("both are in %{} {}, by {rules}", id.index(), described(&graph.node(*id).op)));
+        let (cost, alone) = (explanation.cost, explanation.alone);
+        lines.push(format!("modelled time {cost:.2} µs, of its nodes each by itself {alone:.2} µs"));
+    }
+    if pair.together.is_empty() {
+        lines.push("no node of the rewritten graph computes both".into());
+        if pair.apart {
+            lines.push("they lie in different neighbourhoods, which are rewritten apart".into());
+        } else if pair.found.is_empty() {
+            lines.push("no rule joins them".into());
+        } else {
+            let found = pair.found.join(", ");
+            lines.push(format!("{found} joined them, but what was chosen is cheaper in the model"));
+        }
+    }
+    for (id, guard) in &pair.refusals {
+        lines.push(format!("refused at {}: {guard}", placed(original, *id)));
+    }
+    lines
 }
 
 impl Entry {
@@ -159,8 +211,12 @@ impl Entry {
             if !node.raised.is_empty() {
                 println!("    raised   {}", node.raised.join(", "));
             }
-            if !node.rules.is_empty() {
-                println!("    rules    {}", node.rules.join(", "));
+            for (rule, made) in &node.chain {
+                println!("    by       {rule}: {made}");
+            }
+            if node.chain.len() + node.raised.len() > 0 && node.alone > 0.0 {
+                let gain = node.alone - node.cost;
+                println!("    modelled {:.2} µs, {gain:.2} µs less than its nodes each by itself", node.cost);
             }
             for (place, guard) in &node.refusals {
                 println!("    refused  {place}: {guard}");
@@ -173,9 +229,12 @@ impl Entry {
         let nodes = self.nodes.iter().map(|node| {
             let refusals: Vec<Value> =
                 node.refusals.iter().map(|(place, guard)| json!({ "node": place, "guard": guard })).collect();
+            let rules: Vec<&str> = node.chain.iter().map(|(rule, _)| *rule).collect();
+            let chain: Vec<Value> =
+                node.chain.iter().map(|(rule, made)| json!({ "rule": rule, "made": made })).collect();
             json!({
-                "node": node.name, "type": node.ty, "covers": node.covers, "raised": node.raised,
-                "rules": node.rules, "refusals": refusals,
+                "node": node.name, "type": node.ty, "covers": node.covers, "raised": node.raised, "rules": rules,
+                "chain": chain, "refusals": refusals, "cost_us": node.cost, "alone_us": node.alone,
             })
         });
         let nodes: Vec<Value> = nodes.collect();
@@ -185,9 +244,17 @@ impl Entry {
 
 fn report_value(compiled: &Compiled, kernels: usize) -> Value {
     let report = compiled.rewritten.report();
+    let phases = report.phases.iter().map(|phase| {
+        let stopped: Vec<String> = phase.stopped.iter().map(|(budget, n)| format!("{budget}: {n}")).collect();
+        json!({
+            "phase": phase.name, "parts": phase.parts, "iterations": phase.iterations, "e_nodes": phase.nodes,
+            "classes": phase.classes, "stopped": stopped,
+        })
+    });
     json!({
         "kernels": kernels, "parts": report.parts, "distinct": report.distinct, "e_nodes": report.nodes,
         "cost_us": report.cost, "greedy_cost_us": report.greedy_cost, "proved": report.proved,
+        "phases": phases.collect::<Vec<Value>>(),
         "stopped": report.stopped.iter().map(|(phase, budget)| format!("{phase}: {budget}")).collect::<Vec<_>>(),
     })
 }
@@ -198,12 +265,19 @@ fn print_report(compiled: &Compiled, kernels: usize, level: Level) {
     if level == Level::None {
         return;
     }
-    println!(
-        "{} parts, {} distinct, {} e-nodes; {} of the distinct choices are proved cheapest",
-        report.parts, report.distinct, report.nodes, report.proved
-    );
+    let (parts, distinct, proved) = (report.parts, report.distinct, report.proved);
+    println!("{parts} parts, {distinct} distinct; the choice is proved cheapest in {proved} of these");
+    for phase in &report.phases {
+        println!(
+            "  {:<17} {:>6} e-nodes in {:>6} classes, at most {} iterations",
+            phase.name, phase.nodes, phase.classes, phase.iterations
+        );
+        for (budget, parts) in &phase.stopped {
+            println!("  {:<17} stopped in {parts} parts at the budget of {budget}", "");
+        }
+    }
     println!("modelled time {:.1} µs, of the greedy choice {:.1} µs", report.cost, report.greedy_cost);
-    for (phase, budget) in report.stopped {
-        println!("{phase} stopped at its budget of {budget}");
+    if report.cost == report.greedy_cost {
+        println!("the search found nothing cheaper than the greedy choice");
     }
 }

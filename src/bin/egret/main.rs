@@ -10,6 +10,7 @@ mod explain;
 mod failure;
 mod model;
 mod ops;
+mod rules;
 mod run;
 mod tensors;
 mod verify;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         Command::Explain(args) => explain::explain(args, json),
+        Command::Rules(args) => rules::rules(args, json),
         Command::Bench(args) => bench::bench(args, json),
         Command::Compile(args) => compile::compile(args, json),
         Command::Estimate(args) => estimate::run(args, json),

@@ -1,15 +1,20 @@
 //! Branch and bound with a step budget: proves a choice, or improves it, or gives up.
 
 use super::flat::{Choice, Flat};
+use super::prune::undominated;
 
 struct Bound<'f> {
     flat: &'f Flat,
+    /// By class, the nodes to try, cheapest first.
+    left: Vec<Vec<u32>>,
     /// Cheapest node by class.
     least: Vec<f64>,
     best: f64,
     best_choice: Choice,
     choice: Choice,
-    needed: Vec<bool>,
+    /// Classes known to be needed, in the order in which they are decided.
+    needed: Vec<u32>,
+    is_needed: Vec<bool>,
     steps: usize,
     limit: usize,
 }
@@ -17,90 +22,95 @@ struct Bound<'f> {
 /// The best choice found, its cost, and whether it is proved.
 pub fn search(flat: &Flat, start: Choice, cost: f64, limit: usize) -> (Choice, f64, bool) {
     let n = flat.ids.len();
-    let least: Vec<f64> =
-        flat.nodes.iter().map(|nodes| nodes.iter().map(|node| node.cost).fold(f64::INFINITY, f64::min)).collect();
+    let left = undominated(flat);
+    let cheapest =
+        |(class, list): (usize, &Vec<u32>)| list.first().map_or(f64::INFINITY, |j| flat.nodes[class][*j as usize].cost);
     let mut bound = Bound {
         flat,
-        least,
+        least: left.iter().enumerate().map(cheapest).collect(),
+        left,
         best: cost,
         best_choice: start,
         choice: vec![u32::MAX; n],
-        needed: vec![false; n],
+        needed: Vec::new(),
+        is_needed: vec![false; n],
         steps: 0,
         limit,
     };
-    let mut open = Vec::new();
     let mut floor = 0.0;
     for root in &flat.roots {
-        if !std::mem::replace(&mut bound.needed[*root as usize], true) {
-            open.push(*root);
-            floor += bound.least[*root as usize];
-        }
+        floor += bound.need(*root);
     }
-    bound.run(open, floor);
+    bound.run(floor);
     let proved = bound.steps < bound.limit;
     (bound.best_choice, bound.best, proved)
 }
 
-/// A decision on the explicit stack: which class, which of its nodes come next, and how to undo.
+/// A decision: the class at one place of `needed`, and how to undo it.
 struct Frame {
-    class: u32,
-    /// Nodes still to try, cheapest last.
-    todo: Vec<u32>,
-    /// Classes that the current node added to `needed`.
-    added: Vec<u32>,
-    open: Vec<u32>,
+    /// Place of the next of its nodes to try.
+    next: usize,
+    /// Length of `needed` before its node was chosen.
+    before: usize,
+    /// What is paid, and the cheapest node of every class known to be needed, before it was chosen.
     floor: f64,
 }
 
 impl Bound<'_> {
-    /// Depth first over needed classes; the floor is what is paid plus the cheapest node of every class known to be
-    /// needed.
-    fn run(&mut self, open: Vec<u32>, floor: f64) {
-        let mut stack: Vec<Frame> = Vec::new();
-        self.enter(&mut stack, open, floor);
-        while let Some(frame) = stack.last_mut() {
-            for class in frame.added.drain(..) {
-                self.needed[class as usize] = false;
-            }
-            let class = frame.class as usize;
-            let Some(node_index) = frame.todo.pop().filter(|_| self.steps < self.limit) else {
-                self.choice[class] = u32::MAX;
+    /// Notes that a class is needed; what that adds to the floor.
+    fn need(&mut self, class: u32) -> f64 {
+        if std::mem::replace(&mut self.is_needed[class as usize], true) {
+            return 0.0;
+        }
+        self.needed.push(class);
+        self.least[class as usize]
+    }
+
+    fn forget(&mut self, length: usize) {
+        for class in self.needed.drain(length..) {
+            self.is_needed[class as usize] = false;
+        }
+    }
+
+    /// Depth first over needed classes. A frame stands at each decided place of `needed`.
+    fn run(&mut self, floor: f64) {
+        let mut stack = vec![Frame { next: 0, before: self.needed.len(), floor }];
+        while let Some(depth) = stack.len().checked_sub(1) {
+            let frame = &mut stack[depth];
+            self.forget(frame.before);
+            let Some(class) = self.needed.get(depth).copied() else {
+                // everything is decided
+                self.take(frame.floor);
                 stack.pop();
                 continue;
             };
+            let i = class as usize;
+            let node = self.left[i].get(frame.next).copied().filter(|_| self.steps < self.limit);
+            let Some(node) = node else {
+                self.choice[i] = u32::MAX;
+                stack.pop();
+                continue;
+            };
+            frame.next += 1;
             self.steps += 1;
-            self.choice[class] = node_index;
-            let node = &self.flat.nodes[class][node_index as usize];
-            let mut floor = frame.floor - self.least[class] + node.cost;
-            let mut open = frame.open.clone();
+            self.choice[i] = node;
+            let node = &self.flat.nodes[i][node as usize];
+            let mut floor = frame.floor - self.least[i] + node.cost;
             for operand in &node.operands {
-                if !std::mem::replace(&mut self.needed[*operand as usize], true) {
-                    frame.added.push(*operand);
-                    open.push(*operand);
-                    floor += self.least[*operand as usize];
-                }
+                floor += self.need(*operand);
             }
             if floor < self.best - 1e-9 {
-                self.enter(&mut stack, open, floor);
+                stack.push(Frame { next: 0, before: self.needed.len(), floor });
             }
         }
     }
 
-    fn enter(&mut self, stack: &mut Vec<Frame>, mut open: Vec<u32>, floor: f64) {
-        // classes with one node are no decision
-        let Some(class) = open.pop() else {
-            if floor < self.best - 1e-9
-                && let Some(total) = self.flat.total(&self.choice).filter(|total| *total < self.best - 1e-9)
-            {
-                self.best = total;
-                self.best_choice = self.choice.clone();
-            }
-            return;
-        };
-        let mut todo: Vec<u32> = (0..self.flat.nodes[class as usize].len() as u32).collect();
-        let cost = |j: &u32| self.flat.nodes[class as usize][*j as usize].cost;
-        todo.sort_by(|a, b| cost(b).total_cmp(&cost(a)));
-        stack.push(Frame { class, todo, added: Vec::new(), open, floor });
+    fn take(&mut self, floor: f64) {
+        if floor < self.best - 1e-9
+            && let Some(total) = self.flat.total(&self.choice).filter(|total| *total < self.best - 1e-9)
+        {
+            self.best = total;
+            self.best_choice = self.choice.clone();
+        }
     }
 }

@@ -6,6 +6,7 @@ use egret_program::DeviceDescription;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
+use super::super::part::{Part, Ref};
 use super::super::term::{BindingTime, Graph};
 use crate::cost;
 
@@ -33,6 +34,10 @@ pub struct Flat {
     pub nodes: Vec<Vec<FlatNode>>,
     /// Classes that must be computed.
     pub roots: Vec<u32>,
+    /// By class, its strongly connected component over all nodes of all classes: a choice is cyclic only inside one.
+    pub component: Vec<u32>,
+    /// Classes by component.
+    pub component_size: Vec<u32>,
 }
 
 impl Flat {
@@ -53,9 +58,10 @@ impl Flat {
         for (i, id) in ids.iter().enumerate() {
             number.insert(*id, i as u32);
         }
-        let nodes = ids.iter().map(|id| class_nodes(egraph, *id, &number, device)).collect();
+        let nodes: Vec<Vec<FlatNode>> = ids.iter().map(|id| class_nodes(egraph, *id, &number, device)).collect();
         let roots = roots.iter().map(|id| number[&egraph.find(*id)]).collect();
-        Flat { ids, nodes, roots }
+        let (component, component_size) = components(&nodes);
+        Flat { ids, nodes, roots, component, component_size }
     }
 
     /// The chosen node of a class.
@@ -98,13 +104,34 @@ impl Flat {
             for operand in node.operands.iter().rev() {
                 match state[*operand as usize] {
                     0 => stack.push((*operand, true)),
-                    OPEN if stack.contains(&(*operand, false)) => return None,
+                    // open classes are those on the way from a root to here
+                    OPEN => return None,
                     _ => {}
                 }
             }
         }
         Some(total)
     }
+}
+
+/// By class its component, and by component its size.
+fn components(nodes: &[Vec<FlatNode>]) -> (Vec<u32>, Vec<u32>) {
+    let mut graph: petgraph::graph::DiGraph<(), (), u32> = petgraph::graph::DiGraph::with_capacity(nodes.len(), 0);
+    nodes.iter().for_each(|_| {
+        graph.add_node(());
+    });
+    for (class, nodes) in nodes.iter().enumerate() {
+        for operand in nodes.iter().flat_map(|node| &node.operands) {
+            graph.add_edge((class as u32).into(), (*operand).into(), ());
+        }
+    }
+    let mut component = vec![0; nodes.len()];
+    let mut sizes = Vec::new();
+    for (i, members) in petgraph::algo::kosaraju_scc(&graph).iter().enumerate() {
+        members.iter().for_each(|class| component[class.index()] = i as u32);
+        sizes.push(members.len() as u32);
+    }
+    (component, sizes)
 }
 
 fn class_nodes(egraph: &Graph, id: Id, number: &FxHashMap<Id, u32>, device: &DeviceDescription) -> Vec<FlatNode> {
@@ -128,4 +155,21 @@ fn class_nodes(egraph: &Graph, id: Id, number: &FxHashMap<Id, u32>, device: &Dev
         FlatNode { cost, operands, index: index as u32 }
     });
     nodes.collect()
+}
+
+/// By node of a part, its modelled time as a kernel of its own, µs.
+pub fn alone(part: &Part, device: &DeviceDescription) -> Vec<f64> {
+    let ty = |r: &Ref| match r {
+        Ref::Leaf(l) => &part.leaves[*l as usize].ty,
+        Ref::Node(n) => &part.nodes[*n as usize].ty,
+    };
+    let price = |node: &super::super::part::PartNode| {
+        let types: SmallVec<[&Type; 4]> = node.operands.iter().map(ty).collect();
+        let known = |i: usize| match node.operands[i] {
+            Ref::Leaf(l) => part.leaves[l as usize].facts.splat.is_some(),
+            Ref::Node(_) => false,
+        };
+        cost::kernel(&cost::sketch(&node.op, &types, &node.ty, &known), device)
+    };
+    part.nodes.iter().map(price).collect()
 }

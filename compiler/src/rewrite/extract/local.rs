@@ -3,27 +3,31 @@
 //! A merged contraction pays only when all its slices switch: no single move finds it.
 
 use super::flat::{Choice, Flat};
+use super::priced::{Move, Priced};
 
 const ROUNDS: usize = 8;
 const GAIN: f64 = 1e-9;
 
 /// Improves a choice until no move helps.
-pub fn improve(flat: &Flat, mut choice: Choice) -> (Choice, f64) {
-    let mut best = flat.total(&choice).unwrap_or(f64::INFINITY);
+pub fn improve(flat: &Flat, choice: Choice) -> (Choice, f64) {
+    let Some(mut priced) = Priced::new(flat, choice.clone()) else { return (choice, f64::INFINITY) };
     let readers = readers(flat);
     for _ in 0..ROUNDS {
-        let before = best;
-        single_moves(flat, &mut choice, &mut best);
-        group_moves(flat, &readers, &mut choice, &mut best);
-        if before - best < GAIN {
+        let before = priced.total();
+        single_moves(flat, &mut priced);
+        group_moves(flat, &readers, &mut priced);
+        if before - priced.total() < GAIN {
             break;
         }
     }
-    (choice, best)
+    let choice = priced.into_choice();
+    // summed anew: the moves' roundings add up
+    let total = flat.total(&choice).unwrap_or(f64::INFINITY);
+    (choice, total)
 }
 
 /// By class, the nodes of classes with alternatives that read it.
-fn readers(flat: &Flat) -> Vec<Vec<(u32, u32)>> {
+fn readers(flat: &Flat) -> Vec<Vec<Move>> {
     let mut readers = vec![Vec::new(); flat.ids.len()];
     for (class, nodes) in flat.nodes.iter().enumerate().filter(|(_, nodes)| nodes.len() > 1) {
         for (j, node) in nodes.iter().enumerate() {
@@ -35,61 +39,43 @@ fn readers(flat: &Flat) -> Vec<Vec<(u32, u32)>> {
     readers
 }
 
-fn reached(flat: &Flat, choice: &Choice) -> Vec<u32> {
-    flat.order(choice).unwrap_or_default()
-}
-
-fn single_moves(flat: &Flat, choice: &mut Choice, best: &mut f64) {
-    for class in reached(flat, choice) {
-        let i = class as usize;
-        if flat.nodes[i].len() < 2 {
-            continue;
-        }
-        for j in 0..flat.nodes[i].len() as u32 {
-            if j == choice[i] {
-                continue;
-            }
-            let old = std::mem::replace(&mut choice[i], j);
-            match flat.total(choice) {
-                Some(total) if total < *best - GAIN => *best = total,
-                _ => choice[i] = old,
+fn single_moves(flat: &Flat, priced: &mut Priced) {
+    for class in 0..flat.ids.len() as u32 {
+        for j in 0..flat.nodes[class as usize].len() as u32 {
+            if priced.reached(class) && j != priced.chosen(class) {
+                priced.improve(&[(class, j)], GAIN);
             }
         }
     }
 }
 
-fn group_moves(flat: &Flat, readers: &[Vec<(u32, u32)>], choice: &mut Choice, best: &mut f64) {
+fn group_moves(flat: &Flat, readers: &[Vec<Move>], priced: &mut Priced) {
+    let mut moves: Vec<Move> = Vec::new();
     for (class, readers) in readers.iter().enumerate() {
         let free = flat.nodes[class].iter().all(|node| node.cost == 0.0);
         if readers.len() < 2 || free {
             continue;
         }
-        let mut on = vec![false; flat.ids.len()];
-        reached(flat, choice).into_iter().for_each(|c| on[c as usize] = true);
         for join in [true, false] {
-            let mut trial = choice.clone();
-            let mut moved = 0;
-            for (reader, j) in readers.iter().filter(|(reader, _)| on[*reader as usize]) {
-                let i = *reader as usize;
-                let reads =
-                    |k: u32| flat.nodes[i].get(k as usize).is_some_and(|n| n.operands.contains(&(class as u32)));
-                if join && !reads(trial[i]) {
-                    trial[i] = *j;
-                    moved += 1;
-                } else if !join && trial[i] == *j {
-                    let other = flat.nodes[i].iter().enumerate().filter(|(k, _)| !reads(*k as u32));
+            moves.clear();
+            for (reader, j) in readers.iter().filter(|(reader, _)| priced.reached(*reader)) {
+                if moves.iter().any(|(moved, _)| moved == reader) {
+                    continue;
+                }
+                let nodes = &flat.nodes[*reader as usize];
+                let reads = |k: u32| nodes.get(k as usize).is_some_and(|n| n.operands.contains(&(class as u32)));
+                let chosen = priced.chosen(*reader);
+                if join && !reads(chosen) {
+                    moves.push((*reader, *j));
+                } else if !join && chosen == *j {
+                    let other = nodes.iter().enumerate().filter(|(k, _)| !reads(*k as u32));
                     if let Some((k, _)) = other.min_by(|a, b| a.1.cost.total_cmp(&b.1.cost)) {
-                        trial[i] = k as u32;
-                        moved += 1;
+                        moves.push((*reader, k as u32));
                     }
                 }
             }
-            if moved < 2 {
-                continue;
-            }
-            if let Some(total) = flat.total(&trial).filter(|total| *total < *best - GAIN) {
-                *best = total;
-                *choice = trial;
+            if moves.len() > 1 {
+                priced.improve(&moves, GAIN);
             }
         }
     }

@@ -4,16 +4,15 @@ mod bound;
 mod flat;
 mod greedy;
 mod local;
+mod priced;
+mod prune;
 
-pub use flat::{Choice, Flat};
+pub use flat::{Choice, Flat, alone};
 
 use egg::Id;
 use egret_program::DeviceDescription;
 
 use super::term::Graph;
-
-/// Steps of branch and bound on one part.
-const BOUND_STEPS: usize = 50_000;
 
 /// Which search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,8 +36,14 @@ pub struct Extracted {
     pub proved: bool,
 }
 
-/// Chooses nodes for what `roots` need.
-pub fn extract(egraph: &Graph, roots: &[Id], device: &DeviceDescription, search: Search) -> (Flat, Extracted) {
+/// Chooses nodes for what `roots` need, with at most `steps` steps of branch and bound.
+pub fn extract(
+    egraph: &Graph,
+    roots: &[Id],
+    device: &DeviceDescription,
+    search: Search,
+    steps: usize,
+) -> (Flat, Extracted) {
     let flat = Flat::new(egraph, roots, device);
     let greedy = greedy::choose(&flat);
     let greedy_cost = flat.total(&greedy).unwrap_or(f64::INFINITY);
@@ -47,6 +52,6 @@ pub fn extract(egraph: &Graph, roots: &[Id], device: &DeviceDescription, search:
         return (flat, extracted);
     }
     let (choice, cost) = local::improve(&flat, greedy);
-    let (choice, cost, proved) = bound::search(&flat, choice, cost, BOUND_STEPS);
+    let (choice, cost, proved) = bound::search(&flat, choice, cost, steps);
     (flat, Extracted { choice, cost, greedy_cost, proved })
 }

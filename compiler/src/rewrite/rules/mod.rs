@@ -5,7 +5,7 @@ mod movement;
 mod raise;
 mod region;
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use egret_ir::Op;
 use egret_ir::ops::{Conv, DotGeneral, Fused};
@@ -13,21 +13,79 @@ use egret_ir::ops::{Conv, DotGeneral, Fused};
 use super::pattern::{Class, Rule};
 
 /// Which passes use a rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Topic {
-    /// Spellings of composites, applied directly before differentiation.
-    Raise,
+    /// Values that are known, and functions of their identity element; applied directly.
+    Fold,
     /// Data movement, applied directly and in the e-graph.
     Movement,
+    /// Spellings of composites, applied directly before differentiation.
+    Raise,
     /// Scales and biases into weights.
     Algebra,
+    /// Elementwise nodes into the anchor that makes their operand.
+    Epilogue,
     /// Operators that join into one kernel.
     Region,
+    /// Anchors that share an operand into one.
+    Merge,
+    /// Rules that a user added, tried in every phase of the e-graph.
+    User,
 }
 
-/// Every rule with its topic, in the order in which they are tried.
-pub fn all() -> &'static [(Topic, Rule)] {
-    static RULES: OnceLock<Vec<(Topic, Rule)>> = OnceLock::new();
+/// A rule that is code, because text of fixed shape cannot say it.
+#[derive(Clone, Copy, Debug)]
+pub struct CodeRule {
+    /// Its name.
+    pub name: &'static str,
+    /// Which pass uses it.
+    pub topic: Topic,
+    /// How faithful it is.
+    pub class: Class,
+    /// The identity in one line.
+    pub doc: &'static str,
+}
+
+/// Every rule that is code.
+pub const CODE: &[CodeRule] = &[
+    code("fold", Topic::Fold, Class::Exact, "a small operator of constants is its value, by the reference evaluator"),
+    code(
+        "identity",
+        Topic::Fold,
+        Class::Exact,
+        "x·1 = x, x/1 = x, x − 0 = x, and of integers x + 0 = x; a choice by a known condition",
+    ),
+    code(
+        "implicit-broadcast",
+        Topic::Fold,
+        Class::Exact,
+        "a function that broadcasts by itself reads its operand as it was",
+    ),
+    code(
+        "activation",
+        Topic::Raise,
+        Class::Real,
+        "a scalar program of one value that spells an activation, in any association",
+    ),
+    code("attention", Topic::Raise, Class::Real, "a product of a softmax of any elementwise program of a product"),
+    code("epilogue-unary", Topic::Epilogue, Class::Exact, "f(anchor): the function joins the anchor's program"),
+    code("epilogue-binary", Topic::Epilogue, Class::Exact, "f(anchor, y): so does one with a foreign operand"),
+    code(
+        "epilogue-both",
+        Topic::Epilogue,
+        Class::Exact,
+        "f(g(anchor), h(anchor)): so does one of two epilogues of the same anchor",
+    ),
+    code("merge-dots", Topic::Merge, Class::Exact, "x·A and x·B with equal epilogues are slices of x·[A B]"),
+];
+
+const fn code(name: &'static str, topic: Topic, class: Class, doc: &'static str) -> CodeRule {
+    CodeRule { name, topic, class, doc }
+}
+
+/// Every rule that is text with its topic, in the order in which they are tried.
+pub fn all() -> &'static Arc<Vec<(Topic, Arc<Rule>)>> {
+    static RULES: OnceLock<Arc<Vec<(Topic, Arc<Rule>)>>> = OnceLock::new();
     RULES.get_or_init(|| {
         let topics = [
             (Topic::Movement, movement::rules()),
@@ -35,14 +93,9 @@ pub fn all() -> &'static [(Topic, Rule)] {
             (Topic::Algebra, algebra::rules()),
             (Topic::Region, region::rules()),
         ];
-        topics.into_iter().flat_map(|(topic, rules)| rules.into_iter().map(move |rule| (topic, rule))).collect()
+        let rules = topics.into_iter().flat_map(|(topic, rules)| rules.into_iter().map(move |r| (topic, Arc::new(r))));
+        Arc::new(rules.collect())
     })
-}
-
-/// The rules of some topics, exact ones alone if asked.
-pub fn of(topics: &[Topic], exact: bool) -> Vec<&'static Rule> {
-    let legal = |rule: &Rule, topic: Topic| !exact || rule.class == Class::Exact || topic == Topic::Raise;
-    all().iter().filter(|(topic, rule)| topics.contains(topic) && legal(rule, *topic)).map(|(_, rule)| rule).collect()
 }
 
 /// The contraction in `op`, if it has absorbed nothing.

@@ -41,7 +41,7 @@ pub(super) fn rules() -> Vec<Rule> {
     let no: fn(&mut Match) -> Option<()> = |_| Some(());
     vec![
         Rule::new("square", Exact, "(pow ?x 2)", "(mul ?x ?x)", "x² = x·x", no),
-        Rule::new("square-root", Exact, "(pow ?x 0.5)", "(sqrt ?x)", "x^½ = √x", no),
+        Rule::new("square-root", Real, "(pow ?x 0.5)", "(sqrt ?x)", "x^½ = √x; of −0 the root is −0, the power 0", no),
         Rule::new("reciprocal-square-root", Real, "(recip (sqrt ?x))", "(rsqrt ?x)", "1/√x", no),
         Rule::new("one-over-square-root", Real, "(div 1 (sqrt ?x))", "(rsqrt ?x)", "1/√x", no),
         Rule::new(
