@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use egret_compiler::cuda::{self, CudaKernel};
 use egret_compiler::kernel::{Access, Kernel, KernelBuilder, LoopKind, Space};
+use egret_compiler::raise;
 use egret_compiler::rewrite::{self, Options};
-use egret_compiler::{CompileOptions, raise};
 use egret_ir::{Bindings, DType, Dim, Graph, Op, ScalarValue, Tensor, interpret};
 use egret_program::DeviceDescription;
 use support::nvrtc;
@@ -23,8 +23,7 @@ fn rewritten(graph: &Graph) -> Graph {
     let (raised, _) = raise::raise(&canonical).unwrap();
     let expanded = egret_ir::autodiff::expand(&raised).unwrap();
     let raised = raise::canonicalise(&expanded).unwrap();
-    let CompileOptions { level, exact } = CompileOptions::default();
-    rewrite::rewrite(&raised, &device, &Options { level, exact }).unwrap().graph
+    rewrite::rewrite(&raised, &device, &Options::default()).unwrap().graph
 }
 
 fn kernels(graph: &Graph) -> Vec<CudaKernel> {
