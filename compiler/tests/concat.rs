@@ -4,7 +4,7 @@ mod support {
     pub mod programs;
 }
 
-use egret_compiler::{CompileOptions, Level, compile};
+use egret_compiler::{CompileOptions, compile};
 use egret_ir::{DType, Graph, ScalarValue, Tensor, Tracer, Var, f32, trace};
 use egret_program::{DeviceDescription, Place, Program};
 use support::programs::{check, few};

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use egret_compiler::{CompileOptions, Compiled, Level, compile};
+use egret_compiler::{CompileOptions, Compiled, compile};
 use egret_ir::tracer::extend;
 use egret_ir::{Graph, NodeId, Op};
 use egret_onnx::proto::{

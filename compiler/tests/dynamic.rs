@@ -4,7 +4,7 @@ mod support {
     pub mod programs;
 }
 
-use egret_compiler::{CompileOptions, Level, compile};
+use egret_compiler::{CompileOptions, compile};
 use egret_ir::ops::NonMaxSuppression;
 use egret_ir::{DType, Dim, Literal, Shape, Tensor, TensorType, Tensors, f32, i64, trace};
 use egret_runtime::RuntimeError;
