@@ -26,7 +26,7 @@ struct Args {
     batch: usize,
     /// Learning rate.
     #[arg(long, default_value_t = 0.001)]
-    rate: f32,
+    rate: f64,
     /// Threads; 0: as many as the process may use.
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -77,7 +77,7 @@ fn train(args: &Args) -> egret::Result<()> {
         let start = Instant::now();
         let (mut sum, mut steps) = (0.0, 0);
         for (images, labels) in training.shuffled(args.batch, epoch) {
-            sum += f64::from(trainer.step(&[("images", &images), ("labels", &labels)])?);
+            sum += trainer.step(&[("images", &images), ("labels", &labels)])?;
             steps += 1;
         }
         let seconds = start.elapsed().as_secs_f64();

@@ -104,10 +104,12 @@ impl<'s> Outputs<'s> {
         (0..this.len()).filter_map(move |i| this.at(i))
     }
 
-    /// The one element of the output of that name, if it is an f32 scalar.
-    pub fn scalar(&self, name: &str) -> Option<f32> {
-        match self.get(name)?.as_slice::<f32>()? {
-            [value] => Some(*value),
+    /// The one element of the output of that name, if it is a scalar of f32 or f64.
+    pub fn scalar(&self, name: &str) -> Option<f64> {
+        let output = self.get(name)?;
+        match (output.as_slice::<f32>(), output.as_slice::<f64>()) {
+            (Some([value]), _) => Some(f64::from(*value)),
+            (_, Some([value])) => Some(*value),
             _ => None,
         }
     }

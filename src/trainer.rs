@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use egret_compiler::CompileOptions;
-use egret_ir::{Graph, Tensor, Var, f32, trace};
+use egret_ir::{DType, Graph, Literal, Tensor, TensorType, Var, trace};
 use egret_nn::{Mode, Optimiser, Params};
 
 use crate::compile::{Executable, compile_with};
@@ -100,7 +100,7 @@ impl Trainer {
         let step: Graph = trace(|t| {
             let p = Params::with_values(t, Mode::Train, seed, values.clone());
             let objective = model(&p);
-            let rate = t.input(RATE, f32(shape![]));
+            let rate = t.input(RATE, TensorType::new(DType::F64, shape![]));
             optimiser.minimise(&p, objective.loss, rate);
             parameters = p.all().into_iter().map(|parameter| parameter.name).collect();
             [("loss", objective.loss)]
@@ -126,7 +126,7 @@ impl Trainer {
     }
 
     /// Sets the learning rate of the steps that follow.
-    pub fn set_learning_rate(&mut self, rate: f32) {
+    pub fn set_learning_rate(&mut self, rate: f64) {
         self.rate = scalar(rate);
     }
 
@@ -134,7 +134,7 @@ impl Trainer {
     ///
     /// # Errors
     /// As [`Session::run`].
-    pub fn step(&mut self, batch: &[(&str, &Tensor)]) -> Result<f32> {
+    pub fn step(&mut self, batch: &[(&str, &Tensor)]) -> Result<f64> {
         let mut inputs: Vec<(&str, &Tensor)> = batch.to_vec();
         inputs.push((RATE, &self.rate));
         let outputs = self.step.run(&inputs)?;
@@ -178,18 +178,18 @@ impl Trainer {
     }
 }
 
-fn scalar(value: f32) -> Tensor {
-    Tensor::scalar(egret_ir::Literal::float(value.into(), egret_ir::DType::F32))
+fn scalar(value: f64) -> Tensor {
+    Tensor::scalar(Literal::float(value, DType::F64))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use egret_ir::{ScalarFn, i64};
+    use egret_ir::{ScalarFn, f32, i64};
     use egret_nn::{Adam, Conv2d, Flatten, Layer, Linear, MaxPool2d, Sequential, Sgd, data, loss};
 
     /// Losses and last parameters of three steps.
-    fn train(device: &Device, optimiser: &dyn Optimiser) -> (Vec<f32>, Vec<f32>, Vec<Tensor>) {
+    fn train(device: &Device, optimiser: &dyn Optimiser) -> (Vec<f64>, Vec<f64>, Vec<Tensor>) {
         let net = Sequential::new()
             .named("conv", Conv2d::new(6, 3).stride(2))
             .layer(ScalarFn::Relu)
@@ -218,7 +218,7 @@ mod tests {
         for optimiser in [&Adam::default() as &dyn Optimiser, &Sgd::momentum(0.9)] {
             let (losses, after, parameters) = train(&Device::cpu().with_threads(2), optimiser);
             let (want_losses, want_after, want) = train(&Device::interpreter(), optimiser);
-            let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5);
+            let close = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5);
             assert!(close(&losses, &want_losses) && close(&after, &want_after), "{losses:?} for {want_losses:?}");
             assert!(after.iter().zip(&losses).all(|(after, before)| after < before), "{losses:?}, then {after:?}");
             for (have, want) in parameters.iter().zip(&want) {

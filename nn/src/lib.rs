@@ -23,6 +23,7 @@
 
 pub mod data;
 mod error;
+mod imported;
 pub mod init;
 mod layers;
 pub mod loss;
@@ -30,10 +31,12 @@ mod optimiser;
 mod params;
 
 pub use error::DataError;
+pub use imported::Imported;
 pub use init::Init;
 pub use layers::{
-    Conv2d, Embedding, Flatten, Layer, LayerNorm, Linear, Lstm, MaxPool2d, MultiHeadAttention, Residual, Sequential,
-    TransformerBlock,
+    AvgPool2d, BatchNorm, Conv1d, Conv2d, Conv3d, ConvNd, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d,
+    ConvTransposeNd, Dropout, Embedding, Flatten, GlobalAvgPool, GroupNorm, Gru, Layer, LayerNorm, Linear, Lstm,
+    MaxPool2d, MultiHeadAttention, Residual, RmsNorm, Rnn, Sequential, TransformerBlock,
 };
-pub use optimiser::{Adam, Gradient, Optimiser, Sgd};
+pub use optimiser::{Adagrad, Adam, Clip, ClipBy, Gradient, Optimiser, RmsProp, Schedule, Sgd};
 pub use params::{Mode, Parameter, Params};

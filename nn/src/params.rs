@@ -33,8 +33,12 @@ pub struct Parameter<'t> {
 struct Shared<'t> {
     mode: Mode,
     seed: u64,
+    dtype: Cell<DType>,
     given: BTreeMap<String, Tensor>,
     made: RefCell<Vec<Parameter<'t>>>,
+    /// The state that random numbers are counted by, once a layer asked for it.
+    counter: Cell<Option<Var<'t>>>,
+    streams: Cell<u64>,
     line: Cell<Option<&'static Location<'static>>>,
 }
 
@@ -60,8 +64,28 @@ impl<'a, 't> Params<'a, 't> {
         seed: u64,
         given: BTreeMap<String, Tensor>,
     ) -> Params<'a, 't> {
-        let shared = Shared { mode, seed, given, made: RefCell::default(), line: Cell::new(None) };
+        let shared = Shared {
+            mode,
+            seed,
+            dtype: Cell::new(DType::F32),
+            given,
+            made: RefCell::default(),
+            counter: Cell::new(None),
+            streams: Cell::new(0),
+            line: Cell::new(None),
+        };
         Params { tracer, shared: Rc::new(shared), path: String::new() }
+    }
+
+    /// Parameters of that element type from here on; f32 before.
+    pub fn of(&self, dtype: DType) -> &Params<'a, 't> {
+        self.shared.dtype.set(dtype);
+        self
+    }
+
+    /// The element type of parameters.
+    pub fn dtype(&self) -> DType {
+        self.shared.dtype.get()
     }
 
     /// The graph under construction.
@@ -84,29 +108,97 @@ impl<'a, 't> Params<'a, 't> {
         self.shared.made.borrow().clone()
     }
 
-    /// An f32 parameter; the same name gives the same value again.
+    /// A parameter; the same name gives the same value again.
     pub fn get(&self, name: &str, shape: &[usize], init: Init) -> Var<'t> {
+        let Some(value) = self.first(name, self.dtype(), shape, init) else { return self.fail_silently() };
+        self.make(name, value)
+    }
+
+    /// A parameter that begins with a value, unless another was given for its name.
+    pub fn weight(&self, name: &str, value: Weight) -> Var<'t> {
+        let value = match self.shared.given.contains_key(&self.named(name)) {
+            false => Some(value),
+            true => self.first(name, value.ty().dtype, value.shape(), Init::ZEROS),
+        };
+        let Some(value) = value else { return self.fail_silently() };
+        self.make(name, value)
+    }
+
+    /// A value that belongs to a layer and that no optimiser moves, such as a running mean: a state in training, and what
+    /// the layer updates itself.
+    pub fn buffer(&self, name: &str, shape: &[usize], init: Init) -> Var<'t> {
+        match self.first(name, self.dtype(), shape, init) {
+            Some(value) => self.leaf(&self.named(name), value),
+            None => self.fail_silently(),
+        }
+    }
+
+    /// The state `random.counter`, which each step of training advances by one.
+    pub fn random_counter(&self) -> Var<'t> {
+        if let Some(counter) = self.shared.counter.get() {
+            return counter;
+        }
+        let zero = Weight::Fill { value: Literal::int(0, DType::U64), shape: Vec::new() };
+        let counter = self.tracer.state("random.counter", zero);
+        self.tracer.update(counter, counter + 1i64);
+        self.shared.counter.set(Some(counter));
+        counter
+    }
+
+    /// A stream of random numbers that no other layer has.
+    pub fn stream(&self) -> u64 {
+        let stream = self.shared.streams.get();
+        self.shared.streams.set(stream + 1);
+        mixed(self.shared.seed, "random").wrapping_add(stream)
+    }
+
+    fn make(&self, name: &str, value: Weight) -> Var<'t> {
         let name = self.named(name);
-        let value = match (self.shared.given.get(&name), init) {
-            (Some(tensor), _) if tensor.shape() == shape => Weight::Tensor(tensor.clone()),
-            (Some(tensor), _) => {
-                let message = format!("the value given for `{name}` has shape {:?}, not {shape:?}", tensor.shape());
-                return self.tracer.fail(Diagnostic::new("E0611", message));
-            }
-            (None, Init::Constant(value)) => {
-                Weight::Fill { value: Literal::float(value, DType::F32), shape: shape.to_vec() }
-            }
-            (None, init) => Weight::Tensor(init.tensor(DType::F32, shape, mixed(self.shared.seed, &name))),
-        };
-        let value = match self.shared.mode {
-            Mode::Train | Mode::Evaluate => self.tracer.state(&name, value),
-            Mode::Infer => self.tracer.param(&name, value),
-        };
+        let value = self.leaf(&name, value);
         let mut made = self.shared.made.borrow_mut();
         if made.iter().all(|p| p.name != name) {
             made.push(Parameter { name, value });
         }
         value
+    }
+
+    fn leaf(&self, name: &str, value: Weight) -> Var<'t> {
+        match self.shared.mode {
+            Mode::Train | Mode::Evaluate => self.tracer.state(name, value),
+            Mode::Infer => self.tracer.param(name, value),
+        }
+    }
+
+    /// The first value of that name; `None`, and an error, where one of another shape was given.
+    fn first(&self, name: &str, dtype: DType, shape: &[usize], init: Init) -> Option<Weight> {
+        let name = self.named(name);
+        match (self.shared.given.get(&name), init) {
+            (Some(tensor), _) if tensor.shape() != shape => {
+                let message = format!("the value given for `{name}` has shape {:?}, not {shape:?}", tensor.shape());
+                self.tracer.fail(Diagnostic::new("E0611", message));
+                None
+            }
+            (Some(tensor), _) if tensor.dtype() == dtype => Some(Weight::Tensor(tensor.clone())),
+            (Some(tensor), _) => {
+                let mut cast = Tensor::zeros(dtype, shape);
+                tensor.values().enumerate().for_each(|(i, value)| cast.set(i, value));
+                Some(Weight::Tensor(cast))
+            }
+            (None, Init::Constant(value)) => {
+                Some(Weight::Fill { value: Literal::float(value, dtype), shape: shape.to_vec() })
+            }
+            (None, init) => Some(Weight::Tensor(init.tensor(dtype, shape, mixed(self.shared.seed, &name)))),
+        }
+    }
+
+    /// Something to go on with after an error that has been reported.
+    fn fail_silently(&self) -> Var<'t> {
+        self.tracer.fail(Diagnostic::new("E0611", "a parameter has another shape than its layer needs"))
+    }
+
+    /// An error of a layer.
+    pub(crate) fn fail(&self, message: String) -> Var<'t> {
+        self.tracer.fail(Diagnostic::new("E0610", message))
     }
 
     /// The extent of an axis that a layer sizes its parameters by; 0 and an error when it is not constant.

@@ -70,30 +70,3 @@ impl Layer for Embedding {
         p.get("weight", &[self.count, self.features], self.init).gather(x, 0)
     }
 }
-
-/// `(x − mean) / √(var + eps)` along the last axis, scaled by `weight` and shifted by `bias`.
-#[derive(Clone, Debug)]
-pub struct LayerNorm {
-    eps: f64,
-}
-
-impl Default for LayerNorm {
-    fn default() -> LayerNorm {
-        LayerNorm { eps: 1e-5 }
-    }
-}
-
-impl LayerNorm {
-    /// With that `eps`.
-    pub fn new(eps: f64) -> LayerNorm {
-        LayerNorm { eps }
-    }
-}
-
-impl Layer for LayerNorm {
-    fn build<'t>(&self, p: &Params<'_, 't>, x: Var<'t>) -> Var<'t> {
-        let features = p.extent(x, -1);
-        let weight = p.get("weight", &[features], Init::ONES);
-        x.layer_norm(-1, self.eps) * weight + p.get("bias", &[features], Init::ZEROS)
-    }
-}

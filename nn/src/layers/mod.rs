@@ -4,6 +4,8 @@ mod attention;
 mod compose;
 mod conv;
 mod linear;
+mod norm;
+mod pool;
 mod recurrent;
 #[cfg(test)]
 mod tests;
@@ -16,9 +18,11 @@ use crate::params::Params;
 
 pub use attention::{MultiHeadAttention, TransformerBlock};
 pub use compose::{Flatten, Residual, Sequential};
-pub use conv::{Conv2d, MaxPool2d};
-pub use linear::{Embedding, LayerNorm, Linear};
-pub use recurrent::Lstm;
+pub use conv::{Conv1d, Conv2d, Conv3d, ConvNd, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, ConvTransposeNd};
+pub use linear::{Embedding, Linear};
+pub use norm::{BatchNorm, GroupNorm, LayerNorm, RmsNorm};
+pub use pool::{AvgPool2d, Dropout, GlobalAvgPool, MaxPool2d};
+pub use recurrent::{Gru, Lstm, Rnn};
 
 /// A function of one value with parameters. Plain data; it may be applied in many graphs.
 pub trait Layer {

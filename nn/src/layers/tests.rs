@@ -101,3 +101,143 @@ fn images_and_tables_have_the_right_shapes() {
     let error = trace(|t| Linear::new(2).forward(&Params::new(t, Mode::Infer, 1), t.input("x", f32(["n", "m"]))));
     assert_eq!(error.unwrap_err().code, "E0610");
 }
+
+/// The weights of a layer, and what it gives for a ramp.
+fn layer(layer: &dyn Layer, shape: &[usize]) -> (Graph, Vec<f32>) {
+    let extents: egret_ir::Shape = shape.iter().map(|n| egret_ir::Dim::from(*n)).collect();
+    let ty = egret_ir::TensorType::new(egret_ir::DType::F32, extents);
+    let graph = trace(|t| layer.forward(&Params::new(t, Mode::Infer, 3), t.input("x", ty))).unwrap();
+    let values = run(&graph, &ramp(shape));
+    (graph, values)
+}
+
+#[test]
+fn a_gru_in_both_directions_is_its_recurrence() {
+    let (steps, inputs, hidden) = (3, 2, 4);
+    let (graph, have) = layer(&Gru::new(hidden).bidirectional(), &[1, steps, inputs]);
+    let x: Vec<f64> = ramp(&[1, steps, inputs]).values().map(|v| v.as_f64()).collect();
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+    for (direction, suffix) in ["", "_reverse"].into_iter().enumerate() {
+        let [wx, wh, bx, bh] =
+            ["weight_ih", "weight_hh", "bias_ih", "bias_hh"].map(|name| weight(&graph, &format!("{name}_l0{suffix}")));
+        let mut h = vec![0.0; hidden];
+        for step in 0..steps {
+            let at = if direction == 0 { step } else { steps - 1 - step };
+            let dot = |w: &[f64], row: usize, v: &[f64]| -> f64 {
+                w[row * v.len()..][..v.len()].iter().zip(v).map(|(a, b)| a * b).sum()
+            };
+            let given = |row: usize| dot(&wx, row, &x[at * inputs..][..inputs]) + bx[row];
+            let own = |row: usize| dot(&wh, row, &h) + bh[row];
+            let next: Vec<f64> = (0..hidden)
+                .map(|j| {
+                    let (reset, update) = (sigmoid(given(j) + own(j)), sigmoid(given(hidden + j) + own(hidden + j)));
+                    let new = (given(2 * hidden + j) + reset * own(2 * hidden + j)).tanh();
+                    (1.0 - update) * new + update * h[j]
+                })
+                .collect();
+            h = next;
+            for (j, want) in h.iter().enumerate() {
+                let have = f64::from(have[at * 2 * hidden + direction * hidden + j]);
+                assert!((have - want).abs() < 1e-6, "{have} for {want}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_transposed_convolution_spreads_its_input() {
+    let (graph, have) = layer(&ConvTranspose1d::new(3, 4).stride(2).padding(1).output_padding(1), &[1, 2, 5]);
+    let (w, bias) = (weight(&graph, "weight"), weight(&graph, "bias"));
+    let x: Vec<f64> = ramp(&[1, 2, 5]).values().map(|v| v.as_f64()).collect();
+    let length = (5 - 1) * 2 - 2 + 3 + 1 + 1;
+    assert_eq!(have.len(), 3 * length);
+    let mut want: Vec<f64> = (0..3 * length).map(|i| bias[i / length]).collect();
+    for (i, x) in x.iter().enumerate() {
+        let (channel, at) = (i / 5, i % 5);
+        for o in 0..3 {
+            for k in 0..4 {
+                if let Some(place) = (at * 2 + k).checked_sub(1).filter(|place| *place < length) {
+                    want[o * length + place] += x * w[(channel * 3 + o) * 4 + k];
+                }
+            }
+        }
+    }
+    for (have, want) in have.iter().zip(&want) {
+        assert!((f64::from(*have) - want).abs() < 1e-6, "{have} for {want}");
+    }
+}
+
+#[test]
+fn groups_are_normalised_on_their_own() {
+    let (_, have) = layer(&GroupNorm::new(2).eps(0.0), &[2, 4, 3]);
+    for group in have.chunks(6) {
+        let mean = group.iter().sum::<f32>() / 6.0;
+        let variance = group.iter().map(|x| x * x).sum::<f32>() / 6.0;
+        assert!(mean.abs() < 1e-6 && (variance - 1.0).abs() < 1e-5, "{mean} {variance}");
+    }
+    let (_, have) = layer(&RmsNorm::new(0.0), &[2, 6]);
+    for row in have.chunks(6) {
+        assert!((row.iter().map(|x| x * x).sum::<f32>() / 6.0 - 1.0).abs() < 1e-5);
+    }
+    let refused = trace(|t| GroupNorm::new(3).forward(&Params::new(t, Mode::Infer, 1), t.input("x", f32([1, 4, 2]))));
+    assert_eq!(refused.unwrap_err().code, "E0610");
+}
+
+/// A graph of x `[4, 3, 5]` with its first states.
+fn trained(layer: &dyn Layer, mode: Mode) -> (Graph, Tensors) {
+    let graph = trace(|t| layer.forward(&Params::new(t, mode, 3), t.input("x", f32([4, 3, 5])))).unwrap();
+    let states = graph.weights.iter().map(|(name, weight)| (name.clone(), weight.materialise())).collect();
+    (graph, states)
+}
+
+#[test]
+fn batch_statistics_move_the_running_ones() {
+    let (graph, states) = trained(&BatchNorm::default(), Mode::Train);
+    let x = ramp(&[4, 3, 5]);
+    let given = Tensors::from([("x".into(), x.clone())]);
+    let outcome = interpret(&graph, &given, &states).unwrap();
+    let updates: Tensors = outcome.updates.into_iter().collect();
+    let x: Vec<f64> = x.values().map(|v| v.as_f64()).collect();
+    for channel in 0..3 {
+        let values: Vec<f64> = (0..20).map(|i| x[(i / 5 * 3 + channel) * 5 + i % 5]).collect();
+        let mean = values.iter().sum::<f64>() / 20.0;
+        let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
+        let updated = |name: &str| updates[name].get(channel).as_f64();
+        assert!((updated("running_mean") - 0.1 * mean).abs() < 1e-6);
+        assert!((updated("running_var") - (0.9 + 0.1 * squares / 19.0)).abs() < 1e-6);
+        for (i, value) in values.iter().enumerate() {
+            let have = outcome.outputs[0].1.get((i / 5 * 3 + channel) * 5 + i % 5).as_f64();
+            assert!((have - (value - mean) / (squares / 20.0 + 1e-5).sqrt()).abs() < 1e-5);
+        }
+    }
+    // evaluation reads what training left
+    let (evaluation, _) = trained(&BatchNorm::default(), Mode::Evaluate);
+    assert!(evaluation.updates().is_empty());
+    let mut states = states;
+    states.extend(updates);
+    let outcome = interpret(&evaluation, &given, &states).unwrap();
+    let (mean, var) = (states["running_mean"].get(1).as_f64(), states["running_var"].get(1).as_f64());
+    assert!((outcome.outputs[0].1.get(5).as_f64() - (x[5] - mean) / (var + 1e-5).sqrt()).abs() < 1e-6);
+}
+
+#[test]
+fn dropout_drops_its_share_and_others_each_step() {
+    let layer = Dropout::new(0.25);
+    let graph = trace(|t| layer.forward(&Params::new(t, Mode::Train, 3), t.input("x", f32([40, 10, 10])))).unwrap();
+    let ones = Tensor::new(&[40, 10, 10], &[1.0f32; 4000]).unwrap();
+    let (mut states, mut last) = (Tensors::new(), Vec::new());
+    states.insert("random.counter".into(), graph.weights["random.counter"].materialise());
+    for _ in 0..3 {
+        let outcome = interpret(&graph, &Tensors::from([("x".into(), ones.clone())]), &states).unwrap();
+        states.extend(outcome.updates);
+        let values: Vec<f64> = outcome.outputs[0].1.values().map(|v| v.as_f64()).collect();
+        let dropped = values.iter().filter(|v| **v == 0.0).count();
+        // of 4,000 with probability ¼: within five standard deviations
+        assert!((dropped as f64 - 1000.0).abs() < 5.0 * (4000.0f64 * 0.25 * 0.75).sqrt(), "{dropped}");
+        assert!(values.iter().all(|v| *v == 0.0 || (v - 4.0 / 3.0).abs() < 1e-6));
+        assert_ne!(values, last);
+        last = values;
+    }
+    let (evaluation, _) = trained(&layer, Mode::Evaluate);
+    assert_eq!(run(&evaluation, &ramp(&[4, 3, 5])), ramp(&[4, 3, 5]).as_slice::<f32>().unwrap());
+}

@@ -3,9 +3,21 @@
 //! The learning rate is a value of the graph, an input as a rule, so that changing it compiles nothing. What an
 //! optimiser remembers are states named after the parameter: `conv1.weight.momentum`.
 
+mod adam;
+mod clip;
+mod schedule;
+mod sgd;
+mod square;
+
 use egret_ir::{DType, Literal, Tracer, Var, Weight};
 
 use crate::params::Params;
+
+pub use adam::Adam;
+pub use clip::{Clip, ClipBy};
+pub use schedule::Schedule;
+pub use sgd::Sgd;
+pub use square::{Adagrad, RmsProp};
 
 /// A parameter and the gradient of the loss by it.
 #[derive(Clone, Debug)]
@@ -38,105 +50,6 @@ pub trait Optimiser {
         let steps = t.state("optimiser.steps", zero(DType::I64, &[]));
         t.update(steps, steps + 1i64);
         gradients
-    }
-}
-
-/// Stochastic gradient descent: `v = momentum·v + g`, `w −= rate·v` (PyTorch's rule, without dampening).
-///
-/// Weight decay adds `decay·w` to the gradient. Nesterov's form steps by `g + momentum·v`.
-#[derive(Clone, Debug, Default)]
-pub struct Sgd {
-    /// How much of the last step is kept.
-    pub momentum: f64,
-    /// Whether the step looks ahead.
-    pub nesterov: bool,
-    /// Weight decay.
-    pub weight_decay: f64,
-}
-
-impl Sgd {
-    /// With momentum.
-    pub fn momentum(momentum: f64) -> Sgd {
-        Sgd { momentum, ..Sgd::default() }
-    }
-}
-
-impl Optimiser for Sgd {
-    fn update<'t>(&self, t: &Tracer<'t>, rate: Var<'t>, gradients: &[Gradient<'t>]) {
-        for Gradient { name, parameter, gradient } in gradients {
-            let w = *parameter;
-            let g = if self.weight_decay == 0.0 { *gradient } else { *gradient + w * self.weight_decay };
-            let step = if self.momentum == 0.0 {
-                g
-            } else {
-                let v = state_like(t, &format!("{name}.momentum"), w);
-                let next = v * self.momentum + g;
-                t.update(v, next);
-                if self.nesterov { g + next * self.momentum } else { next }
-            };
-            t.update(w, w - rate.cast(w.dtype()) * step);
-        }
-    }
-}
-
-/// Adam (Kingma and Ba, 2015), PyTorch's rule: moments corrected for their start from zero, `eps` outside the root of
-/// the corrected second moment. With `decoupled`, weight decay is AdamW's: `w *= 1 − rate·decay` before the step.
-#[derive(Clone, Debug)]
-pub struct Adam {
-    /// Decay of the mean of gradients.
-    pub beta1: f64,
-    /// Decay of the mean of their squares.
-    pub beta2: f64,
-    /// Added to the root.
-    pub eps: f64,
-    /// Weight decay.
-    pub weight_decay: f64,
-    /// Whether weight decay acts on the weight itself (AdamW), not through the gradient.
-    pub decoupled: bool,
-}
-
-impl Default for Adam {
-    fn default() -> Adam {
-        Adam { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, decoupled: false }
-    }
-}
-
-impl Adam {
-    /// AdamW with PyTorch's defaults but for the weight decay.
-    pub fn w(weight_decay: f64) -> Adam {
-        Adam { weight_decay, decoupled: true, ..Adam::default() }
-    }
-}
-
-impl Optimiser for Adam {
-    fn update<'t>(&self, t: &Tracer<'t>, rate: Var<'t>, gradients: &[Gradient<'t>]) {
-        let Some(first) = gradients.first() else { return };
-        let dtype = first.parameter.dtype();
-        // 1 − βⁿ = β (1 − βⁿ⁻¹) + (1 − β): kept from step to step, it loses no digits, as the difference would in f32
-        let correction = |name: &str, beta: f64| {
-            let kept = t.state(&format!("optimiser.{name}"), zero(dtype, &[]));
-            let next = kept * beta + (1.0 - beta);
-            t.update(kept, next);
-            next
-        };
-        let (correct1, correct2) = (correction("correction1", self.beta1), correction("correction2", self.beta2));
-        for Gradient { name, parameter, gradient } in gradients {
-            let (mut w, mut g) = (*parameter, *gradient);
-            let (rate, c1, c2) = (rate.cast(w.dtype()), correct1.cast(w.dtype()), correct2.cast(w.dtype()));
-            if self.weight_decay != 0.0 {
-                if self.decoupled {
-                    w = w * (1.0 - rate * self.weight_decay);
-                } else {
-                    g = g + w * self.weight_decay;
-                }
-            }
-            let (m, v) = (state_like(t, &format!("{name}.mean"), w), state_like(t, &format!("{name}.square"), w));
-            let next_m = m * self.beta1 + g * (1.0 - self.beta1);
-            let next_v = v * self.beta2 + g * g * (1.0 - self.beta2);
-            t.update(m, next_m);
-            t.update(v, next_v);
-            t.update(*parameter, w - rate / c1 * next_m / ((next_v / c2).sqrt() + self.eps));
-        }
     }
 }
 
@@ -223,5 +136,40 @@ mod tests {
         close(&steps(&Adam::default())[..1], &[0.9]);
         close(&steps(&Adam::w(0.01)), &by_hand(0.01, true));
         close(&steps(&Adam { weight_decay: 0.01, ..Adam::default() }), &by_hand(0.01, false));
+    }
+
+    #[test]
+    fn rules_that_divide_by_roots_of_squares_follow_them() {
+        let (mut w, mut v) = (1f64, 0f64);
+        let by_hand = [0.5, -1.0, 2.0].map(|g: f64| {
+            v = 0.99 * v + 0.01 * g * g;
+            w -= 0.1 * g / (v.sqrt() + 1e-8);
+            w
+        });
+        close(&steps(&RmsProp::default()), &by_hand);
+        let (mut w, mut v, mut b) = (1f64, 0f64, 0f64);
+        let by_hand = [0.5, -1.0, 2.0].map(|g: f64| {
+            v = 0.9 * v + 0.1 * g * g;
+            b = 0.5 * b + g / (v.sqrt() + 1e-8);
+            w -= 0.1 * b;
+            w
+        });
+        close(&steps(&RmsProp { decay: 0.9, momentum: 0.5, ..RmsProp::default() }), &by_hand);
+        let (mut w, mut v) = (1f64, 0f64);
+        let by_hand = [0.5, -1.0, 2.0].map(|g: f64| {
+            v += g * g;
+            w -= 0.1 * g / (v.sqrt() + 1e-10);
+            w
+        });
+        close(&steps(&Adagrad::default()), &by_hand);
+    }
+
+    #[test]
+    fn clipped_gradients_are_no_longer_than_asked() {
+        // norms 0.5, 1, 2: the last two are scaled to 0.75
+        let by_norm = Clip::new(ClipBy::Norm(0.75), Sgd::default());
+        close(&steps(&by_norm), &[0.95, 1.025, 0.95]);
+        let by_value = Clip::new(ClipBy::Value(0.25), Sgd::default());
+        close(&steps(&by_value), &[0.975, 1.0, 0.975]);
     }
 }
