@@ -42,6 +42,14 @@ pub enum Error {
         /// All states.
         known: String,
     },
+    /// States cannot be saved or restored.
+    #[error("the checkpoint {path}: {why}")]
+    Checkpoint {
+        /// The file.
+        path: String,
+        /// Why, with the states at fault.
+        why: String,
+    },
     /// A tensor given for an output or a state has another type or shape.
     #[error("`{name}` is {want}, but a tensor of {have} was given for it")]
     WrongTensor {
@@ -86,6 +94,7 @@ impl Error {
             Error::OtherDevice { .. } => "E0802",
             Error::UnknownOutput { .. } => "E0508",
             Error::UnknownState { .. } => "E0513",
+            Error::Checkpoint { .. } => "E0805",
             Error::WrongTensor { .. } => "E0509",
         };
         Diagnostic::new(code, self.to_string())

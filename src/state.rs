@@ -1,8 +1,9 @@
 //! Values that live from run to run.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use egret_ir::{Op, Tensor, Tensors};
+use egret_ir::{Op, Tensor, Tensors, files};
 
 use crate::compile::{Engine, Executable};
 use crate::error::{Error, Result};
@@ -111,6 +112,49 @@ impl State {
                 }
             }
         }
+    }
+
+    /// Writes all states to a safetensors file, which is there whole or not at all: a run that dies, or a full disk, leaves
+    /// an older file as it was.
+    ///
+    /// # Errors
+    /// `E0805` when it cannot be written.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let mut tensors = Tensors::new();
+        for name in self.names() {
+            let value = self.get(&name)?;
+            tensors.insert(name, value);
+        }
+        let failed = |why: String| Error::Checkpoint { path: path.display().to_string(), why };
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let partial = tempfile::NamedTempFile::new_in(folder).map_err(|e| failed(e.to_string()))?;
+        files::write_safetensors(partial.path(), &tensors).map_err(|e| failed(e.message))?;
+        partial.as_file().sync_all().map_err(|e| failed(e.to_string()))?;
+        partial.persist(path).map_err(|e| failed(e.error.to_string()))?;
+        Ok(())
+    }
+
+    /// Sets all states from a file that [`State::save`] wrote; nothing changes where one does not fit.
+    ///
+    /// # Errors
+    /// `E0805` a file that cannot be read, that lacks a state or holds one of another element type or shape (all are named).
+    pub fn load(&self, path: &Path) -> Result<()> {
+        let failed = |why: String| Error::Checkpoint { path: path.display().to_string(), why };
+        let tensors = files::read_safetensors(path).map_err(|e| failed(e.message))?;
+        let (mut wrong, mut values) = (Vec::new(), Vec::new());
+        for name in self.names() {
+            let have = self.get(&name)?;
+            let ty = |t: &Tensor| format!("{}{:?}", t.dtype(), t.shape());
+            match tensors.get(&name) {
+                Some(value) if ty(value) == ty(&have) => values.push((name, value)),
+                Some(value) => wrong.push(format!("`{name}` is {}, not {}", ty(value), ty(&have))),
+                None => wrong.push(format!("`{name}`: {} is missing", ty(&have))),
+            }
+        }
+        if !wrong.is_empty() {
+            return Err(failed(wrong.join("; ")));
+        }
+        values.into_iter().try_for_each(|(name, value)| self.set(&name, value))
     }
 }
 

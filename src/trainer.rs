@@ -1,6 +1,7 @@
 //! Training: a step and its evaluation, compiled once, over one state.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use egret_compiler::CompileOptions;
 use egret_ir::{DType, Graph, Literal, Tensor, TensorType, Var, trace};
@@ -167,6 +168,22 @@ impl Trainer {
         &self.state
     }
 
+    /// Writes everything that the next step depends on, but for the data: [`State::save`].
+    ///
+    /// # Errors
+    /// As [`State::save`].
+    pub fn save(&self, path: &Path) -> Result<()> {
+        self.state.save(path)
+    }
+
+    /// Goes on from a file that [`Trainer::save`] wrote: the steps that follow give the bits of a run that did not stop.
+    ///
+    /// # Errors
+    /// As [`State::load`].
+    pub fn restore(&mut self, path: &Path) -> Result<()> {
+        self.state.load(path)
+    }
+
     /// The compiled step.
     pub fn step_program(&self) -> &Executable {
         &self.programs.0
@@ -186,7 +203,7 @@ fn scalar(value: f64) -> Tensor {
 mod tests {
     use super::*;
     use egret_ir::{ScalarFn, f32, i64};
-    use egret_nn::{Adam, Conv2d, Flatten, Layer, Linear, MaxPool2d, Sequential, Sgd, data, loss};
+    use egret_nn::{Adam, BatchNorm, Conv2d, Dropout, Flatten, Layer, Linear, MaxPool2d, Sequential, Sgd, data, loss};
 
     /// Losses and last parameters of three steps.
     fn train(device: &Device, optimiser: &dyn Optimiser) -> (Vec<f64>, Vec<f64>, Vec<Tensor>) {
@@ -226,6 +243,60 @@ mod tests {
                 assert!(worst.fold(0.0, f64::max) < 2e-5);
             }
         }
+    }
+
+    #[test]
+    fn a_restored_run_goes_on_with_the_same_bits() {
+        let folder = std::env::temp_dir().join(format!("egret-checkpoint-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let file = folder.join("state.safetensors");
+        let trainer = |hidden: usize| {
+            let net = Sequential::new()
+                .named("in", Linear::new(hidden))
+                .layer(BatchNorm::default())
+                .layer(ScalarFn::Relu)
+                .layer(Dropout::new(0.3))
+                .named("out", Linear::new(1));
+            Trainer::new(&Device::cpu(), &Adam::w(0.01), 3, |p| {
+                let y = net.forward(p, p.tracer().input("x", f32(shape!["batch", 4])));
+                Objective::new(loss::huber(y, p.tracer().input("y", f32(shape!["batch", 1])), 1.0))
+            })
+            .unwrap()
+        };
+        let batch = |step: usize| {
+            let values: Vec<f32> = (0..40).map(|i| ((i * 7 + step * 13) % 11) as f32 / 5.0 - 1.0).collect();
+            (Tensor::new(&[8, 4], &values[..32]).unwrap(), Tensor::new(&[8, 1], &values[32..]).unwrap())
+        };
+        let steps = |trainer: &mut Trainer, steps: std::ops::Range<usize>| {
+            let step = |step: usize| {
+                let (x, y) = batch(step);
+                trainer.step(&[("x", &x), ("y", &y)]).unwrap()
+            };
+            steps.map(step).collect::<Vec<f64>>()
+        };
+        let mut whole = trainer(6);
+        let losses = steps(&mut whole, 0..9);
+        let mut first = trainer(6);
+        steps(&mut first, 0..4);
+        first.save(&file).unwrap();
+        steps(&mut first, 4..6);
+        let mut second = trainer(6);
+        second.restore(&file).unwrap();
+        assert_eq!(steps(&mut second, 4..9), losses[4..]);
+        for name in whole.state().names() {
+            assert_eq!(whole.state().get(&name).unwrap(), second.state().get(&name).unwrap(), "{name}");
+        }
+        // another model, a damaged file, and no folder: an error, and nothing changed
+        let mut other = trainer(5);
+        let before = other.parameter("in.weight").unwrap();
+        let error = other.restore(&file).unwrap_err().diagnostic();
+        assert!(error.code == "E0805" && error.message.contains("`in.weight` is f32[6, 4], not f32[5, 4]"), "{error}");
+        assert_eq!(other.parameter("in.weight").unwrap(), before);
+        let bytes = std::fs::read(&file).unwrap();
+        std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
+        assert_eq!(second.restore(&file).unwrap_err().diagnostic().code, "E0805");
+        assert_eq!(second.save(&folder.join("missing/state")).unwrap_err().diagnostic().code, "E0805");
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]
