@@ -129,12 +129,17 @@ pub fn raise(
     timed("raise", start);
 
     let start = Instant::now();
-    let (expanded, map) = egret_ir::autodiff::expand_traced(&raised.graph)?;
-    log.follow(&map);
-    let again = raise::canonicalise_with(&expanded, rules)?;
-    log.follow(&again.map);
-    log.extend(again.applied);
-    let spelled = raise::spell_out(&again.graph, device)?;
+    let mut graph = raised.graph;
+    // without gradients raise has left a canonical graph
+    if egret_ir::autodiff::has_grad(&graph) {
+        let (expanded, map) = egret_ir::autodiff::expand_traced(&graph)?;
+        log.follow(&map);
+        let again = raise::canonicalise_with(&expanded, rules)?;
+        log.follow(&again.map);
+        log.extend(again.applied);
+        graph = again.graph;
+    }
+    let spelled = raise::spell_out(&graph, device)?;
     log.follow(&spelled.map);
     log.extend(spelled.applied);
     timed("autodiff", start);

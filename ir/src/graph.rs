@@ -221,6 +221,33 @@ impl Graph {
         live
     }
 
+    /// The graph of the nodes that `live` names, which reads nothing else, and where each node went. Types stay as they are;
+    /// what dropped nodes assumed of symbols is kept, because it still holds.
+    pub fn restricted(&self, live: &[bool]) -> (Graph, Vec<Option<NodeId>>) {
+        let mut kept = Graph { weights: self.weights.clone(), ..Graph::default() };
+        let mut new: Vec<Option<NodeId>> = vec![None; self.nodes.len()];
+        for (id, node) in self.iter().filter(|(id, _)| live[id.index()]) {
+            let operands = node.operands.iter().filter_map(|o| new[o.index()]).collect();
+            let at = NodeId::new(kept.nodes.len());
+            if matches!(node.op, Op::Input(_)) {
+                kept.inputs.push(at);
+            }
+            kept.nodes.push(Node { op: node.op.clone(), operands, ty: node.ty.clone() });
+            kept.origins.push(self.origins[id.index()].clone());
+            new[id.index()] = Some(at);
+        }
+        let named = |list: &[(String, NodeId)]| -> Vec<(String, NodeId)> {
+            list.iter().filter_map(|(name, id)| Some((name.clone(), new[id.index()]?))).collect()
+        };
+        kept.outputs = named(&self.outputs);
+        kept.updates = named(&self.updates);
+        for assumption in &self.assumptions {
+            let node = new[assumption.node.index()].unwrap_or(NodeId::new(0));
+            kept.assume(Assumption { node, equality: assumption.equality.clone() });
+        }
+        (kept, new)
+    }
+
     /// The least number above those of all data-dependent sizes here and in regions.
     pub fn next_size(&self) -> u32 {
         let mut next = 0;

@@ -303,7 +303,7 @@ fn finish(
         }
     }
     let built = builder.finish();
-    let (pruned, map) = prune(&built)?;
+    let (pruned, map) = built.restricted(&built.live());
     let into = taken(&built, &applied, &map);
     let survivor = |mut node: NodeId| {
         while map[node.index()].is_none() {
@@ -332,37 +332,6 @@ fn taken(built: &Graph, applied: &[Step], map: &[Option<NodeId>]) -> Vec<Option<
         }
     }
     into
-}
-
-/// The graph without dead nodes, and where each node went.
-///
-/// # Errors
-/// Never on a graph that was built by [`Graph::add`].
-pub fn prune(graph: &Graph) -> Result<(Graph, Vec<Option<NodeId>>), Diagnostic> {
-    let live = graph.live();
-    let mut pruned = Graph::new();
-    pruned.weights = graph.weights.clone();
-    let mut new: Vec<Option<NodeId>> = vec![None; graph.nodes().len()];
-    for (id, old) in graph.iter().filter(|(id, _)| live[id.index()]) {
-        let operands: SmallVec<[NodeId; 4]> = old.operands.iter().filter_map(|o| new[o.index()]).collect();
-        new[id.index()] = Some(pruned.add_from(old.op.clone(), &operands, graph.origins(id).clone())?);
-    }
-    for (name, id) in graph.outputs() {
-        if let Some(id) = new[id.index()] {
-            pruned.add_output(name.clone(), id);
-        }
-    }
-    for (name, id) in graph.updates() {
-        if let Some(id) = new[id.index()] {
-            pruned.add_update(name.clone(), id);
-        }
-    }
-    for assumption in graph.assumptions() {
-        // equalities of nodes that were rewritten away still hold for the program
-        let node = new[assumption.node.index()].unwrap_or(NodeId::new(0));
-        pruned.assume(egret_ir::Assumption { node, equality: assumption.equality.clone() });
-    }
-    Ok((pruned, new))
 }
 
 /// The dtype in which constants of a node's rules are made.

@@ -84,7 +84,7 @@ pub struct Budgets {
 
 impl Default for Budgets {
     fn default() -> Budgets {
-        Budgets { iterations: 12, nodes: 8_000, steps: 50_000 }
+        Budgets { iterations: 12, nodes: 8_000, steps: 200_000 }
     }
 }
 
@@ -299,7 +299,7 @@ fn assemble(graph: &Graph, rewrites: &[Rewrite], places: &[(usize, Place)]) -> R
         let node = new[assumption.node.index()].unwrap_or(NodeId::new(0));
         out.assume(egret_ir::Assumption { node, equality: assumption.equality.clone() });
     }
-    let (pruned, map) = direct::prune(&out)?;
+    let (pruned, map) = out.restricted(&out.live());
     let mut kept = vec![None; pruned.nodes().len()];
     for (i, entry) in made.iter().enumerate() {
         if let Some(id) = map.get(i).copied().flatten() {

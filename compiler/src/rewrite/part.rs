@@ -125,20 +125,18 @@ pub fn cut(graph: &Graph, facts: &GraphFacts) -> (Vec<Part>, Vec<(usize, Place)>
     let mut bounds = vec![0];
     for i in 0..order.len() {
         live.retain(|p| last[*p] > i);
-        if last[i] > i {
+        let result = root[order[i].index()] && users[order[i].index()].len() < 2;
+        // what lives long is never counted, so that as many values as a part is long are looked at
+        if last[i] > i && last[i] - i <= LONG && !result {
             live.push(i);
         }
-        let counts = |p: &usize| {
-            let id = order[*p].index();
-            last[*p] - *p <= LONG && !(root[id] && users[id].len() < 2)
-        };
         let residual = |p: &usize| {
             let id = order[*p];
             let mut readers = users[id.index()].iter().filter_map(|user| Some((position[user.index()]?, *user)));
             let normed = readers.clone().any(|(q, user)| q <= i && is_row_operator(&graph.node(user).op));
             normed && readers.all(|(q, user)| q <= i || matches!(graph.node(user).op, Op::Pointwise(_)))
         };
-        let counted: SmallVec<[usize; 4]> = live.iter().copied().filter(|p| counts(p) && !residual(p)).collect();
+        let counted: SmallVec<[usize; 4]> = live.iter().copied().filter(|p| !residual(p)).collect();
         let start = *bounds.last().unwrap_or(&0);
         let anchor_reads = counted.first().is_none_or(|p| {
             let later = users[order[*p].index()].iter().find(|id| position[id.index()].is_some_and(|q| q > i));

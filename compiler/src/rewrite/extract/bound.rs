@@ -9,6 +9,8 @@ struct Bound<'f> {
     left: Vec<Vec<u32>>,
     /// Cheapest node by class.
     least: Vec<f64>,
+    /// By class, what all its nodes read: needed as soon as the class is.
+    common: Vec<Vec<u32>>,
     best: f64,
     best_choice: Choice,
     choice: Choice,
@@ -27,6 +29,7 @@ pub fn search(flat: &Flat, start: Choice, cost: f64, limit: usize) -> (Choice, f
         |(class, list): (usize, &Vec<u32>)| list.first().map_or(f64::INFINITY, |j| flat.nodes[class][*j as usize].cost);
     let mut bound = Bound {
         flat,
+        common: left.iter().enumerate().map(|(class, list)| common(flat, class, list)).collect(),
         least: left.iter().enumerate().map(cheapest).collect(),
         left,
         best: cost,
@@ -46,6 +49,13 @@ pub fn search(flat: &Flat, start: Choice, cost: f64, limit: usize) -> (Choice, f
     (bound.best_choice, bound.best, proved)
 }
 
+/// What the listed nodes of a class all read.
+pub fn common(flat: &Flat, class: usize, list: &[u32]) -> Vec<u32> {
+    let operands = |j: &u32| &flat.nodes[class][*j as usize].operands;
+    let Some((first, rest)) = list.split_first() else { return Vec::new() };
+    operands(first).iter().copied().filter(|o| rest.iter().all(|j| operands(j).contains(o))).collect()
+}
+
 /// A decision: the class at one place of `needed`, and how to undo it.
 struct Frame {
     /// Place of the next of its nodes to try.
@@ -57,13 +67,25 @@ struct Frame {
 }
 
 impl Bound<'_> {
-    /// Notes that a class is needed; what that adds to the floor.
+    /// Notes that a class is needed, and what all its nodes read; what that adds to the floor.
     fn need(&mut self, class: u32) -> f64 {
-        if std::mem::replace(&mut self.is_needed[class as usize], true) {
-            return 0.0;
+        let mut floor = 0.0;
+        let mut at = self.needed.len();
+        self.note(class, &mut floor);
+        while let Some(class) = self.needed.get(at).copied() {
+            for i in 0..self.common[class as usize].len() {
+                self.note(self.common[class as usize][i], &mut floor);
+            }
+            at += 1;
         }
-        self.needed.push(class);
-        self.least[class as usize]
+        floor
+    }
+
+    fn note(&mut self, class: u32, floor: &mut f64) {
+        if !std::mem::replace(&mut self.is_needed[class as usize], true) {
+            self.needed.push(class);
+            *floor += self.least[class as usize];
+        }
     }
 
     fn forget(&mut self, length: usize) {

@@ -3,6 +3,7 @@
 //! A node is dominated by another of its class that costs no more and reads nothing beyond what it reads or what every
 //! choice computes. Dropping it leaves a cheapest choice, as long as the class is on no cycle.
 
+use super::bound::common;
 use super::flat::Flat;
 
 /// By class, the nodes that are left, ascending by cost.
@@ -50,12 +51,7 @@ fn always(flat: &Flat, left: &[Vec<u32>]) -> Vec<bool> {
         if std::mem::replace(&mut always[class as usize], true) {
             continue;
         }
-        let nodes = &flat.nodes[class as usize];
-        let mut lists = left[class as usize].iter().map(|j| &nodes[*j as usize].operands);
-        if let Some(first) = lists.next() {
-            let rest: Vec<_> = lists.collect();
-            todo.extend(first.iter().filter(|o| rest.iter().all(|list| list.contains(o))));
-        }
+        todo.extend(common(flat, class as usize, &left[class as usize]));
     }
     always
 }
