@@ -51,7 +51,7 @@ const MODELS: [(&str, usize); 24] = [
     ("ppocr_cls", 84),
     ("super_resolution", 6),
     ("ultraface_rfb320", 66),
-    (CNN, 50),
+    (CNN, 49),
 ];
 
 const CNN: &str = "cnn training step";
