@@ -207,6 +207,19 @@ impl Planner<'_> {
             self.program.outputs.push(Port { name: name.clone(), ty, buffer });
             direct.entry(*id).or_insert(buffer);
         }
+        // a reshape of what a kernel writes is the same memory; other movement is done by the reshape's own kernel
+        for (_, id) in frame.graph.outputs() {
+            let buffer = direct[id];
+            let mut chain: SmallVec<[NodeId; 4]> = smallvec::smallvec![*id];
+            while let Op::Reshape(_) | Op::StopGradient(_) = frame.graph.node(chain[chain.len() - 1]).op {
+                chain.push(frame.graph.node(chain[chain.len() - 1]).operands[0]);
+            }
+            if !is_movement(&frame.graph.node(chain[chain.len() - 1]).op) {
+                for at in chain {
+                    direct.entry(at).or_insert(buffer);
+                }
+            }
+        }
         direct
     }
 
@@ -223,7 +236,7 @@ impl Planner<'_> {
         let is_load = |id: NodeId| frame.times[id.index()] < BindingTime::Run;
         let mut leaves_at_load = vec![false; n];
         let mut leaves_run = vec![false; n];
-        for id in graph.roots() {
+        for id in graph.roots().chain(outputs.keys().copied()) {
             if is_load(id) { leaves_at_load[id.index()] = true } else { leaves_run[id.index()] = true }
         }
         for (id, node) in graph.iter().filter(|(id, _)| live[id.index()] && !is_load(*id)) {
@@ -361,7 +374,8 @@ impl Planner<'_> {
         steps: &mut Vec<Step>,
     ) -> Result<(), Diagnostic> {
         let id = group.root;
-        if direct.is_none() && self.alias(frame, id) {
+        let written = frame.graph.node(id).operands.first().and_then(|operand| frame.row_major_buffer(*operand));
+        if (direct.is_none() || direct == written) && self.alias(frame, id) {
             return Ok(());
         }
         match group.family {
@@ -377,9 +391,7 @@ impl Planner<'_> {
                 self.result(frame, (id, 0), &place, direct);
                 return Ok(());
             }
-            Family::Window if direct.is_none() && phase == Phase::Run && self.pool(frame, id, &place, steps)? => {
-                return Ok(());
-            }
+            Family::Window if phase == Phase::Run && self.pool(frame, id, &place, direct, steps)? => return Ok(()),
             Family::Conv if layout::has_driver(&frame.graph, id, self.lanes) && phase == Phase::Run => {
                 return self.conv(frame, id, &place, direct, steps);
             }

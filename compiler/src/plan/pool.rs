@@ -3,7 +3,7 @@
 use egret_ir::ops::{ReduceWindow, WindowKind};
 use egret_ir::{DType, Diagnostic, Dim, NodeId, Op};
 use egret_program::driver::{Driver, Epilogue, PoolKind, PoolProblem};
-use egret_program::{Arg, Place, Step};
+use egret_program::{Arg, BufferId, Place, Step};
 use smallvec::SmallVec;
 
 use super::conv::dims;
@@ -11,25 +11,19 @@ use super::frame::Frame;
 use super::{DriverLaunch, Planner};
 use crate::layout::Layout;
 
-/// The pooling of a node whose result lies in blocked channels, if the driver has it. A single pixel of whole vectors is
-/// the same memory row-major.
-fn pooling(frame: &Frame, id: NodeId, lanes: i64) -> Option<ReduceWindow> {
+/// The pooling of a node that the driver has: from blocked channels, or into them. What leaves blocked channels is written
+/// row-major at once.
+fn pooling(frame: &Frame, id: NodeId) -> Option<ReduceWindow> {
     let node = frame.graph.node(id);
-    let anchor = match &node.op {
-        Op::Fused(fused) => &fused.anchor,
-        other => other,
+    let (anchor, fused) = match &node.op {
+        Op::Fused(fused) => (&*fused.anchor, true),
+        other => (other, false),
     };
     let Op::ReduceWindow(op) = anchor else { return None };
     let (x, y) = (frame.graph.tensor_type(node.operands[0]), frame.graph.tensor_type(id));
-    let one_pixel = y.shape.rank() > 2 && y.shape[2..].iter().all(|d| d.is(1));
     let source = crate::schedule::scope::value_of(&frame.graph, node.operands[0]);
-    let blocked = match frame.layouts.get(&(id, 0)) {
-        Some(Layout::Blocked { .. }) => true,
-        _ if one_pixel && y.shape[1].modulo(&Dim::from(lanes)).is(0) => {
-            matches!(frame.layouts.get(&source), Some(Layout::Blocked { .. }))
-        }
-        _ => false,
-    };
+    let is_blocked = |value| matches!(frame.layouts.get(&value), Some(Layout::Blocked { .. }));
+    let blocked = is_blocked((id, 0)) || is_blocked(source) && !fused;
     let f32 = x.dtype == DType::F32 && y.dtype == DType::F32;
     let spatial = op.window.size.len() + 2 == x.shape.rank() && op.window.size.len() <= 3;
     (blocked && f32 && spatial).then(|| op.clone())
@@ -42,17 +36,18 @@ impl Planner<'_> {
         frame: &mut Frame,
         id: NodeId,
         place: &Place,
+        direct: Option<BufferId>,
         steps: &mut Vec<Step>,
     ) -> Result<bool, Diagnostic> {
-        let Some(op) = pooling(frame, id, self.lanes) else { return Ok(false) };
+        let Some(op) = pooling(frame, id) else { return Ok(false) };
         let node = frame.graph.node(id).clone();
         let no_halo: SmallVec<[i64; 3]> = SmallVec::from_elem(0, op.window.size.len());
         let input = self.blocked(frame, node.operands[0], &no_halo, steps)?;
-        let halo = match frame.layouts.get(&(id, 0)) {
-            Some(Layout::Blocked { halo }) => halo.clone(),
-            _ => no_halo,
+        let (halo, row_major) = match frame.layouts.get(&(id, 0)) {
+            Some(Layout::Blocked { halo }) => (halo.clone(), false),
+            _ => (no_halo, true),
         };
-        let result = self.result(frame, (id, 0), place, None);
+        let result = self.result(frame, (id, 0), place, direct);
         let x = frame.graph.tensor_type(node.operands[0]).shape.clone();
         let y = frame.graph.tensor_type(id).shape.clone();
         let out = Arg::write(result);
@@ -81,7 +76,8 @@ impl Planner<'_> {
             in_halo: dims(&input.halo),
             out_halo: dims(&halo),
             in_batch_stride: self.item(&x, &input.halo),
-            out_batch_stride: self.item(&y, &halo),
+            out_batch_stride: if row_major { Dim::ZERO } else { self.item(&y, &halo) },
+            row_major,
             epilogue,
         };
         let clear = self.halos(frame, id);

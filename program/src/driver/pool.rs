@@ -17,8 +17,8 @@ pub enum PoolKind {
     MeanAll,
 }
 
-/// Pooling of 1 to 3 spatial dims, from blocked channels to blocked channels (see
-/// [`ConvInput::Blocked`](super::ConvInput::Blocked)). Halos are neither read nor written.
+/// Pooling of 1 to 3 spatial dims, from blocked channels (see [`ConvInput::Blocked`](super::ConvInput::Blocked)) to blocked
+/// channels or row-major. Halos are neither read nor written.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PoolProblem<D = usize> {
     /// What is computed.
@@ -49,6 +49,8 @@ pub struct PoolProblem<D = usize> {
     pub in_batch_stride: D,
     /// Elements from a batch item of y to the next.
     pub out_batch_stride: D,
+    /// Whether y is row-major `[N][C][…]`, without halo or epilogue.
+    pub row_major: bool,
     /// A hook, or [`Epilogue::none`].
     pub epilogue: Epilogue<D>,
 }
@@ -71,6 +73,7 @@ impl<D> PoolProblem<D> {
             out_halo: map_all(&self.out_halo, f),
             in_batch_stride: f(&self.in_batch_stride),
             out_batch_stride: f(&self.out_batch_stride),
+            row_major: self.row_major,
             epilogue: self.epilogue.map(f),
         }
     }
@@ -87,7 +90,8 @@ impl<D: fmt::Display> fmt::Display for PoolProblem<D> {
         writeln!(f, "pool {kind} lanes {} batch {} channels {}", self.lanes, self.batch, self.channels)?;
         let (x, y) = (List(&self.in_spatial), List(&self.out_spatial));
         writeln!(f, "  x {x} halo {} batch_stride {}", List(&self.in_halo), self.in_batch_stride)?;
-        writeln!(f, "  y {y} halo {} batch_stride {}", List(&self.out_halo), self.out_batch_stride)?;
+        let layout = if self.row_major { " row-major" } else { "" };
+        writeln!(f, "  y {y}{layout} halo {} batch_stride {}", List(&self.out_halo), self.out_batch_stride)?;
         writeln!(
             f,
             "  kernel {} stride {} dilation {} pad_begin {}",

@@ -41,6 +41,7 @@ pub struct PoolPlan {
     dilation: [usize; 3],
     pad: [usize; 3],
     columns: Vec<Columns>,
+    row_major: bool,
     hooked: Option<Hooked>,
 }
 
@@ -107,8 +108,12 @@ impl PoolPlan {
             dilation: dims(&p.dilation, 1),
             pad: dims(&p.pad_begin, 0),
             columns: Vec::new(),
+            row_major: p.row_major,
             hooked,
         };
+        if plan.row_major && plan.hooked.is_some() {
+            return Err(DriverError::Unsupported("an epilogue of a row-major pooling"));
+        }
         for at in 0..plan.y[2] {
             let taps = plan.inside(2, at);
             match plan.columns.last_mut() {
@@ -124,9 +129,9 @@ impl PoolPlan {
         inside(at, self.stride[d], self.pad[d], self.dilation[d], self.kernel[d], self.x[d])
     }
 
-    /// Offsets of a window's taps, and a row of results for a hook.
+    /// Offsets of a window's taps, and a row of results that go elsewhere than into blocked channels.
     pub fn scratch(&self) -> ScratchNeed {
-        let strip = if self.hooked.is_some() { self.strip() * 4 } else { 0 };
+        let strip = if self.row_major || self.hooked.is_some() { self.strip() * 4 } else { 0 };
         ScratchNeed { per_worker: strip + self.kernel.iter().product::<usize>() * size_of::<usize>(), shared: 0 }
     }
 
@@ -163,7 +168,7 @@ impl PoolPlan {
         let (depth, rest) = (rest % depths, rest / depths);
         let (block, item) = (rest % blocks, rest / blocks);
         let (planes, lines) = (self.inside(0, depth), self.inside(1, height));
-        let strip = self.hooked.as_ref().map(|_| scratch);
+        let strip = (self.row_major || self.hooked.is_some()).then_some(scratch);
         let taps = scratch.wrapping_add(if strip.is_some() { self.strip() } else { 0 }).cast::<usize>();
         let (dst, dst_step) = match strip {
             Some(strip) => (strip, self.lanes),
@@ -219,6 +224,17 @@ impl PoolPlan {
                 // SAFETY: the strip holds the row.
                 unsafe { hooked.call(hook, (args.extras, args.outs), &place, Lattice::ALL, (width, 0)) };
             }
+            _ if self.row_major => {
+                let row = ((item * self.channels + first_channel) * depths + depth) * heights + height;
+                let plane = depths * heights * width;
+                for channel in 0..channels {
+                    // SAFETY: the channel's row of y, and the strip that holds all of them.
+                    unsafe {
+                        let to = args.output.add(row * width + channel * plane);
+                        (0..width).for_each(|pixel| *to.add(pixel) = *dst.add(pixel * dst_step + channel));
+                    }
+                }
+            }
             _ if channels < self.lanes => {
                 for pixel in 0..width {
                     // SAFETY: the rest of the vector at that pixel.
@@ -261,6 +277,7 @@ mod tests {
             pad_begin: vec![pad; rank],
             in_halo,
             out_halo,
+            row_major: false,
             epilogue: Epilogue::none(),
         }
     }
@@ -371,6 +388,34 @@ mod tests {
                     check(problem(kind, &[7, 7], &[7, 7], [5, 1, 1, 0], l), isa, hooked);
                     check(problem(kind, &[23], &[4], [l, 3, 1, 2], l), isa, hooked);
                     check(problem(kind, &[4, 5, 6], &[2, 2, 3], [3, 2, 1, 1], l), isa, hooked);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_that_leave_blocked_channels() {
+        for isa in isas() {
+            let l = isa.lanes_f32();
+            for (spatial, kernel, channels) in [(vec![9, 11], vec![3, 3], l + 3), (vec![4, 5, 6], vec![2, 2, 3], 3)] {
+                let blocked = problem(PoolKind::Max, &spatial, &kernel, [channels, 2, 1, 1], l);
+                let row_major = PoolProblem { row_major: true, out_batch_stride: 0, ..blocked.clone() };
+                let x = values(blocked.batch * blocked.in_batch_stride, 1);
+                let run = |p: &PoolProblem, elements: usize| {
+                    let plan = PoolPlan::new(p, isa).unwrap();
+                    let (team, mut y) = (Team::new(2), Buffer::floats(elements).unwrap());
+                    let scratch = ScratchPool::new(team.size(), plan.scratch()).unwrap();
+                    let args = PoolArgs { input: x.as_ptr(), output: y.as_ptr(), extras: &[], outs: &[], hook: None };
+                    unsafe { plan.run(&args, &team, &scratch) };
+                    (plan, y.as_f32_mut().to_vec())
+                };
+                let (plan, want) = run(&blocked, blocked.batch * blocked.out_batch_stride);
+                let pixels: usize = blocked.out_spatial.iter().product();
+                let (_, have) = run(&row_major, blocked.batch * channels * pixels);
+                for (i, have) in have.iter().enumerate() {
+                    let (item, channel) = (i / pixels / channels, i / pixels % channels);
+                    let place = positions(plan.y).nth(i % pixels).unwrap();
+                    assert_eq!(*have, want[at(&plan.write, l, item, channel, place)], "{isa} {i}");
                 }
             }
         }
