@@ -454,6 +454,8 @@ fn attention_of_every_form() {
                     o: Labels::new(o),
                     scores: Labels::new(scores),
                     score: masked.clone(),
+                    causal: None,
+                    empty_is_zero: false,
                 };
                 let (o, lse) = x.attention(y, z, attention.canonical(), &[mask]);
                 let grads = t.grad((o * o).sum(), &[x, y, z]);

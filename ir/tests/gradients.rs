@@ -277,10 +277,20 @@ fn attention() {
         o: Labels::new("bqhv"),
         scores: Labels::new("bhqk"),
         score: score(0.6),
+        causal: None,
+        empty_is_zero: false,
     };
     check("attention", &[&[2, 1, 3, 4], &[2, 1, 5, 4], &[2, 1, 5, 2]], |t, x| {
         let mask = t.constant(values(&[1, 1, 3, 5], 9));
         x[0].attention(x[1], x[2], op.clone(), &[mask]).0
+    });
+    let causal = Attention { causal: Some(1.into()), empty_is_zero: true, ..op.clone() };
+    check("causal attention", &[&[2, 1, 3, 4], &[2, 1, 5, 4], &[2, 1, 5, 2]], |t, x| {
+        // the second query sees no key
+        let rows = t.iota(egret_ir::TensorType::new(DType::I64, [1i64, 1, 3, 1]), 2);
+        let zero = t.scalar(egret_ir::Literal::float(0.0, DType::F64));
+        let mask = rows.equal(1i64).select(t.scalar(egret_ir::Literal::float(f64::NEG_INFINITY, DType::F64)), zero);
+        x[0].attention(x[1], x[2], causal.clone(), &[mask]).0
     });
     // a learned bias, a score that is not affine, and the log-sum-exp
     let squashed = Attention { score: ScalarExpr::apply(ScalarFn::Tanh, [op.score.clone()], DType::F64), ..op.clone() };
@@ -332,6 +342,8 @@ fn second_derivatives() {
                 o: Labels::new("bqv"),
                 scores: Labels::new("bqk"),
                 score: ScalarExpr::apply(ScalarFn::Mul, [ScalarExpr::arg(0), half], DType::F64),
+                causal: None,
+                empty_is_zero: false,
             };
             x[0].attention(x[1], x[2], op, &[]).0
         }),

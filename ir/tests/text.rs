@@ -70,6 +70,8 @@ fn every_kind_of_attribute_and_constant_survives() {
             o: Labels::new("bqd"),
             scores: Labels::new("bqk"),
             score: epilogue.clone(),
+            causal: None,
+            empty_is_zero: false,
         };
         let q = x.reshape([2, 20, 6]);
         q.attention(q, q, attention, &[row.reshape([1, 1, 1])]).0.pad(&[0, 1, 0], &[1, 0, 2], f64::NEG_INFINITY)

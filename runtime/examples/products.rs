@@ -109,11 +109,10 @@ fn product((m, n, k): (usize, usize, usize), packed: bool, isa: Isa, team: &Team
 }
 
 fn attention(rows: usize, causal: bool, isa: Isa, team: &Team) -> (f64, f64) {
-    let operand = AttentionOperand { batch: 12 * rows * 64, head: rows * 64, row: 64 };
+    let operand = AttentionOperand { outer: vec![rows * 64], row: 64 };
     let problem = AttentionProblem {
-        batch: 1,
-        heads: 12,
-        kv_heads: 12,
+        outer: vec![12],
+        shared: 0,
         q_len: rows,
         k_len: rows,
         head_dim: 64,
@@ -123,7 +122,8 @@ fn attention(rows: usize, causal: bool, isa: Isa, team: &Team) -> (f64, f64) {
         v: operand.clone(),
         o: operand,
         lse: None,
-        score: Score::Plain { scale: 0.125, mask: None, causal: causal.then_some(0) },
+        score: Score::Plain { scale: 0.125, mask: None, truth: None },
+        causal: causal.then_some(0),
         empty_is_zero: false,
     };
     let schedule = AttentionSchedule::choose(isa.lanes_f32());

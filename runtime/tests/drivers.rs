@@ -285,11 +285,10 @@ fn drivers_that_refuse_name_the_kernel() {
 #[test]
 fn attention_and_its_gradient() {
     let (heads, len, dim) = (2usize, 6usize, 4usize);
-    let operand = || AttentionOperand { batch: heads * len * dim, head: len * dim, row: dim };
+    let operand = || AttentionOperand { outer: vec![len * dim], row: dim };
     let problem = AttentionProblem {
-        batch: 1,
-        heads,
-        kv_heads: heads,
+        outer: vec![heads],
+        shared: 0,
         q_len: len,
         k_len: len,
         head_dim: dim,
@@ -298,8 +297,9 @@ fn attention_and_its_gradient() {
         k: operand(),
         v: operand(),
         o: operand(),
-        lse: Some(AttentionOperand { batch: heads * len, head: len, row: 1 }),
-        score: Score::Plain { scale: 0.5, mask: None, causal: None },
+        lse: Some(AttentionOperand { outer: vec![len], row: 1 }),
+        score: Score::Plain { scale: 0.5, mask: None, truth: None },
+        causal: None,
         empty_is_zero: false,
     };
     let build = || {

@@ -1,7 +1,7 @@
 //! Attention and its gradient on their drivers.
 
-use egret_ir::ops::Attention;
-use egret_ir::{DType, Diagnostic, Dim, ExprKind, NodeId, Op, ScalarExpr, ScalarFn};
+use egret_ir::ops::{Attention, Labels};
+use egret_ir::{DType, Diagnostic, Dim, ExprKind, NodeId, Op, ScalarExpr, ScalarFn, Shape};
 use egret_program::driver::{
     AttentionGradProblem, AttentionOperand, AttentionProblem, AttentionSchedule, Driver, Mask, Score,
 };
@@ -15,68 +15,99 @@ use crate::schedule::epilogue::{self, Extra};
 
 /// Labels of an attention in the driver's terms.
 struct Roles {
-    batch: Option<u8>,
-    head: Option<u8>,
-    query: u8,
+    /// Outer axes, those that keys and values share last.
+    outer: SmallVec<[u8; 8]>,
+    shared: usize,
+    /// `None` of a single query.
+    query: Option<u8>,
     key: u8,
     channel: u8,
     value: u8,
 }
 
+/// Most outer axes that the driver has.
+const MAX_OUTER: usize = 8;
+
 fn roles(attention: &Attention) -> Option<Roles> {
-    let scores = &attention.scores.0;
-    let (key, query) = (*scores.last()?, *scores.get(scores.len().checked_sub(2)?)?);
-    let outer: SmallVec<[u8; 4]> = scores[..scores.len() - 2].iter().copied().collect();
-    let (batch, head) = match outer.as_slice() {
-        [] => (None, None),
-        [head] => (None, Some(*head)),
-        [batch, head] => (Some(*batch), Some(*head)),
-        _ => return None,
+    let Attention { q, k, v, o, scores, .. } = attention;
+    let distinct = |labels: &Labels| (0..labels.0.len()).all(|i| !labels.0[..i].contains(&labels.0[i]));
+    if ![q, k, v, o, scores].into_iter().all(distinct) {
+        return None;
+    }
+    let (key, rest) = scores.0.split_last()?;
+    let query = rest.last().copied().filter(|l| q.has(*l) && !k.has(*l));
+    if attention.causal.is_some() && query.is_none() {
+        return None;
+    }
+    let outer = &rest[..rest.len() - usize::from(query.is_some())];
+    let only = |labels: &Labels| -> Option<u8> {
+        let mut inner = labels.0.iter().copied().filter(|l| !scores.has(*l));
+        inner.next().filter(|_| inner.next().is_none())
     };
-    let shared =
-        outer.iter().all(|l| attention.q.has(*l) && attention.k.has(*l) && attention.v.has(*l) && attention.o.has(*l));
-    let mut channels = attention.q.0.iter().copied().filter(|l| !scores.contains(l));
-    let mut values = attention.v.0.iter().copied().filter(|l| !scores.contains(l));
-    let (channel, value) = (channels.next()?, values.next()?);
-    let single =
-        channels.next().is_none() && values.next().is_none() && attention.k.has(channel) && attention.o.has(value);
-    let ranks = [&attention.q, &attention.k, &attention.v, &attention.o].iter().all(|l| l.0.len() == outer.len() + 2);
-    (shared && single && ranks).then_some(Roles { batch, head, query, key, channel, value })
+    let (channel, value) = (only(q)?, only(v)?);
+    let shares = |l: &u8| !k.has(*l) && !v.has(*l);
+    let ordered: SmallVec<[u8; 8]> =
+        outer.iter().copied().filter(|l| !shares(l)).chain(outer.iter().copied().filter(shares)).collect();
+    let fits = only(k) == Some(channel)
+        && channel != value
+        && only(o) == Some(value)
+        && v.has(*key)
+        && query.is_none_or(|l| o.has(l) && !v.has(l))
+        && o.0.len() == outer.len() + 1 + usize::from(query.is_some())
+        && outer.len() <= MAX_OUTER;
+    fits.then(|| Roles {
+        shared: ordered.iter().filter(|l| shares(l)).count(),
+        outer: ordered,
+        query,
+        key: *key,
+        channel,
+        value,
+    })
 }
 
-/// Whether the driver runs an attention of a type, or its gradient if the types of its extras are given: that driver
-/// knows the slope of `scale · score + mask` alone.
-pub fn has_driver(
-    attention: &Attention,
-    dtype: DType,
-    gradient_with: Option<&[DType]>,
-    device: &DeviceDescription,
-) -> bool {
-    let plain = |extras: &[DType]| match plain_score(&attention.score) {
-        Some((_, None)) => true,
-        Some((_, Some(mask))) => extras.get(mask - 1) == Some(&DType::F32),
-        None => false,
-    };
-    device.is_cpu() && dtype == DType::F32 && roles(attention).is_some() && gradient_with.is_none_or(plain)
+impl Roles {
+    /// Whether each gradient is a sum that one pass makes: queries lack no outer axis, keys and values none but the shared.
+    fn has_gradient(&self, attention: &Attention) -> bool {
+        let own = &self.outer[..self.outer.len() - self.shared];
+        self.outer.iter().all(|l| attention.q.has(*l)) && own.iter().all(|l| attention.k.has(*l) && attention.v.has(*l))
+    }
 }
 
-/// `scale · p0 + p_mask`, if the program is that.
-fn plain_score(program: &ScalarExpr) -> Option<(f64, Option<usize>)> {
-    if program.is_arg(0) {
-        return Some((1.0, None));
+/// Whether the driver runs an attention of a type, or also its gradient.
+pub fn has_driver(attention: &Attention, dtype: DType, gradient: bool, device: &DeviceDescription) -> bool {
+    let fits = |roles: Roles| !gradient || roles.has_gradient(attention);
+    device.is_cpu() && dtype == DType::F32 && roles(attention).is_some_and(fits)
+}
+
+/// `scale · p0 + p_mask`, and −∞ where `p_truth` is false.
+struct Plain {
+    scale: f64,
+    mask: Option<usize>,
+    truth: Option<usize>,
+}
+
+/// The program as [`Plain`], if it is that and its masks are of the element types that the driver knows.
+fn plain_score(program: &ScalarExpr, extras: &[DType]) -> Option<Plain> {
+    let of = |e: &ScalarExpr, dtype: DType| match e.kind() {
+        ExprKind::Arg(i) if *i > 0 && extras.get(usize::from(*i) - 1) == Some(&dtype) => Some(usize::from(*i)),
+        _ => None,
+    };
+    let (mut program, mut plain) = (program, Plain { scale: 1.0, mask: None, truth: None });
+    if let Some([condition, kept, never]) = program.operands_of(ScalarFn::Select) {
+        plain.truth = Some(of(condition, DType::Bool)?);
+        never.as_const().filter(|c| c.as_f64() == f64::NEG_INFINITY)?;
+        program = kept;
     }
     if let Some([a, b]) = program.operands_of(ScalarFn::Add) {
-        let arg = |e: &ScalarExpr| match e.kind() {
-            ExprKind::Arg(i) if *i > 0 => Some(usize::from(*i)),
-            _ => None,
+        let (mask, rest) = match (of(a, DType::F32), of(b, DType::F32)) {
+            (Some(mask), None) => (mask, b),
+            (None, Some(mask)) => (mask, a),
+            _ => return None,
         };
-        return match (arg(a), arg(b)) {
-            (Some(mask), None) => scaled(b).map(|scale| (scale, Some(mask))),
-            (None, Some(mask)) => scaled(a).map(|scale| (scale, Some(mask))),
-            _ => None,
-        };
+        (plain.mask, program) = (Some(mask), rest);
     }
-    scaled(program).map(|scale| (scale, None))
+    plain.scale = scaled(program)?;
+    Some(plain)
 }
 
 fn scaled(program: &ScalarExpr) -> Option<f64> {
@@ -100,6 +131,40 @@ struct Read {
     strides: AttentionOperand<Dim>,
 }
 
+/// Joins outer axes that one stride an operand describes, and leaves out those of extent 1: equal attentions have equal
+/// texts, however their axes are cut. The last `shared` axes stay apart from the others.
+fn collapse(outer: &mut Vec<Dim>, shared: &mut usize, strides: &mut [&mut Vec<Dim>]) {
+    for axis in (0..outer.len()).rev() {
+        let last = axis + 1 == outer.len();
+        let joins = !last
+            && axis + 1 != outer.len() - *shared
+            && strides.iter().all(|s| s[axis] == s[axis + 1].clone() * outer[axis + 1].clone());
+        let gone = if outer[axis].is(1) {
+            axis
+        } else if joins {
+            outer[axis] = outer[axis].clone() * outer[axis + 1].clone();
+            strides.iter_mut().for_each(|s| s.swap(axis, axis + 1));
+            axis + 1
+        } else {
+            continue;
+        };
+        *shared -= usize::from(gone >= outer.len() - *shared);
+        outer.remove(gone);
+        strides.iter_mut().for_each(|s| drop(s.remove(gone)));
+    }
+}
+
+fn collapse_forward(problem: &mut AttentionProblem<Dim>, gradients: &mut [&mut AttentionOperand<Dim>]) {
+    let AttentionProblem { outer, shared, q, k, v, o, lse, score, .. } = problem;
+    let mut lists: Vec<&mut Vec<Dim>> = [q, k, v, o].into_iter().chain(lse.as_mut()).map(|x| &mut x.outer).collect();
+    match score {
+        Score::Plain { mask, truth, .. } => lists.extend(mask.iter_mut().chain(truth).map(|m| &mut m.outer)),
+        Score::Hook { extras, .. } => lists.extend(extras.iter_mut().map(|m| &mut m.outer)),
+    }
+    lists.extend(gradients.iter_mut().map(|x| &mut x.outer));
+    collapse(outer, shared, &mut lists);
+}
+
 impl Planner<'_> {
     /// Plans attention.
     pub(super) fn attention(
@@ -113,8 +178,12 @@ impl Planner<'_> {
         let Op::Attention(attention) = &node.op else {
             return Err(Diagnostic::new("E0464", "an attention's group has no attention"));
         };
-        let prepared = self.forward(frame, id, attention, &node.operands[..3], &node.operands[3..], steps)?;
-        let (o, lse) = (self.result(frame, (id, 0), place, None), self.result(frame, (id, 1), place, None));
+        let mut prepared = self.forward(frame, id, attention, &node.operands[..3], &node.operands[3..], steps)?;
+        collapse_forward(&mut prepared.problem, &mut []);
+        let [o, lse] = [0, 1].map(|part| {
+            let direct = frame.direct.get(&(id, part)).copied();
+            self.result(frame, (id, part), place, direct)
+        });
         let mut args: Vec<Arg> = prepared.reads.iter().map(|r| r.operand.arg(false)).collect();
         args.push(Arg::write(o));
         args.push(Arg::write(lse));
@@ -141,20 +210,25 @@ impl Planner<'_> {
         };
         let attention = &grad.of;
         let prepared = self.forward(frame, id, attention, &node.operands[..3], &node.operands[6..], steps)?;
-        let roles = roles(attention).ok_or_else(|| unsupported(frame, id))?;
+        let roles = roles(attention).filter(|r| r.has_gradient(attention)).ok_or_else(|| unsupported(frame, id))?;
         let o = self.read(frame, node.operands[3], &attention.o, &roles, roles.query, roles.value, steps)?;
         let grad_o = self.read(frame, node.operands[5], &attention.o, &roles, roles.query, roles.value, steps)?;
         let lse = self.row_major(frame, node.operands[4], steps)?;
         let mut problem = prepared.problem;
         problem.o = o.strides.clone();
-        let own = |frame: &Frame, i: usize, labels: &egret_ir::ops::Labels, row: u8| {
+        let own = |frame: &Frame, i: usize, labels: &Labels, row: Option<u8>| {
             let shape = &frame.graph.ty(id).parts()[i].shape;
             by_role(labels, &crate::schedule::view::row_major(shape), &roles, row)
         };
-        let grad_q = own(frame, 0, &attention.q, roles.query);
-        let grad_k = own(frame, 1, &attention.k, roles.key);
-        let grad_v = own(frame, 2, &attention.v, roles.key);
-        let results: Vec<BufferId> = (0..3).map(|i| self.result(frame, (id, i), place, None)).collect();
+        let mut grad_o_strides = grad_o.strides;
+        let mut grad_q = own(frame, 0, &attention.q, roles.query);
+        let mut grad_k = own(frame, 1, &attention.k, Some(roles.key));
+        let mut grad_v = own(frame, 2, &attention.v, Some(roles.key));
+        collapse_forward(&mut problem, &mut [&mut grad_o_strides, &mut grad_q, &mut grad_k, &mut grad_v]);
+        let results = [0, 1, 2].map(|part| {
+            let direct = frame.direct.get(&(id, part)).copied();
+            self.result(frame, (id, part), place, direct)
+        });
         let mut args: Vec<Arg> = prepared.reads.iter().map(|r| r.operand.arg(false)).collect();
         args.push(o.operand.arg(false));
         args.push(lse.arg(false));
@@ -162,13 +236,13 @@ impl Planner<'_> {
         args.extend(results.iter().map(|buffer| Arg::write(*buffer)));
         args.extend(prepared.extras.iter().map(|e| e.arg(false)));
         let driver = Driver::AttentionGrad(
-            AttentionGradProblem { forward: problem, grad_o: grad_o.strides, grad_q, grad_k, grad_v },
+            AttentionGradProblem { forward: problem, grad_o: grad_o_strides, grad_q, grad_k, grad_v },
             AttentionSchedule::choose(self.lanes as usize),
         );
         let launch = DriverLaunch {
             driver,
             hook: prepared.hook,
-            finisher: None,
+            finisher: prepared.slope,
             args,
             clear: Vec::new(),
             family: "attention_grad",
@@ -181,9 +255,9 @@ impl Planner<'_> {
         &mut self,
         frame: &mut Frame,
         id: NodeId,
-        labels: &egret_ir::ops::Labels,
+        labels: &Labels,
         roles: &Roles,
-        row: u8,
+        row: Option<u8>,
         channel: u8,
         steps: &mut Vec<Step>,
     ) -> Result<Read, Diagnostic> {
@@ -217,7 +291,7 @@ impl Planner<'_> {
         &mut self,
         frame: &mut Frame,
         id: NodeId,
-        labels: &egret_ir::ops::Labels,
+        labels: &Labels,
         channel: u8,
     ) -> Result<NodeId, Diagnostic> {
         let axis = labels.axis(channel).unwrap_or(0);
@@ -243,37 +317,19 @@ impl Planner<'_> {
         let f32s = qkv.iter().all(|n| frame.graph.tensor_type(*n).dtype == DType::F32);
         let Some(roles) = roles(attention).filter(|_| f32s) else { return Err(unsupported(frame, id)) };
         let shape = |frame: &Frame, i: usize| frame.graph.tensor_type(qkv[i]).shape.clone();
-        let extent = |frame: &Frame, i: usize, labels: &egret_ir::ops::Labels, label: Option<u8>| {
-            label.and_then(|l| labels.axis(l)).map_or(Dim::ONE, |axis| shape(frame, i)[axis].clone())
+        let extent = |frame: &Frame, label: u8| {
+            let own = [&attention.q, &attention.k, &attention.v].into_iter().enumerate();
+            own.filter_map(|(i, labels)| Some(shape(frame, i)[labels.axis(label)?].clone())).next().unwrap_or(Dim::ONE)
         };
-        let heads = extent(frame, 0, &attention.q, roles.head);
         let reads = vec![
             self.read(frame, qkv[0], &attention.q, &roles, roles.query, roles.channel, steps)?,
-            self.read(frame, qkv[1], &attention.k, &roles, roles.key, roles.channel, steps)?,
-            self.read(frame, qkv[2], &attention.v, &roles, roles.key, roles.value, steps)?,
+            self.read(frame, qkv[1], &attention.k, &roles, Some(roles.key), roles.channel, steps)?,
+            self.read(frame, qkv[2], &attention.v, &roles, Some(roles.key), roles.value, steps)?,
         ];
-        let o_shape: SmallVec<[Dim; 6]> = attention
-            .o
-            .0
-            .iter()
-            .map(|l| match *l {
-                l if l == roles.query => extent(frame, 0, &attention.q, Some(l)),
-                l if l == roles.value => extent(frame, 2, &attention.v, Some(l)),
-                l => extent(frame, 0, &attention.q, Some(l)),
-            })
-            .collect();
-        let o_strides = crate::schedule::view::row_major(&o_shape.iter().cloned().collect());
-        let scores: Vec<Dim> = attention
-            .scores
-            .0
-            .iter()
-            .map(|l| match *l {
-                l if l == roles.key => extent(frame, 1, &attention.k, Some(l)),
-                l => extent(frame, 0, &attention.q, Some(l)),
-            })
-            .collect();
-        let rows: egret_ir::Shape = scores[..scores.len() - 1].iter().cloned().collect();
-        let row_labels = egret_ir::ops::Labels(attention.scores.0[..scores.len() - 1].iter().copied().collect());
+        let o_shape: Shape = attention.o.0.iter().map(|l| extent(frame, *l)).collect();
+        let o_strides = crate::schedule::view::row_major(&o_shape);
+        let row_labels = Labels(attention.scores.0[..attention.scores.0.len() - 1].iter().copied().collect());
+        let rows: Shape = row_labels.0.iter().map(|l| extent(frame, *l)).collect();
         let lse = by_role(&row_labels, &crate::schedule::view::row_major(&rows), &roles, roles.query);
         let mut masks = Vec::new();
         let mut operands = Vec::new();
@@ -283,21 +339,32 @@ impl Planner<'_> {
             masks.push(mask);
         }
         let types: Vec<DType> = extras.iter().map(|e| frame.graph.tensor_type(*e).dtype).collect();
-        let mut hook = None;
-        let (score, used): (Score<Dim>, Vec<usize>) = match plain_score(&attention.score) {
-            Some((scale, None)) => (Score::Plain { scale: scale as f32, mask: None, causal: None }, Vec::new()),
-            Some((scale, Some(arg))) if types[arg - 1] == DType::F32 => {
-                (Score::Plain { scale: scale as f32, mask: Some(masks[arg - 1].clone()), causal: None }, vec![arg - 1])
+        let (mut hook, mut slope) = (None, None);
+        let (score, used): (Score<Dim>, Vec<usize>) = match plain_score(&attention.score, &types) {
+            Some(Plain { scale, mask, truth }) => {
+                let of = |arg: Option<usize>| arg.map(|arg| masks[arg - 1].clone());
+                let score = Score::Plain { scale: scale as f32, mask: of(mask), truth: of(truth) };
+                (score, mask.into_iter().chain(truth).map(|arg| arg - 1).collect())
             }
-            _ => {
-                let (used, programs) = compact(&[&attention.score]);
-                let hook_extras: Vec<Extra> =
+            None => {
+                let scored: Vec<DType> = std::iter::once(DType::F32).chain(types.iter().copied()).collect();
+                let rate = attention.score.derivative(0, &scored);
+                let rate = rate.unwrap_or_else(|| ScalarExpr::float(0.0, DType::F32));
+                let (used, programs) = compact(&[&attention.score, &rate]);
+                let mut hook_extras: Vec<Extra> =
                     used.iter().map(|i| Extra { dtype: types[*i], by_column: !masks[*i].key.is(0) }).collect();
-                let made = epilogue::hook(&programs[0], &hook_extras, DType::F32, self.exact).map_err(|findings| {
+                let fail = |findings: Vec<crate::kernel::Finding>| {
                     let error = Diagnostic::new("E0461", "no hook can be made for a score program");
                     findings.into_iter().fold(error, |error, finding| error.note(finding.to_string()))
-                })?;
-                hook = Some(made);
+                };
+                hook = Some(epilogue::hook(&programs[0], &hook_extras, DType::F32, self.exact).map_err(fail)?);
+                if matches!(frame.graph.node(id).op, Op::AttentionGrad(_)) {
+                    // by the chain rule: the slope times the gradient of the logit
+                    hook_extras.push(Extra { dtype: DType::F32, by_column: true });
+                    let logit = ScalarExpr::arg(hook_extras.len());
+                    let chained = ScalarExpr::apply(ScalarFn::Mul, [programs[1].clone(), logit], DType::F32);
+                    slope = Some(epilogue::hook(&chained, &hook_extras, DType::F32, self.exact).map_err(fail)?);
+                }
                 let score = Score::Hook {
                     extras: used.iter().map(|i| masks[*i].clone()).collect(),
                     element_bytes: used.iter().map(|i| types[*i].size() as u8).collect(),
@@ -306,23 +373,23 @@ impl Planner<'_> {
             }
         };
         let problem = AttentionProblem {
-            batch: extent(frame, 0, &attention.q, roles.batch),
-            heads: heads.clone(),
-            kv_heads: heads,
-            q_len: extent(frame, 0, &attention.q, Some(roles.query)),
-            k_len: extent(frame, 1, &attention.k, Some(roles.key)),
-            head_dim: extent(frame, 0, &attention.q, Some(roles.channel)),
-            value_dim: extent(frame, 2, &attention.v, Some(roles.value)),
+            outer: roles.outer.iter().map(|l| extent(frame, *l)).collect(),
+            shared: roles.shared,
+            q_len: roles.query.map_or(Dim::ONE, |l| extent(frame, l)),
+            k_len: extent(frame, roles.key),
+            head_dim: extent(frame, roles.channel),
+            value_dim: extent(frame, roles.value),
             q: reads[0].strides.clone(),
             k: reads[1].strides.clone(),
             v: reads[2].strides.clone(),
             o: by_role(&attention.o, &o_strides, &roles, roles.query),
             lse: Some(lse),
             score,
-            empty_is_zero: false,
+            causal: attention.causal.clone(),
+            empty_is_zero: attention.empty_is_zero,
         };
         let extras = used.into_iter().map(|i| operands[i].clone()).collect();
-        Ok(Forward { problem, reads, extras, hook })
+        Ok(Forward { problem, reads, extras, hook, slope })
     }
 
     /// An operand of the score program with its strides over the scores.
@@ -330,7 +397,7 @@ impl Planner<'_> {
         &mut self,
         frame: &mut Frame,
         extra: NodeId,
-        scores: &egret_ir::ops::Labels,
+        scores: &Labels,
         roles: &Roles,
         steps: &mut Vec<Step>,
     ) -> Result<(Operand, Mask<Dim>), Diagnostic> {
@@ -349,9 +416,8 @@ impl Planner<'_> {
             axis.filter(|axis| !own[*axis].is(1)).map_or(Dim::ZERO, |axis| strides[axis].clone())
         };
         let mask = Mask {
-            batch: stride(roles.batch),
-            head: stride(roles.head),
-            query: stride(Some(roles.query)),
+            outer: roles.outer.iter().map(|l| stride(Some(*l))).collect(),
+            query: stride(roles.query),
             key: stride(Some(roles.key)),
         };
         Ok((operand, mask))
@@ -363,11 +429,13 @@ struct Forward {
     reads: Vec<Read>,
     extras: Vec<Operand>,
     hook: Option<crate::kernel::Kernel>,
+    /// The hook of the score's slope, for a gradient.
+    slope: Option<crate::kernel::Kernel>,
 }
 
-fn by_role(labels: &egret_ir::ops::Labels, strides: &[Dim], roles: &Roles, row: u8) -> AttentionOperand<Dim> {
-    let stride = |label: Option<u8>| label.and_then(|l| labels.axis(l)).map_or(Dim::ZERO, |axis| strides[axis].clone());
-    AttentionOperand { batch: stride(roles.batch), head: stride(roles.head), row: stride(Some(row)) }
+fn by_role(labels: &Labels, strides: &[Dim], roles: &Roles, row: Option<u8>) -> AttentionOperand<Dim> {
+    let stride = |label: u8| labels.axis(label).map_or(Dim::ZERO, |axis| strides[axis].clone());
+    AttentionOperand { outer: roles.outer.iter().map(|l| stride(*l)).collect(), row: row.map_or(Dim::ZERO, stride) }
 }
 
 fn unsupported(frame: &Frame, id: NodeId) -> Diagnostic {

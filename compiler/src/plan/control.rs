@@ -3,7 +3,6 @@
 use egret_ir::ops::{If, While};
 use egret_ir::{Diagnostic, Dim, Graph, NodeId, Op};
 use egret_program::{Arg, Branch, BufferId, Carried, Place, SizeValue, Step};
-use rustc_hash::FxHashMap;
 
 use super::frame::Frame;
 use super::{Phase, Planner};
@@ -80,11 +79,10 @@ impl Planner<'_> {
             let mut inner = self.region(frame, region, 0, captured, phase, steps)?;
             let mut body = Vec::new();
             self.region_checks(region, &mut body);
-            let mut direct: FxHashMap<NodeId, BufferId> = FxHashMap::default();
             for ((_, output), buffer) in region.outputs().iter().zip(&results) {
-                direct.entry(*output).or_insert(*buffer);
+                inner.direct.entry((*output, 0)).or_insert(*buffer);
             }
-            self.lower(&mut inner, &direct, &mut body)?;
+            self.lower(&mut inner, &mut body)?;
             for ((_, output), buffer) in region.outputs().iter().zip(&results) {
                 self.copy_to(&mut inner, *output, *buffer, &mut body)?;
             }
@@ -137,7 +135,7 @@ impl Planner<'_> {
 
         let mut condition_steps = Vec::new();
         self.region_checks(condition, &mut condition_steps);
-        self.lower(&mut test_frame, &FxHashMap::default(), &mut condition_steps)?;
+        self.lower(&mut test_frame, &mut condition_steps)?;
         let test = self.row_major(&mut test_frame, condition.outputs()[0].1, &mut condition_steps)?.arg(false);
 
         let stacks: Vec<BufferId> =
@@ -161,19 +159,18 @@ impl Planner<'_> {
         stacks: &[BufferId],
     ) -> Result<(Vec<Carried>, Vec<Step>), Diagnostic> {
         let (carried, stacked) = body.outputs().split_at(firsts.len());
-        let mut direct: FxHashMap<NodeId, BufferId> = FxHashMap::default();
         let mut slices = Vec::new();
         for ((_, output), whole) in stacked.iter().zip(stacks) {
             let ty = body.tensor_type(*output).clone();
             let slice = self.row_major_buffer(Place::Slice { of: *whole, stride: ty.bytes() }, &ty);
             if !carried.iter().any(|(_, o)| o == output) {
-                direct.entry(*output).or_insert(slice);
+                inner.direct.entry((*output, 0)).or_insert(slice);
             }
             slices.push((*output, slice));
         }
         let mut steps = Vec::new();
         self.region_checks(body, &mut steps);
-        self.lower(inner, &direct, &mut steps)?;
+        self.lower(inner, &mut steps)?;
         for (output, slice) in slices {
             self.copy_to(inner, output, slice, &mut steps)?;
         }

@@ -28,6 +28,8 @@ pub struct Frame {
     pub in_place: InPlace,
     /// Those concatenations, and their buffers once the first operand needs it.
     pub hosts: FxHashMap<NodeId, Option<BufferId>>,
+    /// Values that are written straight into results.
+    pub direct: FxHashMap<Value, BufferId>,
     lanes: i64,
 }
 
@@ -84,6 +86,7 @@ impl Frame {
             blocked: FxHashMap::default(),
             in_place: InPlace::default(),
             hosts: FxHashMap::default(),
+            direct: FxHashMap::default(),
             lanes,
         };
         for i in 0..frame.graph.nodes().len() {

@@ -137,8 +137,8 @@ fn planned<'d>(graph: &Graph, device: &'d DeviceDescription, options: &Options) 
     let mut frame = Frame::new(graph.clone(), planner.lanes, &|_| false);
     planner.leaves(&mut frame);
     let mut steps = Vec::new();
-    let outputs = planner.outputs(&frame);
-    planner.lower(&mut frame, &outputs, &mut steps)?;
+    frame.direct = planner.outputs(&frame);
+    planner.lower(&mut frame, &mut steps)?;
     planner.leave(&mut frame, &mut steps)?;
     planner.program.steps = steps;
     Ok(planner)
@@ -198,14 +198,20 @@ impl Planner<'_> {
         self.row_major_buffer(place, ty)
     }
 
-    /// Buffers of results, by node: each node may be written to one of them directly.
-    fn outputs(&mut self, frame: &Frame) -> FxHashMap<NodeId, BufferId> {
+    /// Buffers of results, by value: each value may be written to one of them directly, also when a result is a reshape of
+    /// it.
+    fn outputs(&mut self, frame: &Frame) -> FxHashMap<Value, BufferId> {
         let mut direct = FxHashMap::default();
-        for (i, (name, id)) in frame.graph.outputs().iter().enumerate() {
-            let ty = frame.graph.tensor_type(*id).clone();
+        let graph = &frame.graph;
+        for (i, (name, id)) in graph.outputs().iter().enumerate() {
+            let ty = graph.tensor_type(*id).clone();
             let buffer = self.row_major_buffer(Place::Output(i as u32), &ty);
             self.program.outputs.push(Port { name: name.clone(), ty, buffer });
-            direct.entry(*id).or_insert(buffer);
+            direct.entry((*id, 0)).or_insert(buffer);
+            let source = reshaped(graph, *id);
+            if frame.time(source) == BindingTime::Run {
+                direct.entry(value_of(graph, source)).or_insert(buffer);
+            }
         }
         // a reshape of what a kernel writes is the same memory; other movement is done by the reshape's own kernel
         for (_, id) in frame.graph.outputs() {
@@ -224,12 +230,7 @@ impl Planner<'_> {
     }
 
     /// Plans a frame's graph: what is known at load goes to the preparation program, the rest to `steps`.
-    fn lower(
-        &mut self,
-        frame: &mut Frame,
-        outputs: &FxHashMap<NodeId, BufferId>,
-        steps: &mut Vec<Step>,
-    ) -> Result<(), Diagnostic> {
+    fn lower(&mut self, frame: &mut Frame, steps: &mut Vec<Step>) -> Result<(), Diagnostic> {
         let graph = frame.graph.clone();
         let n = graph.nodes().len();
         let live = graph.live();
@@ -273,11 +274,15 @@ impl Planner<'_> {
             frame.hosts.insert(concat, None);
             frame.layouts.insert((concat, 0), layouts.of[concat.index()].clone());
         }
+        // a part of a concatenation lies there, unless it is itself a result
+        let (parts, hosts) = (&frame.in_place.parts, &frame.hosts);
+        let free = |id: &NodeId| leaves_run[id.index()] || !parts.contains_key(id) && !hosts.contains_key(id);
+        frame.direct.retain(|(id, _), _| free(id));
         let in_place = self.in_place(frame, &partition);
         for (index, group) in partition.groups.iter().enumerate() {
             let root = group.root.index();
-            let direct = in_place.get(&index).or_else(|| outputs.get(&group.root));
             let layout = layouts.of[root].clone();
+            let direct = in_place.get(&index).or_else(|| frame.direct.get(&(group.root, 0)));
             let direct = direct.copied().filter(|_| layout == Layout::RowMajor);
             frame.layouts.insert((group.root, 0), layout);
             self.group(frame, group, Place::Arena, direct, Phase::Run, steps)?;
@@ -376,6 +381,13 @@ impl Planner<'_> {
         let id = group.root;
         let written = frame.graph.node(id).operands.first().and_then(|operand| frame.row_major_buffer(*operand));
         if (direct.is_none() || direct == written) && self.alias(frame, id) {
+            return Ok(());
+        }
+        // what a result is a reshape of may have been written there
+        if let Some(buffer) = direct
+            && frame.row_major_buffer(reshaped(&frame.graph, id)) == Some(buffer)
+        {
+            frame.store((id, 0), buffer, Layout::RowMajor);
             return Ok(());
         }
         match group.family {
@@ -491,6 +503,15 @@ fn within(outer: Option<BufferId>, offset: Option<Dim>, place: &Place) -> Place 
         (Some(of), Some(offset)) => Place::Part { of, offset },
         _ => place.clone(),
     }
+}
+
+/// The value that a chain of reshapes begins with.
+fn reshaped(graph: &Graph, id: NodeId) -> NodeId {
+    let mut source = id;
+    while let Op::Reshape(_) | Op::StopGradient(_) = &graph.node(source).op {
+        source = graph.node(source).operands[0];
+    }
+    source
 }
 
 /// Whether the value of `from` flows into group `to` through values that are not stored.

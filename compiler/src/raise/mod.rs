@@ -7,8 +7,12 @@
 mod activation;
 mod attention;
 mod cone;
+mod frontier;
+mod labels;
+mod score;
 mod simplify;
 mod spell;
+mod view;
 
 use egret_ir::{Diagnostic, Graph};
 
@@ -52,10 +56,11 @@ pub fn raise(graph: &Graph) -> Result<(Graph, Vec<Applied>), Diagnostic> {
 pub fn raise_with(graph: &Graph, set: &RewriteSet) -> Result<Direct, Diagnostic> {
     let (activations, attentions) = (set.has("activation"), set.has("attention"));
     let used = simplify::Used::of(set);
+    let mut found = attention::Found::default();
     let mut hook = |builder: &mut Builder, node| {
         simplify::simplify(builder, node, used)
             .or_else(|| if activations { activation::raise(builder, node) } else { None })
-            .or_else(|| if attentions { attention::raise(builder, node) } else { None })
+            .or_else(|| if attentions { found.raise(builder, node) } else { None })
     };
     direct::apply(graph, &set.of(&[Topic::Movement, Topic::Raise], false), &mut hook)
 }

@@ -141,16 +141,16 @@ impl Speller<'_> {
             // the log-sum-exps are f32 anyhow
             return if part == 0 { self.cast(value, dtype) } else { Some(value) };
         }
-        if attention_has_driver(attention, dtype, None, self.device) {
+        if attention_has_driver(attention, dtype, false, self.device) {
             return None;
         }
         let logits = self.logits(attention, operands[0], operands[1], &operands[3..])?;
         let keys = attention.scores.0.len() - 1;
         if part == 0 {
-            let p = self.add(Softmax { axis: keys, log: false }, &[logits])?;
+            let p = self.shares(attention, logits)?;
             return self.dot((p, &attention.scores), (operands[2], &attention.v), &attention.o);
         }
-        let top = self.reduce(ReduceKind::Max, logits, keys)?;
+        let (top, _) = self.tops(logits, keys)?;
         let below = self.map(ScalarFn::Sub, &[logits, top])?;
         let exp = self.map(ScalarFn::Exp, &[below])?;
         let sum = self.reduce(ReduceKind::Sum, exp, keys)?;
@@ -176,16 +176,15 @@ impl Speller<'_> {
             };
             return self.cast(value, dtype);
         }
-        let extras = &operands[6..];
-        let extra_types: Vec<DType> = extras.iter().map(|e| self.dtype(*e)).collect();
-        if attention_has_driver(attention, dtype, Some(&extra_types), self.device) {
+        if attention_has_driver(attention, dtype, true, self.device) {
             return None;
         }
+        let extras = &operands[6..];
         let (q, k, v, d_o) = (operands[0], operands[1], operands[2], operands[5]);
         let keys = attention.scores.0.len() - 1;
         let raw = self.dot((q, &attention.q), (k, &attention.k), &attention.scores)?;
         let logits = self.logits(attention, q, k, extras)?;
-        let p = self.add(Softmax { axis: keys, log: false }, &[logits])?;
+        let p = self.shares(attention, logits)?;
         if part == 2 {
             return self.dot((p, &attention.scores), (d_o, &attention.o), &attention.v);
         }
@@ -214,12 +213,43 @@ impl Speller<'_> {
     fn logits(&mut self, attention: &Attention, q: NodeId, k: NodeId, extras: &[NodeId]) -> Option<NodeId> {
         let raw = self.dot((q, &attention.q), (k, &attention.k), &attention.scores)?;
         let args: SmallVec<[NodeId; 8]> = std::iter::once(raw).chain(extras.iter().copied()).collect();
-        let logits = self.program(&attention.score, &args)?;
+        let mut logits = self.program(&attention.score, &args)?;
         let shape = self.builder.graph().tensor_type(raw).shape.clone();
+        if let Some(seen) = attention.seen(&shape) {
+            let seen = self.add(seen, &[])?;
+            let never = self.number(f64::NEG_INFINITY, logits)?;
+            logits = self.map(ScalarFn::Select, &[seen, logits, never])?;
+        }
         if self.builder.graph().tensor_type(logits).shape == shape {
             return Some(logits);
         }
         self.add(Broadcast { shape }, &[logits])
+    }
+
+    /// A number of the element type of `like`.
+    fn number(&mut self, value: f64, like: NodeId) -> Option<NodeId> {
+        let dtype = self.dtype(like);
+        self.builder.scalar(Literal::float(value, dtype)).ok()
+    }
+
+    /// The highest logit of each row, 0 of a row of −inf, and which rows those are.
+    fn tops(&mut self, logits: NodeId, keys: usize) -> Option<(NodeId, NodeId)> {
+        let top = self.reduce(ReduceKind::Max, logits, keys)?;
+        let (never, zero) = (self.number(f64::NEG_INFINITY, logits)?, self.number(0.0, logits)?);
+        let empty = self.map(ScalarFn::Eq, &[top, never])?;
+        Some((self.map(ScalarFn::Select, &[empty, zero, top])?, empty))
+    }
+
+    /// The softmax of logits.
+    fn shares(&mut self, attention: &Attention, logits: NodeId) -> Option<NodeId> {
+        let keys = attention.scores.0.len() - 1;
+        let shares = self.add(Softmax { axis: keys, log: false }, &[logits])?;
+        if !attention.empty_is_zero {
+            return Some(shares);
+        }
+        let (_, empty) = self.tops(logits, keys)?;
+        let zero = self.number(0.0, logits)?;
+        self.map(ScalarFn::Select, &[empty, zero, shares])
     }
 
     /// A scalar program as elementwise operators; the builder shares what occurs twice.

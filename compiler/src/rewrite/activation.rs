@@ -32,6 +32,15 @@ fn named(e: &ScalarExpr, dtype: DType) -> Option<ScalarExpr> {
             _ => None,
         };
     }
+    // log(1 + eˣ)
+    let exponent = match (e.operands_of(ScalarFn::Log), e.operands_of(ScalarFn::Log1p)) {
+        (Some([sum]), _) => one_plus_exp(sum),
+        (_, Some([exp])) => exp.operands_of(ScalarFn::Exp).map(|x| x[0].clone()),
+        _ => None,
+    };
+    if let Some(x) = exponent {
+        return Some(un(ScalarFn::Softplus, &x));
+    }
     // 1 / (1 + e⁻ˣ)
     let product = Product::of(e);
     if product.below.len() == 1
@@ -64,6 +73,14 @@ fn named(e: &ScalarExpr, dtype: DType) -> Option<ScalarExpr> {
             && near(others.scale, 1.0)
         {
             return Some(un(ScalarFn::Mish, x));
+        }
+        // c·x·clamp(a·x + b, 0, h) with c·a = ⅙, b = 3a, h = 6a
+        if let Some((a, b, high)) = clamped(factor, x)
+            && near(others.scale * a, 1.0 / 6.0)
+            && near(b, 3.0 * a)
+            && near(high, 6.0 * a)
+        {
+            return Some(un(ScalarFn::HardSwish, x));
         }
         // c·x·(b + b·erf(x/√2)) with c·b = ½, and the same with tanh
         let Some([p, q]) = factor.operands_of(ScalarFn::Add) else { continue };
@@ -142,15 +159,44 @@ fn odd_cubic(e: &ScalarExpr, x: &ScalarExpr) -> Option<(f64, f64)> {
     }
 }
 
-/// `x` when the program is `1 + e⁻ˣ`.
-fn one_plus_exp_of_minus(e: &ScalarExpr, dtype: DType) -> Option<ScalarExpr> {
+/// `(a, b, h)` when the program is `a·x + b` held between 0 and `h`.
+fn clamped(e: &ScalarExpr, x: &ScalarExpr) -> Option<(f64, f64, f64)> {
+    let held = |e: &ScalarExpr| -> Option<(f64, ScalarExpr)> {
+        let [p, q] = e.operands_of(ScalarFn::Min)? else { return None };
+        match (p.as_const(), q.as_const()) {
+            (Some(high), None) => Some((high.as_f64(), q.clone())),
+            (None, Some(high)) => Some((high.as_f64(), p.clone())),
+            _ => None,
+        }
+    };
+    // the bounds in either order
+    let (high, inner) = match e.operands_of(ScalarFn::Relu) {
+        Some([below]) => held(below)?,
+        _ => {
+            let (high, above) = held(e)?;
+            (high, above.operands_of(ScalarFn::Relu)?[0].clone())
+        }
+    };
+    let [p, q] = inner.operands_of(ScalarFn::Add)? else { return None };
+    let (constant, linear) = if p.as_const().is_some() { (p, q) } else { (q, p) };
+    let (a, y) = scaled(linear)?;
+    (y == *x).then_some((a, constant.as_const()?.as_f64(), high))
+}
+
+/// `x` when the program is `1 + eˣ`.
+fn one_plus_exp(e: &ScalarExpr) -> Option<ScalarExpr> {
     let [p, q] = e.operands_of(ScalarFn::Add)? else { return None };
     let (one, exp) = if p.as_const().is_some() { (p, q) } else { (q, p) };
     if one.as_const()?.as_f64() != 1.0 {
         return None;
     }
     let [power] = exp.operands_of(ScalarFn::Exp)? else { return None };
-    let mut negated = Product::of(power);
+    Some(power.clone())
+}
+
+/// `x` when the program is `1 + e⁻ˣ`.
+fn one_plus_exp_of_minus(e: &ScalarExpr, dtype: DType) -> Option<ScalarExpr> {
+    let mut negated = Product::of(&one_plus_exp(e)?);
     negated.scale = -negated.scale;
     Some(negated.expr(dtype))
 }
@@ -256,6 +302,21 @@ mod tests {
         let silu = ap(Div, [x(), ap(Add, [c(1.0), ap(Exp, [ap(Neg, [x()])])])]);
         assert_eq!(recognise(&silu, &[F]), ap(Silu, [x()]));
         assert_eq!(recognise(&ap(Max, [x(), c(0.0)]), &[F]), ap(Relu, [x()]));
+        let softplus = || ap(Log, [ap(Add, [c(1.0), ap(Exp, [x()])])]);
+        assert_eq!(recognise(&softplus(), &[F]), ap(Softplus, [x()]));
+        assert_eq!(recognise(&ap(Log1p, [ap(Exp, [x()])]), &[F]), ap(Softplus, [x()]));
+        assert_eq!(recognise(&ap(Mul, [ap(Tanh, [softplus()]), x()]), &[F]), ap(Mish, [x()]));
+        let six = |e| ap(Min, [ap(Max, [e, c(0.0)]), c(6.0)]);
+        let hard = [
+            ap(Div, [ap(Mul, [x(), six(ap(Add, [x(), c(3.0)]))]), c(6.0)]),
+            ap(Mul, [x(), ap(Div, [six(ap(Add, [x(), c(3.0)])), c(6.0)])]),
+            ap(Mul, [x(), ap(Min, [c(1.0), ap(Relu, [ap(Add, [ap(Mul, [x(), c(1.0 / 6.0)]), c(0.5)])])])]),
+            ap(Mul, [x(), ap(Max, [c(0.0), ap(Min, [c(1.0), ap(Add, [ap(Div, [x(), c(6.0)]), c(0.5)])])])]),
+        ];
+        for spelling in hard {
+            assert_eq!(recognise(&spelling, &[F]), ap(HardSwish, [x()]), "{spelling}");
+        }
+        assert_ne!(recognise(&ap(Mul, [x(), six(ap(Add, [x(), c(3.0)]))]), &[F]), ap(HardSwish, [x()]));
         // near misses keep their spelling
         let other = ap(Mul, [ap(Mul, [c(0.5), x()]), ap(Add, [c(1.0), ap(Erf, [x()])])]);
         assert_eq!(recognise(&other, &[F]), other);

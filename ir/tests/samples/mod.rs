@@ -110,6 +110,8 @@ fn plain_attention(dtype: DType) -> Attention {
         o: labels("bqv"),
         scores: labels("bqk"),
         score: ScalarExpr::apply(ScalarFn::Mul, [ScalarExpr::arg(0), half], dtype),
+        causal: None,
+        empty_is_zero: false,
     }
     .canonical()
 }
@@ -240,6 +242,10 @@ pub fn samples() -> Vec<Sample> {
     }
     one!("cross_entropy", [values(&[2, 3, 4]), ints(&[2, 3], &[0, 3, 1, 2, 2, 0])], |_, _, x| {
         vec![x[0].cross_entropy(x[1])]
+    });
+    one!("attention", [values(&[2, 3, 4]), values(&[2, 5, 4]), values(&[2, 5, 2])], |_, dtype, x| {
+        let causal = Attention { causal: Some(1.into()), empty_is_zero: true, ..plain_attention(dtype) };
+        vec![x[0].attention(x[1], x[2], causal, &[]).0]
     });
     one!("attention", [values(&[2, 3, 4]), values(&[2, 5, 4]), values(&[2, 5, 2])], |_, dtype, x| {
         vec![x[0].attention(x[1], x[2], plain_attention(dtype), &[]).0]

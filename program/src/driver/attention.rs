@@ -3,36 +3,34 @@
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Where an operand `[batch][heads][rows][channels]` lies; its channels are contiguous.
+/// Where an operand `[outer…][rows][channels]` lies; its channels are contiguous. A stride of 0 repeats it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct AttentionOperand<D = usize> {
-    /// From a batch item to the next.
-    pub batch: D,
-    /// From a head to the next (of key and value: from a key-value head to the next).
-    pub head: D,
+    /// By outer axis, from an index to the next.
+    pub outer: Vec<D>,
     /// From a row (query or key) to the next.
     pub row: D,
 }
 
 impl<D> AttentionOperand<D> {
     fn map<E>(&self, f: &mut impl FnMut(&D) -> E) -> AttentionOperand<E> {
-        AttentionOperand { batch: f(&self.batch), head: f(&self.head), row: f(&self.row) }
+        AttentionOperand { outer: self.outer.iter().map(&mut *f).collect(), row: f(&self.row) }
     }
 }
 
 impl<D: fmt::Display> fmt::Display for AttentionOperand<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "({}, {}, {})", self.batch, self.head, self.row)
+        f.write_str("(")?;
+        self.outer.iter().try_for_each(|stride| write!(f, "{stride}, "))?;
+        write!(f, "{})", self.row)
     }
 }
 
-/// A mask that is added to the scores after the scale; strides of 0 broadcast.
+/// Where an operand over the scores lies; strides of 0 broadcast.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Mask<D = usize> {
-    /// From a batch item to the next.
-    pub batch: D,
-    /// From a query head to the next.
-    pub head: D,
+    /// By outer axis, from an index to the next.
+    pub outer: Vec<D>,
     /// From a query to the next.
     pub query: D,
     /// From a key to the next.
@@ -42,14 +40,14 @@ pub struct Mask<D = usize> {
 /// What becomes of a raw dot of query and key before the softmax.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Score<D = usize> {
-    /// `scale * dot + mask`, and -inf where `key > query + causal`.
+    /// `scale * dot + mask`, and -inf where `truth` is false.
     Plain {
         /// Scale.
         scale: f32,
-        /// Additive mask.
+        /// Additive mask, of `f32`.
         mask: Option<Mask<D>>,
-        /// If given, key j takes part for query i only when `j <= i + causal`.
-        causal: Option<D>,
+        /// Boolean mask.
+        truth: Option<Mask<D>>,
     },
     /// A [`ScoreFn`](super::hook::ScoreFn).
     Hook {
@@ -66,10 +64,10 @@ impl<D: std::hash::Hash> std::hash::Hash for Score<D> {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         std::mem::discriminant(self).hash(state);
         match self {
-            Score::Plain { scale, mask, causal } => {
+            Score::Plain { scale, mask, truth } => {
                 scale.to_bits().hash(state);
                 mask.hash(state);
-                causal.hash(state);
+                truth.hash(state);
             }
             Score::Hook { extras, element_bytes } => {
                 extras.hash(state);
@@ -81,22 +79,26 @@ impl<D: std::hash::Hash> std::hash::Hash for Score<D> {
 
 impl<D> Mask<D> {
     fn map<E>(&self, f: &mut impl FnMut(&D) -> E) -> Mask<E> {
-        Mask { batch: f(&self.batch), head: f(&self.head), query: f(&self.query), key: f(&self.key) }
+        Mask { outer: self.outer.iter().map(&mut *f).collect(), query: f(&self.query), key: f(&self.key) }
     }
 }
 
 impl<D: fmt::Display> fmt::Display for Mask<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "({}, {}, {}, {})", self.batch, self.head, self.query, self.key)
+        f.write_str("(")?;
+        self.outer.iter().try_for_each(|stride| write!(f, "{stride}, "))?;
+        write!(f, "{}, {})", self.query, self.key)
     }
 }
 
 impl<D> Score<D> {
     fn map<E>(&self, f: &mut impl FnMut(&D) -> E) -> Score<E> {
         match self {
-            Score::Plain { scale, mask, causal } => {
-                Score::Plain { scale: *scale, mask: mask.as_ref().map(|m| m.map(f)), causal: causal.as_ref().map(f) }
-            }
+            Score::Plain { scale, mask, truth } => Score::Plain {
+                scale: *scale,
+                mask: mask.as_ref().map(|m| m.map(f)),
+                truth: truth.as_ref().map(|m| m.map(f)),
+            },
             Score::Hook { extras, element_bytes } => {
                 Score::Hook { extras: extras.iter().map(|m| m.map(f)).collect(), element_bytes: element_bytes.clone() }
             }
@@ -107,13 +109,13 @@ impl<D> Score<D> {
 impl<D: fmt::Display> fmt::Display for Score<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Score::Plain { scale, mask, causal } => {
+            Score::Plain { scale, mask, truth } => {
                 write!(f, "scale {scale:?}")?;
                 if let Some(mask) = mask {
                     write!(f, " mask {mask}")?;
                 }
-                if let Some(causal) = causal {
-                    write!(f, " causal {causal}")?;
+                if let Some(truth) = truth {
+                    write!(f, " truth {truth}")?;
                 }
                 Ok(())
             }
@@ -124,15 +126,13 @@ impl<D: fmt::Display> fmt::Display for Score<D> {
     }
 }
 
-/// `o = softmax(score(q k^T)) v`, for each batch item and head, by an online softmax.
+/// `o = softmax(score(q k^T)) v`, for each index of the outer axes (batch items and heads), by an online softmax.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct AttentionProblem<D = usize> {
-    /// Batch items.
-    pub batch: D,
-    /// Query heads.
-    pub heads: D,
-    /// Key-value heads; query head h reads head `h / (heads / kv_heads)`.
-    pub kv_heads: D,
+    /// Extents of the outer axes.
+    pub outer: Vec<D>,
+    /// How many of them, the last ones, share keys and values: query heads of one group.
+    pub shared: usize,
     /// Queries.
     pub q_len: D,
     /// Keys.
@@ -153,6 +153,8 @@ pub struct AttentionProblem<D = usize> {
     pub lse: Option<AttentionOperand<D>>,
     /// Scores.
     pub score: Score<D>,
+    /// If given, key j takes part for query i only when `j <= i + causal`.
+    pub causal: Option<D>,
     /// A row whose scores are all -inf gives 0 (boolean masks) instead of NaN (softmax).
     pub empty_is_zero: bool,
 }
@@ -161,9 +163,8 @@ impl<D> AttentionProblem<D> {
     /// The same with each extent replaced by `f` of it.
     pub fn map<E>(&self, f: &mut impl FnMut(&D) -> E) -> AttentionProblem<E> {
         AttentionProblem {
-            batch: f(&self.batch),
-            heads: f(&self.heads),
-            kv_heads: f(&self.kv_heads),
+            outer: self.outer.iter().map(&mut *f).collect(),
+            shared: self.shared,
             q_len: f(&self.q_len),
             k_len: f(&self.k_len),
             head_dim: f(&self.head_dim),
@@ -174,17 +175,26 @@ impl<D> AttentionProblem<D> {
             o: self.o.map(f),
             lse: self.lse.as_ref().map(|x| x.map(f)),
             score: self.score.map(f),
+            causal: self.causal.as_ref().map(&mut *f),
             empty_is_zero: self.empty_is_zero,
         }
     }
 }
 
 impl AttentionProblem<usize> {
+    /// Number of softmaxes by query: indices of the outer axes.
+    pub fn units(&self) -> usize {
+        self.outer.iter().product()
+    }
+
+    /// Indices of the shared axes.
+    pub fn sharing(&self) -> usize {
+        self.outer[self.outer.len() - self.shared..].iter().product()
+    }
+
     /// Multiply-adds count two; a causal mask is not taken into account.
     pub fn flops(&self) -> f64 {
-        2.0 * (self.batch * self.heads) as f64
-            * (self.q_len * self.k_len) as f64
-            * (self.head_dim + self.value_dim) as f64
+        2.0 * self.units() as f64 * (self.q_len * self.k_len) as f64 * (self.head_dim + self.value_dim) as f64
     }
 }
 
@@ -192,14 +202,22 @@ impl<D: fmt::Display> fmt::Display for AttentionProblem<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "attention batch {} heads {} / {} queries {} keys {} channels {} -> {}",
-            self.batch, self.heads, self.kv_heads, self.q_len, self.k_len, self.head_dim, self.value_dim
+            "attention outer {} shared {} queries {} keys {} channels {} -> {}",
+            super::List(&self.outer),
+            self.shared,
+            self.q_len,
+            self.k_len,
+            self.head_dim,
+            self.value_dim
         )?;
         write!(f, "  q {} k {} v {} o {}", self.q, self.k, self.v, self.o)?;
         if let Some(lse) = &self.lse {
             write!(f, " lse {lse}")?;
         }
         write!(f, "\n  score {}", self.score)?;
+        if let Some(causal) = &self.causal {
+            write!(f, " causal {causal}")?;
+        }
         if self.empty_is_zero {
             f.write_str(" empty zero")?;
         }
@@ -210,7 +228,9 @@ impl<D: fmt::Display> fmt::Display for AttentionProblem<D> {
 /// The gradient of [`AttentionProblem`] with respect to q, k and v, from q, k, v, o, its log-sum-exp and the gradient of o.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct AttentionGradProblem<D = usize> {
-    /// The forward problem; `lse` must be given.
+    /// The forward problem; `lse` must be given, and keys and values must have all outer axes but the shared ones. A score
+    /// hook goes with a hook of its slope, which reads the extras and then the gradient of the logits, and gives the
+    /// gradient of the raw dots.
     pub forward: AttentionProblem<D>,
     /// Strides of the gradient of o.
     pub grad_o: AttentionOperand<D>,

@@ -47,6 +47,14 @@ fn epilogue_operands(epilogue: &Epilogue) -> (usize, usize) {
     }
 }
 
+/// Operands of a score.
+fn score_operands(score: &Score) -> usize {
+    match score {
+        Score::Plain { mask, truth, .. } => usize::from(mask.is_some()) + usize::from(truth.is_some()),
+        Score::Hook { extras, .. } => extras.len(),
+    }
+}
+
 impl DriverPlan {
     /// Binds. `args` is how many arguments the launch has.
     pub(crate) fn new(
@@ -57,7 +65,7 @@ impl DriverPlan {
         isa: Isa,
     ) -> Result<DriverPlan, DriverError> {
         let (mut extras, mut outs, mut finisher_operands) = (0, 0, (0, 0));
-        let mut wants_hook = false;
+        let (mut wants_hook, mut wants_finisher) = (false, false);
         let (form, fixed) = match driver {
             Driver::Conv(problem, schedule) => {
                 (extras, outs) = epilogue_operands(&problem.epilogue);
@@ -78,19 +86,16 @@ impl DriverPlan {
                 (Form::Gemm(Box::new(GemmPlan::new(problem, schedule, isa)?)), 3)
             }
             Driver::Attention(problem, schedule) => {
-                extras = match &problem.score {
-                    Score::Plain { mask, .. } => usize::from(mask.is_some()),
-                    Score::Hook { extras, .. } => extras.len(),
-                };
+                extras = score_operands(&problem.score);
                 wants_hook = matches!(problem.score, Score::Hook { .. });
                 let plan = Box::new(AttentionPlan::new(problem, schedule, isa)?);
                 (Form::Attention { plan, lse: problem.lse.is_some() }, 4 + usize::from(problem.lse.is_some()))
             }
             Driver::AttentionGrad(problem, schedule) => {
-                extras = match &problem.forward.score {
-                    Score::Plain { mask, .. } => usize::from(mask.is_some()),
-                    Score::Hook { extras, .. } => extras.len(),
-                };
+                extras = score_operands(&problem.forward.score);
+                wants_hook = matches!(problem.forward.score, Score::Hook { .. });
+                // the slope of the score
+                wants_finisher = wants_hook;
                 (Form::AttentionGrad(Box::new(AttentionGradPlan::new(problem, schedule, isa)?)), 9)
             }
             Driver::Relayout(problem) => (Form::Relayout(Box::new(RelayoutPlan::new(problem, isa)?)), 2),
@@ -103,7 +108,7 @@ impl DriverPlan {
         if wants_hook != hook.is_some() {
             return Err(DriverError::Problem("the epilogue and the hook of the kernel contradict each other"));
         }
-        let wants_finisher = finisher_operands.1 > 0;
+        wants_finisher |= finisher_operands.1 > 0;
         if wants_finisher != finisher.is_some() {
             return Err(DriverError::Problem("the finisher and the hook of the kernel contradict each other"));
         }
@@ -163,14 +168,15 @@ impl DriverPlan {
                     plan.run(&args, team, scratch);
                 }
                 Form::AttentionGrad(plan) => {
-                    let mask = extras.first().map_or(std::ptr::null(), |mask| mask.cast_const().cast());
                     let args = AttentionGradArgs {
                         q: arg(0),
                         k: arg(1),
                         v: arg(2),
                         o: arg(3),
                         lse: arg(4),
-                        mask,
+                        extras,
+                        hook: self.hook,
+                        slope: self.finisher,
                         grad_o: arg(5),
                         grad_q: arg(6),
                         grad_k: arg(7),

@@ -1,7 +1,7 @@
 //! Spellings of composites.
 
-use egret_ir::Op;
-use egret_ir::ops::{Norm, NormKind, Real as RealAttr, Reduce, ReduceKind, Softmax};
+use egret_ir::ops::{CrossEntropy, Norm, NormKind, Places, Real as RealAttr, Reduce, ReduceKind, Reshape, Softmax};
+use egret_ir::{Dim, Op, Shape};
 
 use super::super::pattern::{Class::Exact, Class::Real, Match, Rule, when};
 
@@ -37,10 +37,53 @@ fn norm(m: &mut Match, kind: NormKind) -> Option<()> {
     m.set("o", Norm { kind, axis, eps: RealAttr::new(eps) })
 }
 
+/// The reduction with its axes kept, if a reshape only puts them back.
+fn kept(m: &mut Match) -> Option<()> {
+    let reduce = reduction(m, "s")?.clone();
+    let shape = &m.ty("x")?.shape;
+    let extent = |(axis, dim): (usize, &Dim)| if reduce.axes.contains(&axis) { Dim::ONE } else { dim.clone() };
+    let own: Shape = shape.iter().enumerate().map(extent).collect();
+    let Op::Reshape(reshape) = m.op("r")? else { return None };
+    when(!reduce.keep && reshape.shape == own)?;
+    m.set("k", Reduce { keep: true, ..reduce })
+}
+
+/// The mean for a sum, if `count(number)` elements are summed.
+fn mean(m: &mut Match, count: fn(f64) -> f64) -> Option<()> {
+    let sum = reduction(m, "s")?.clone();
+    let shape = &m.ty("x")?.shape;
+    let elements = sum.axes.iter().try_fold(1i64, |n, axis| n.checked_mul(shape[*axis].as_const()?))? as f64;
+    let number = m.splat("n")?;
+    // a reciprocal was rounded
+    let near = (count(number.as_f64()) - elements).abs() <= 1e-6 * elements;
+    when(number.dtype.is_float() && near && elements > 0.0)?;
+    m.set("o", Reduce { kind: ReduceKind::Mean, ..sum })
+}
+
+const KEPT: &str = "a reduction whose axes a reshape puts back keeps them";
+const MEAN: &str = "a sum over the number of its terms is the mean";
+
+/// Losses by class for log-softmax read at the labels.
+fn losses(m: &mut Match) -> Option<()> {
+    let (x, y) = (&m.ty("x")?.shape, m.ty("y")?);
+    let (Op::Softmax(softmax), Op::Gather(gather), Op::Reshape(back)) = (m.op("s")?, m.op("g")?, m.op("r")?) else {
+        return None;
+    };
+    let shape = back.shape.clone();
+    let last = x.rank().checked_sub(1)?;
+    let Places::Elements { axis } = gather.places else { return None };
+    let column: Shape = shape.iter().cloned().chain([Dim::ONE]).collect();
+    let fits = softmax.axis == last && axis == last && y.shape == column && x[..last] == shape[..];
+    when(fits && y.dtype.is_int())?;
+    m.set("u", Reshape { shape })?;
+    m.set("o", CrossEntropy)
+}
+
 pub(super) fn rules() -> Vec<Rule> {
     let no: fn(&mut Match) -> Option<()> = |_| Some(());
     vec![
         Rule::new("square", Exact, "(pow ?x 2)", "(mul ?x ?x)", "x² = x·x", no),
+        Rule::new("cube", Real, "(pow ?x 3)", "(mul (mul ?x ?x) ?x)", "x³ = x·x·x", no),
         Rule::new("square-root", Real, "(pow ?x 0.5)", "(sqrt ?x)", "x^½ = √x; of −0 the root is −0, the power 0", no),
         Rule::new("reciprocal-square-root", Real, "(recip (sqrt ?x))", "(rsqrt ?x)", "1/√x", no),
         Rule::new("one-over-square-root", Real, "(div 1 (sqrt ?x))", "(rsqrt ?x)", "1/√x", no),
@@ -51,6 +94,56 @@ pub(super) fn rules() -> Vec<Rule> {
             "(mul ?y (rsqrt ?x))",
             "y/√x = y·(1/√x)",
             |m| when(m.splat("x").is_none()),
+        ),
+        Rule::new("one-over", Exact, "(div 1 ?x)", "(recip ?x)", "1/x", no),
+        Rule::new("power-of-minus-half", Real, "(pow ?x -0.5)", "(rsqrt ?x)", "x^−½ = 1/√x", no),
+        Rule::new("neg-neg", Exact, "(neg (neg ?x))", "?x", "−(−x) = x", no),
+        Rule::new("add-neg", Exact, "(add ?x (neg ?y))", "(sub ?x ?y)", "x + (−y) = x − y", no),
+        Rule::new("kept-sum", Exact, "(reshape $r (reduce_sum $s ?x))", "(reduce_sum $k ?x)", KEPT, kept),
+        Rule::new("kept-mean", Exact, "(reshape $r (reduce_mean $s ?x))", "(reduce_mean $k ?x)", KEPT, kept),
+        Rule::new("kept-max", Exact, "(reshape $r (reduce_max $s ?x))", "(reduce_max $k ?x)", KEPT, kept),
+        Rule::new("kept-min", Exact, "(reshape $r (reduce_min $s ?x))", "(reduce_min $k ?x)", KEPT, kept),
+        Rule::new("sum-over-count", Real, "(div (reduce_sum $s ?x) ?n)", "(reduce_mean $o ?x)", MEAN, |m| {
+            mean(m, |n| n)
+        }),
+        Rule::new("sum-by-count", Real, "(mul (reduce_sum $s ?x) ?n)", "(reduce_mean $o ?x)", MEAN, |m| {
+            mean(m, |n| 1.0 / n)
+        }),
+        Rule::new(
+            "softmax-shifted-by-reciprocal",
+            Real,
+            "(mul (exp (sub ?x (reduce_max $m ?x))) (recip (reduce_sum $s (exp (sub ?x (reduce_max $m ?x))))))",
+            "(softmax $o ?x)",
+            "softmax with the maximum subtracted, times the reciprocal of the sum",
+            |m| softmax(m, false),
+        ),
+        Rule::new(
+            "softmax-by-reciprocal",
+            Real,
+            "(mul (exp ?x) (recip (reduce_sum $s (exp ?x))))",
+            "(softmax $o ?x)",
+            "softmax as its definition, times the reciprocal of the sum",
+            |m| softmax(m, false),
+        ),
+        Rule::new(
+            "softmax-shifted-constantly",
+            Real,
+            "(div (exp (sub ?x (stop_gradient $g (reduce_max $m ?x)))) (reduce_sum $s (exp (sub ?x (stop_gradient $g (reduce_max $m ?x))))))",
+            "(softmax $o ?x)",
+            "softmax with the maximum subtracted as a constant: its gradients cancel",
+            |m| softmax(m, false),
+        ),
+        Rule::new(
+            "exp-log-softmax",
+            Real,
+            "(exp (log_softmax $o ?x))",
+            "(softmax $n ?x)",
+            "the exponential of a log-softmax",
+            |m| {
+                let Op::Softmax(softmax) = m.op("o")? else { return None };
+                let axis = softmax.axis;
+                m.set("n", Softmax { axis, log: false })
+            },
         ),
         Rule::new(
             "softmax-shifted",
@@ -89,12 +182,79 @@ pub(super) fn rules() -> Vec<Rule> {
             |m| softmax(m, true),
         ),
         Rule::new(
+            "log-softmax-by-log-sum-exp",
+            Real,
+            "(sub ?x (add (log (reduce_sum $s (exp (sub ?x (reduce_max $m ?x))))) (reduce_max $m ?x)))",
+            "(log_softmax $o ?x)",
+            "x less the log-sum-exp, in which the maximum was subtracted",
+            |m| softmax(m, true),
+        ),
+        Rule::new(
+            "log-softmax-plain",
+            Real,
+            "(sub ?x (log (reduce_sum $s (exp ?x))))",
+            "(log_softmax $o ?x)",
+            "log-softmax as its definition",
+            |m| softmax(m, true),
+        ),
+        Rule::new(
+            "cross-entropy",
+            Real,
+            "(neg (reshape $r (gather_elements $g (log_softmax $s ?x) ?y)))",
+            "(cross_entropy $o ?x (reshape $u ?y))",
+            "the negated log-softmax at the labels",
+            losses,
+        ),
+        Rule::new(
+            "cross-entropy-of-column",
+            Real,
+            "(reshape $r (neg (gather_elements $g (log_softmax $s ?x) ?y)))",
+            "(cross_entropy $o ?x (reshape $u ?y))",
+            "the negated log-softmax at the labels",
+            losses,
+        ),
+        Rule::new(
+            "variance-of-squares",
+            Real,
+            "(sub (reduce_mean $a (mul ?x ?x)) (mul (reduce_mean $a ?x) (reduce_mean $a ?x)))",
+            "(reduce_mean $a (mul (sub ?x (reduce_mean $k ?x)) (sub ?x (reduce_mean $k ?x))))",
+            "the mean of squares less the square of the mean is the mean squared deviation",
+            |m| {
+                let mean = reduction(m, "a")?.clone();
+                m.set("k", Reduce { keep: true, ..mean })
+            },
+        ),
+        Rule::new(
+            "deviation-distributed",
+            Real,
+            "(sub (mul ?x ?r) (mul (reduce_mean $a ?x) ?r))",
+            "(mul (sub ?x (reduce_mean $a ?x)) ?r)",
+            "x·r − mean·r = (x − mean)·r",
+            |m| when(reduction(m, "a")?.keep),
+        ),
+        Rule::new(
             "layer-norm",
             Real,
             "(mul (sub ?x (reduce_mean $a ?x)) (rsqrt (add (reduce_mean $a (mul (sub ?x (reduce_mean $a ?x)) (sub ?x (reduce_mean $a ?x)))) ?e)))",
             "(layer_norm $o ?x)",
             "the deviation from the mean over the standard deviation",
             |m| norm(m, NormKind::Layer),
+        ),
+        Rule::new(
+            "layer-norm-scaled",
+            Real,
+            "(mul (sub ?x (reduce_mean $a ?x)) (mul (rsqrt (add (reduce_mean $a (mul (sub ?x (reduce_mean $a ?x)) (sub ?x (reduce_mean $a ?x)))) ?e)) ?g))",
+            "(mul (layer_norm $o ?x) ?g)",
+            "layer norm whose scale was multiplied into the reciprocal deviation",
+            |m| norm(m, NormKind::Layer),
+        ),
+        Rule::new(
+            "rms-norm-scaled",
+            Real,
+            "(mul ?x (mul (rsqrt (add (reduce_mean $a (mul ?x ?x)) ?e)) ?g))",
+            "(mul (rms_norm $o ?x) ?g)",
+            "RMS norm whose scale was multiplied into the reciprocal root",
+            |m| norm(m, NormKind::Rms),
         ),
         Rule::new(
             "rms-norm",

@@ -13,12 +13,14 @@ struct Scores {
     /// Extent of the key axis.
     keys: usize,
     raw: Vec<f64>,
+    /// How far after a query the last key that it sees is.
+    causal: Option<i64>,
     extras: Vec<Tensor>,
     dtypes: Vec<DType>,
 }
 
 impl Scores {
-    fn new(op: &Attention, operands: &[Tensor], extras: &[Tensor]) -> Result<Scores, EvalError> {
+    fn new(op: &Attention, operands: &[Tensor], extras: &[Tensor], cx: &EvalCx) -> Result<Scores, EvalError> {
         let (q, k) = (&operands[0], &operands[1]);
         let shape: Vec<usize> = op
             .scores
@@ -32,7 +34,8 @@ impl Scores {
         let raw = contract((&f64::load(q), &op.q.0, q.shape()), (&f64::load(k), &op.k.0, k.shape()), &op.scores.0);
         let dtypes = std::iter::once(q.dtype()).chain(extras.iter().map(Tensor::dtype)).collect();
         let extras = extras.iter().map(|t| expanded(t, &shape)).collect();
-        Ok(Scores { keys: shape.last().copied().unwrap_or(1), shape, raw, extras, dtypes })
+        let causal = op.causal.as_ref().map(|causal| causal.eval(cx.bindings)).transpose()?;
+        Ok(Scores { keys: shape.last().copied().unwrap_or(1), shape, raw, causal, extras, dtypes })
     }
 
     /// A program of raw scores and extras.
@@ -53,8 +56,18 @@ impl Scores {
     fn softmax(&self, op: &Attention) -> (Vec<f64>, Vec<f64>) {
         let mut p = self.map(&op.score);
         let mut lse = Vec::new();
-        for row in p.chunks_exact_mut(self.keys.max(1)) {
+        let queries = self.shape.iter().rev().nth(1).copied().unwrap_or(1);
+        for (i, row) in p.chunks_exact_mut(self.keys.max(1)).enumerate() {
+            if let Some(causal) = self.causal {
+                let seen = (i % queries.max(1)) as i64 + causal + 1;
+                row.iter_mut().skip(seen.max(0) as usize).for_each(|x| *x = f64::NEG_INFINITY);
+            }
             let max = row.iter().fold(f64::NEG_INFINITY, |m, x| m.greater(*x));
+            if max == f64::NEG_INFINITY {
+                row.fill(if op.empty_is_zero { 0.0 } else { f64::NAN });
+                lse.push(max);
+                continue;
+            }
             let sum: f64 = row.iter().map(|x| (x - max).exp()).sum();
             row.iter_mut().for_each(|x| *x = (*x - max).exp() / sum);
             lse.push(max + sum.ln());
@@ -65,7 +78,7 @@ impl Scores {
 
 pub(super) fn forward(op: &Attention, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
     let results = cx.results(op, operands)?;
-    let scores = Scores::new(op, operands, &operands[3..])?;
+    let scores = Scores::new(op, operands, &operands[3..], cx)?;
     let (p, lse) = scores.softmax(op);
     let v = &operands[2];
     let o = contract((&p, &op.scores.0, &scores.shape), (&f64::load(v), &op.v.0, v.shape()), &op.o.0);
@@ -76,7 +89,7 @@ pub(super) fn forward(op: &Attention, operands: &[Tensor], cx: &EvalCx) -> Resul
 pub(super) fn backward(grad: &AttentionGrad, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
     let results = cx.results(grad, operands)?;
     let op = &grad.of;
-    let scores = Scores::new(op, operands, &operands[6..])?;
+    let scores = Scores::new(op, operands, &operands[6..], cx)?;
     let (p, _) = scores.softmax(op);
     let (q, k, v, go) = (&operands[0], &operands[1], &operands[2], &operands[5]);
     let load = f64::load;

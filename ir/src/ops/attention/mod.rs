@@ -5,24 +5,27 @@ mod eval;
 use std::sync::Arc;
 
 use super::pointwise::program_nodes;
-use super::{DotGeneral, InferCx, InferError, Labels, Op, Operator, Proj, operand, same_dtype};
+use super::{
+    DotGeneral, Generate, InferCx, InferError, Labels, Op, Operator, ProgramBuilder, Proj, operand, same_dtype,
+};
 use crate::autodiff::{Gradients, VjpCx};
 use crate::diagnostic::Diagnostic;
 use crate::dim::Dim;
 use crate::dtype::DType;
 use crate::eval::{EvalCx, EvalError};
-use crate::scalar::ScalarExpr;
+use crate::scalar::{Literal, ScalarExpr, ScalarFn};
 use crate::tensor::Tensor;
 use crate::text::{Attr, Attributes};
 use crate::tracer::{Tracer, Var};
-use crate::types::{TensorType, Type};
+use crate::types::{Shape, TensorType, Type};
 
 /// `(q, k, v, extras…) → (o, lse)`.
 ///
 /// The raw scores are the contraction of `q` and `k` with result labels `scores`, whose last label runs over keys. The
 /// program `score` maps them (argument 0) and the extras (arguments 1…, broadcast to the scores) to logits; their
 /// softmax over keys, contracted with `v`, is `o`. `lse` is the log-sum-exp of each row of logits (f32), which the
-/// gradient reads. A row whose logits are all −inf gives NaN. Labels are canonical in the order q, k, v, o, scores.
+/// gradient reads. A row whose logits are all −inf gives NaN unless `empty_is_zero`. Labels are canonical in the order q,
+/// k, v, o, scores.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Attention {
     /// Labels of the queries.
@@ -37,9 +40,20 @@ pub struct Attention {
     pub scores: Labels,
     /// From raw score (argument 0) and extras to logit.
     pub score: ScalarExpr,
+    /// If given, logits of key j for query i are −inf where `j > i + causal`; the last two labels of the scores run over
+    /// queries and keys. Not negative, so that each query has a key.
+    pub causal: Option<Dim>,
+    /// A row whose logits are all −inf, and its gradients, are 0.
+    pub empty_is_zero: bool,
 }
 
 impl Attention {
+    /// Attention with these labels, in the order q, k, v, o, scores, and a score program: no row is cut short, and a row
+    /// without keys gives NaN.
+    pub fn new([q, k, v, o, scores]: [Labels; 5], score: ScalarExpr) -> Attention {
+        Attention { q, k, v, o, scores, score, causal: None, empty_is_zero: false }.canonical()
+    }
+
     /// Renames labels by first use.
     pub fn canonical(mut self) -> Attention {
         Labels::canonical(&mut [&mut self.q, &mut self.k, &mut self.v, &mut self.o, &mut self.scores]);
@@ -62,6 +76,11 @@ impl Attention {
         if self.q.has(*key) || !self.k.has(*key) || !self.v.has(*key) || self.o.has(*key) {
             return Err(format!("`{}` is no key axis of {self:?}", char::from(*key)));
         }
+        if let Some(causal) = &self.causal
+            && (self.scores.0.len() < 2 || causal.range().0 < 0)
+        {
+            return Err(format!("keys up to {causal} after the query need queries, and the first key"));
+        }
         Ok((TensorType { dtype, shape: self.o.shape(&extents)? }, TensorType { dtype, shape: scores }))
     }
 
@@ -79,15 +98,44 @@ impl Attention {
     fn logits<'t>(&self, t: &Tracer<'t>, q: Var<'t>, k: Var<'t>, extras: &[Var<'t>]) -> (Var<'t>, Var<'t>) {
         let raw = dot((q, &self.q), (k, &self.k), &self.scores);
         let args: Vec<Var> = std::iter::once(raw).chain(extras.iter().copied()).collect();
-        (raw, program_nodes(t, &self.score, &args).broadcast(raw.shape()))
+        let logits = program_nodes(t, &self.score, &args).broadcast(raw.shape());
+        let logits = match self.seen(&raw.shape()) {
+            Some(seen) => t.add(seen, &[]).select(logits, t.scalar(Literal::float(f64::NEG_INFINITY, logits.dtype()))),
+            None => logits,
+        };
+        (raw, logits)
+    }
+
+    /// Which keys a query sees, `[queries, keys]`, of scores of that shape; `None` when it sees all.
+    pub fn seen(&self, scores: &Shape) -> Option<Generate> {
+        let causal = self.causal.as_ref()?;
+        let shape = scores[scores.rank().checked_sub(2)?..].iter().cloned().collect();
+        let mut body = ProgramBuilder::new(2);
+        let offset = body.dim(causal);
+        let last = ScalarExpr::apply(ScalarFn::Add, [ScalarExpr::arg(0), offset], DType::I64);
+        let seen = ScalarExpr::apply(ScalarFn::Le, [ScalarExpr::arg(1), last], DType::Bool);
+        Some(Generate { ty: TensorType { dtype: DType::Bool, shape }, body: body.finish(seen) })
+    }
+
+    /// The softmax of logits, and the highest of each row as far as it is finite.
+    fn shares<'t>(&self, t: &Tracer<'t>, logits: Var<'t>) -> (Var<'t>, Var<'t>) {
+        let zero = t.scalar(Literal::float(0.0, logits.dtype()));
+        let top = logits.reduce_max(&[-1], true).stop_gradient();
+        let empty = top.equal(f64::NEG_INFINITY);
+        let shares = if self.empty_is_zero {
+            empty.select(zero, empty.select(zero, logits).softmax(-1))
+        } else {
+            logits.softmax(-1)
+        };
+        (shares, empty.select(zero, top))
     }
 
     /// The meaning as plain operators: the result and the log-sum-exp of each row.
     fn plain<'t>(&self, t: &Tracer<'t>, x: &[Var<'t>]) -> Vec<Var<'t>> {
         let (_, logits) = self.logits(t, x[0], x[1], &x[3..]);
-        let o = dot((logits.softmax(-1), &self.scores), (x[2], &self.v), &self.o);
         // the gradients through the greatest logit cancel
-        let top = logits.reduce_max(&[-1], true).stop_gradient();
+        let (shares, top) = self.shares(t, logits);
+        let o = dot((shares, &self.scores), (x[2], &self.v), &self.o);
         let lse = (logits - top).exp().reduce_sum(&[-1], true).log() + top;
         vec![o, lse.squeeze(&[-1]).cast(DType::F32)]
     }
@@ -124,11 +172,8 @@ impl Operator for Attention {
     }
 
     fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
-        let scored = std::iter::once(&cx.operands[0]).chain(&cx.operands[3..]);
-        let slope = self.score.derivative(0, &scored.map(|v| v.dtype()).collect::<Vec<_>>());
-        let affine = slope.is_none_or(|slope| !slope.args().contains(&0));
-        // the closed form serves scores that are affine in the product, and gradients by q, k and v
-        if cx.upstream[1].is_some() || cx.wanted[3..].contains(&true) || !affine {
+        // the closed form serves gradients by q, k and v
+        if cx.upstream[1].is_some() || cx.wanted[3..].contains(&true) {
             return cx.through(|x| self.plain(cx.t, x));
         }
         let (q, k, v) = (cx.operands[0], cx.operands[1], cx.operands[2]);
@@ -142,7 +187,12 @@ impl Operator for Attention {
     fn attributes(&self) -> Vec<(&'static str, Attr)> {
         let labels = [&self.q, &self.k, &self.v, &self.o, &self.scores].map(|l| Attr::Word(l.to_string()));
         let named = ["q", "k", "v", "o", "scores"].into_iter().zip(labels);
-        named.chain([("score", Attr::Expr(self.score.clone()))]).collect()
+        let mut all: Vec<_> = named.chain([("score", Attr::Expr(self.score.clone()))]).collect();
+        all.extend(self.causal.iter().map(|causal| ("causal", Attr::Dim(causal.clone()))));
+        if self.empty_is_zero {
+            all.push(("empty_is_zero", Attr::Bool(true)));
+        }
+        all
     }
 
     fn flops(&self, operands: &[Type], _: &Type) -> Dim {
@@ -191,7 +241,7 @@ impl Operator for AttentionGrad {
         cx.through(|x| {
             let (q, k, v, go, extras) = (x[0], x[1], x[2], x[5], &x[6..]);
             let (raw, logits) = of.logits(cx.t, q, k, extras);
-            let p = logits.softmax(-1);
+            let (p, _) = of.shares(cx.t, logits);
             let dp = dot((go, &of.o), (v, &of.v), &of.scores);
             let ds = p * (dp - (p * dp).reduce_sum(&[-1], true));
             let args: Vec<Var> = std::iter::once(raw).chain(extras.iter().copied()).collect();
@@ -230,6 +280,8 @@ pub(super) fn read(name: &str, a: &Attributes) -> Result<Option<Op>, Diagnostic>
         o: labels("o")?,
         scores: labels("scores")?,
         score: a.expr("score")?,
+        causal: if a.has("causal") { Some(a.dim("causal")?) } else { None },
+        empty_is_zero: a.has("empty_is_zero") && a.truth("empty_is_zero")?,
     };
     Ok(Some(if name == "attention" { of.into() } else { AttentionGrad { of }.into() }))
 }

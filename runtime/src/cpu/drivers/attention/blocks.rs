@@ -1,9 +1,10 @@
 //! Products and masks over blocks `[rows][2 L]`.
 
 use crate::cpu::drivers::DriverError;
+use crate::cpu::drivers::epilogue::MAX_VIEWS;
 use crate::cpu::drivers::kernels::{Kernels, check_isa};
 use crate::cpu::drivers::part;
-use egret_program::driver::{AttentionProblem, Mask, Score};
+use egret_program::driver::{AttentionOperand, AttentionProblem, Mask, Score};
 use egret_simd::pack::PanelPacker;
 use egret_simd::{Isa, MAX_ROWS, Strips, Tile, TileKind, TransposeFn, strips, transpose};
 
@@ -120,6 +121,25 @@ impl Blocks {
         }
     }
 
+    /// Sets -inf in `s[rows][W]` where `truth` (at the block's first row and column) is false; only `count` columns exist.
+    pub(super) unsafe fn mask_out(
+        &self,
+        s: *mut f32,
+        truth: *const u8,
+        (row, col): (usize, usize),
+        (rows, count): (usize, usize),
+    ) {
+        for i in 0..rows {
+            for j in 0..count {
+                // SAFETY: within the block; elements of the mask that are read exist.
+                unsafe {
+                    let at = s.add(i * self.width + j);
+                    *at = if *truth.add(i * row + j * col) != 0 { *at } else { f32::NEG_INFINITY };
+                }
+            }
+        }
+    }
+
     /// Adds `mask` (at the block's first row and column) to `s[rows][W]`; only `count` columns exist. `tmp` is as large as
     /// the block.
     pub(super) unsafe fn add_mask(
@@ -153,18 +173,73 @@ impl Blocks {
     }
 }
 
+/// Most outer axes of a problem.
+pub(super) const MAX_OUTER: usize = 8;
+
+/// An index of the outer axes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unit([usize; MAX_OUTER]);
+
+impl Unit {
+    /// The `n`th index in row-major order.
+    pub(super) fn new(extents: &[usize], mut n: usize) -> Unit {
+        let mut index = [0; MAX_OUTER];
+        for (at, extent) in index.iter_mut().zip(extents).rev() {
+            (*at, n) = (n % extent, n / extent);
+        }
+        Unit(index)
+    }
+
+    /// Elements from the first to this one of an operand with these strides.
+    pub(super) fn offset(&self, strides: &[usize]) -> usize {
+        self.0.iter().zip(strides).map(|(i, stride)| i * stride).sum()
+    }
+
+    /// Elements to a row of an operand.
+    pub(super) fn row(&self, operand: &AttentionOperand, row: usize) -> usize {
+        self.offset(&operand.outer) + row * operand.row
+    }
+
+    /// Elements to a query and key of an operand of the scores.
+    pub(super) fn score(&self, mask: &Mask, query: usize, key: usize) -> usize {
+        self.offset(&mask.outer) + query * mask.query + key * mask.key
+    }
+}
+
 /// The numbers of a problem that both passes check.
 pub(super) fn check(p: &AttentionProblem) -> Result<(), DriverError> {
-    if p.kv_heads == 0 || p.heads % p.kv_heads != 0 {
-        return Err(DriverError::Problem("key-value heads must divide the query heads"));
+    if p.outer.len() > MAX_OUTER {
+        return Err(DriverError::Unsupported("attention over more than 8 outer axes"));
+    }
+    if p.shared > p.outer.len() {
+        return Err(DriverError::Problem("more axes are shared than there are"));
+    }
+    let masks = match &p.score {
+        Score::Plain { mask, truth, .. } => mask.iter().chain(truth).collect::<Vec<_>>(),
+        Score::Hook { extras, element_bytes } => {
+            if extras.len() >= MAX_VIEWS {
+                return Err(DriverError::Unsupported("more than 31 extra operands"));
+            }
+            if extras.len() != element_bytes.len() {
+                return Err(DriverError::Problem("a hook needs the element size of each operand"));
+            }
+            if extras.iter().any(|e| e.key > 1) {
+                return Err(DriverError::Unsupported("a score operand whose key stride is above 1"));
+            }
+            extras.iter().collect()
+        }
+    };
+    let operands = [&p.q, &p.k, &p.v, &p.o].into_iter().chain(&p.lse).map(|o| o.outer.len());
+    if operands.chain(masks.iter().map(|m| m.outer.len())).any(|rank| rank != p.outer.len()) {
+        return Err(DriverError::Problem("an operand has not one stride for each outer axis"));
     }
     Ok(())
 }
 
-/// Mask and causal offset of a plain score.
-pub(super) fn plain(score: &Score) -> (f32, Option<&Mask>, Option<usize>) {
+/// Scale and masks of a plain score: additive, then boolean.
+pub(super) fn plain(score: &Score) -> (f32, Option<&Mask>, Option<&Mask>) {
     match score {
-        Score::Plain { scale, mask, causal } => (*scale, mask.as_ref(), *causal),
+        Score::Plain { scale, mask, truth } => (*scale, mask.as_ref(), truth.as_ref()),
         Score::Hook { .. } => (1.0, None, None),
     }
 }

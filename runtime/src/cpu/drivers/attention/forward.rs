@@ -1,8 +1,8 @@
 //! The forward pass.
 
 use super::AttentionArgs;
-use super::blocks::{Blocks, check, exclude, plain};
-use crate::cpu::drivers::epilogue::MAX_VIEWS;
+use super::blocks::{Blocks, Unit, check, exclude, plain};
+use super::views;
 use crate::cpu::drivers::{DriverError, ScratchNeed, ScratchPool};
 use crate::cpu::team::Team;
 use egret_program::driver::hook::View2;
@@ -28,11 +28,10 @@ impl<'a> Operands<'a> {
     }
 }
 
-/// A block of queries of one head.
+/// A block of queries of one index of the outer axes.
 #[derive(Clone, Copy)]
 struct Place {
-    item: usize,
-    head: usize,
+    unit: Unit,
     q0: usize,
     count: usize,
 }
@@ -48,17 +47,6 @@ impl AttentionPlan {
         isa: Isa,
     ) -> Result<AttentionPlan, DriverError> {
         check(problem)?;
-        if let Score::Hook { extras, element_bytes } = &problem.score {
-            if extras.len() > MAX_VIEWS {
-                return Err(DriverError::Unsupported("more than 32 extra operands"));
-            }
-            if extras.len() != element_bytes.len() {
-                return Err(DriverError::Problem("a hook needs the element size of each operand"));
-            }
-            if extras.iter().any(|e| e.key > 1) {
-                return Err(DriverError::Unsupported("a score operand whose key stride is above 1"));
-            }
-        }
         Ok(AttentionPlan {
             p: problem.clone(),
             blocks: Blocks::new(isa, schedule.lanes)?,
@@ -82,10 +70,10 @@ impl AttentionPlan {
         let width = self.blocks.width;
         let in_head = p.q_len.div_ceil(width);
         let operands = &Operands(args);
-        team.parallel(p.batch * p.heads * in_head, &|chunk, worker| {
+        team.parallel(p.units() * in_head, &|chunk, worker| {
             let (unit, block) = (chunk / in_head, chunk % in_head);
             let q0 = block * width;
-            let place = Place { item: unit / p.heads, head: unit % p.heads, q0, count: (p.q_len - q0).min(width) };
+            let place = Place { unit: Unit::new(&p.outer, unit), q0, count: (p.q_len - q0).min(width) };
             // SAFETY: chunks write different rows.
             unsafe { self.block(operands.get(), place, scratch.worker(worker)) };
         });
@@ -94,12 +82,11 @@ impl AttentionPlan {
     unsafe fn block(&self, args: &AttentionArgs<'_>, place: Place, scratch: *mut f32) {
         let p = &self.p;
         let (b, width) = (&self.blocks, self.blocks.width);
-        let Place { item, head, q0, count } = place;
-        let kv_head = head / (p.heads / p.kv_heads);
-        let q = args.q.wrapping_add(item * p.q.batch + head * p.q.head + q0 * p.q.row);
-        let k = args.k.wrapping_add(item * p.k.batch + kv_head * p.k.head);
-        let v = args.v.wrapping_add(item * p.v.batch + kv_head * p.v.head);
-        let o = args.o.wrapping_add(item * p.o.batch + head * p.o.head + q0 * p.o.row);
+        let Place { unit, q0, count } = place;
+        let q = args.q.wrapping_add(unit.row(&p.q, q0));
+        let k = args.k.wrapping_add(unit.row(&p.k, 0));
+        let v = args.v.wrapping_add(unit.row(&p.v, 0));
+        let o = args.o.wrapping_add(unit.row(&p.o, q0));
         // Parts of the scratch, in rows of a block.
         let rows = |n: usize| scratch.wrapping_add(n * width);
         let (max, sum, factor) = (rows(0), rows(1), rows(2));
@@ -107,8 +94,8 @@ impl AttentionPlan {
         let out = rows(3 + p.head_dim);
         let scores = rows(3 + p.head_dim + p.value_dim);
         let other = rows(3 + p.head_dim + p.value_dim + self.key_block);
-        let (scale, _, causal) = plain(&p.score);
-        let keys = causal.map_or(p.k_len, |c| p.k_len.min(q0 + count + c));
+        let (scale, ..) = plain(&p.score);
+        let keys = p.causal.map_or(p.k_len, |c| p.k_len.min(q0 + count + c));
 
         // SAFETY: offsets within operands and scratch, by the plan's extents.
         unsafe {
@@ -152,42 +139,37 @@ impl AttentionPlan {
         scores: *mut f32,
         other: *mut f32,
     ) {
-        let Place { item, head, q0, count } = place;
+        let Place { unit, q0, count } = place;
         let (b, width) = (&self.blocks, self.blocks.width);
-        let (_, mask, causal) = plain(&self.p.score);
+        let (_, mask, truth) = plain(&self.p.score);
         // SAFETY: offsets within operands and scratch, by the plan's extents.
         unsafe {
             if let Some(m) = mask {
-                let at = item * m.batch + head * m.head + q0 * m.query + k0 * m.key;
-                let mask = args.extras[0].cast_const().cast::<f32>().add(at);
+                let mask = args.extras[0].cast_const().cast::<f32>().add(unit.score(m, q0, k0));
                 b.add_mask(scores, other, mask, (m.key, m.query), (n, count));
             }
-            if let Some(causal) = causal
-                && k0 + n > q0 + causal + 1
-            {
-                exclude(scores, width, n, |i| (0, (k0 + i).saturating_sub(q0 + causal)));
+            if let Some(m) = truth {
+                let truth = args.extras[usize::from(mask.is_some())].cast_const().add(unit.score(m, q0, k0));
+                b.mask_out(scores, truth, (m.key, m.query), (n, count));
             }
             if let (Score::Hook { extras, element_bytes }, Some(hook)) = (&self.p.score, args.hook) {
                 (b.transpose)(other, self.key_block, scores, width, n, count);
                 let acc = View2 { ptr: other.cast(), row: self.key_block as i64, col: 1 };
-                let mut views = [View2::NULL; MAX_VIEWS];
-                for (i, (m, bytes)) in extras.iter().zip(element_bytes).enumerate() {
-                    let at = item * m.batch + head * m.head + q0 * m.query + k0 * m.key;
-                    views[i] = View2 {
-                        ptr: args.extras[i].add(at * usize::from(*bytes)),
-                        row: m.query as i64,
-                        col: m.key as i64,
-                    };
-                }
+                let views = views(extras, element_bytes, args.extras, unit, (q0, k0));
                 hook(&acc, count as i64, n as i64, views.as_ptr(), &acc);
                 (b.transpose)(scores, width, other, self.key_block, count, n);
+            }
+            if let Some(causal) = self.p.causal
+                && k0 + n > q0 + causal + 1
+            {
+                exclude(scores, width, n, |i| (0, (k0 + i).saturating_sub(q0 + causal)));
             }
         }
     }
 
     unsafe fn store_lse(&self, args: &AttentionArgs<'_>, place: Place, max: *const f32, sum: *const f32) {
         let Some(lse) = &self.p.lse else { return };
-        let base = place.item * lse.batch + place.head * lse.head + place.q0 * lse.row;
+        let base = place.unit.row(lse, place.q0);
         for lane in 0..place.count {
             // SAFETY: within the operand and the scratch.
             unsafe {

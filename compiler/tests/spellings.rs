@@ -1,0 +1,620 @@
+//! Every spelling of a composite gives the same kernels, and each is right.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use egret_compiler::{CompileOptions, Compiled, Level, compile};
+use egret_ir::tracer::{Tracer, Var, trace};
+use egret_ir::{DType, Graph, Literal, Tensor, TensorType, Tensors, f32, interpret};
+use egret_program::DeviceDescription;
+use egret_runtime::{Executable, LoadOptions};
+
+fn random(shape: &[usize], seed: u64) -> Tensor {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let count: usize = shape.iter().product();
+    let values: Vec<f32> = (0..count)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect();
+    Tensor::new(shape, &values).expect("as many values as the shape has")
+}
+
+fn compiled(graph: &Graph, level: Level) -> Compiled {
+    let name = match egret_simd::Isa::detect() {
+        egret_simd::Isa::Avx512 => "x86-64-avx512",
+        egret_simd::Isa::Avx2 => "x86-64-avx2",
+        egret_simd::Isa::Portable => "x86-64-portable",
+        egret_simd::Isa::Neon => "aarch64-neon",
+    };
+    let device = DeviceDescription::named(name).expect("a shipped description");
+    compile(graph, &device, &CompileOptions { level, exact: false }).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Texts of the kernels that a program launches, in order.
+fn launched(compiled: &Compiled) -> Vec<String> {
+    let program = &compiled.program;
+    program.launches().iter().map(|l| program.kernel(l.kernel).text.clone()).collect()
+}
+
+fn families(compiled: &Compiled) -> Vec<String> {
+    let program = &compiled.program;
+    program.launches().iter().map(|l| program.kernel(l.kernel).family.clone()).collect()
+}
+
+/// The program gives what the interpreter gives: sums of fewer than 2¹⁰ terms of f32, relative to the largest element.
+fn check(what: &str, graph: &Graph, compiled: Compiled, inputs: &Tensors) {
+    let expected = interpret(graph, inputs, &Tensors::new()).unwrap_or_else(|e| panic!("{what}: {e}"));
+    let weights = |name: &str| graph.weights.get(name).map(|w| w.materialise());
+    let options = LoadOptions { threads: 2, isa: None };
+    let executable = Executable::load(Arc::new(compiled.program), &weights, options).unwrap_or_else(|e| panic!("{e}"));
+    let mut session = executable.session().unwrap_or_else(|e| panic!("{e}"));
+    let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    let outputs = session.run(&given).unwrap_or_else(|e| panic!("{what}: {e}"));
+    for (output, (name, want)) in outputs.iter().zip(&expected.outputs) {
+        let got = output.to_tensor();
+        let finite = |v: f64| if v.is_finite() { v.abs() } else { 0.0 };
+        let scale = want.values().fold(1e-6, |m: f64, v| m.max(finite(v.as_f64())));
+        let unit = if want.dtype() == DType::F16 { 2f64.powi(-9) } else { 6e-5 };
+        for (i, (got, want)) in got.values().zip(want.values()).enumerate() {
+            let (got, want) = (got.as_f64(), want.as_f64());
+            let same = got == want || got.is_nan() && want.is_nan() || (got - want).abs() <= unit * scale;
+            assert!(same, "{what}: {name}[{i}] is {got}, the interpreter has {want}");
+        }
+    }
+}
+
+const BATCH: usize = 2;
+const QUERIES: usize = 10;
+const KEYS: usize = 13;
+const HEADS: usize = 6;
+const WIDTH: usize = 24;
+
+/// Which attention.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Kind {
+    Plain,
+    Causal,
+    Added,
+    Truth,
+    GroupedCausal,
+}
+
+/// How one is spelled.
+#[derive(Clone, Copy, Default)]
+struct Spelled {
+    name: &'static str,
+    /// Where the scale is: 0 after, by mul; 1 on q; 2 on k; 3 on both; 4 after, by div; 5 on the projection of q.
+    scale: usize,
+    /// How products are spelled: 0 matmul of transposed heads; 1 einsum of heads as they lie; 2 merged batch and heads;
+    /// 3 keys transposed beforehand; 4 the result as values × shares.
+    product: usize,
+    /// How the softmax is spelled: 0 as the operator; 1 with the highest subtracted; 2 as its definition; 3 by a
+    /// reciprocal.
+    softmax: usize,
+    /// How the mask is spelled, by kind.
+    mask: usize,
+    /// How groups are spelled: 0 expand; 1 concat; 2 queries apart; 3 gather.
+    groups: usize,
+}
+
+const SPELLINGS: [Spelled; 8] = [
+    Spelled { name: "plain", scale: 0, product: 0, softmax: 0, mask: 0, groups: 0 },
+    Spelled { name: "scaled queries, einsum", scale: 1, product: 1, softmax: 0, mask: 1, groups: 2 },
+    Spelled { name: "scaled keys, shifted softmax", scale: 2, product: 0, softmax: 1, mask: 2, groups: 1 },
+    Spelled { name: "both scaled, defined softmax", scale: 3, product: 1, softmax: 2, mask: 3, groups: 0 },
+    Spelled { name: "divided, keys transposed", scale: 4, product: 3, softmax: 3, mask: 4, groups: 3 },
+    Spelled { name: "scaled projection, merged heads", scale: 5, product: 2, softmax: 0, mask: 5, groups: 0 },
+    Spelled { name: "values first", scale: 1, product: 4, softmax: 1, mask: 1, groups: 1 },
+    Spelled { name: "merged heads, divided", scale: 4, product: 2, softmax: 2, mask: 2, groups: 1 },
+];
+
+struct Attend<'g, 't> {
+    t: &'g Tracer<'t>,
+    kind: Kind,
+    how: Spelled,
+    dtype: DType,
+    keys: usize,
+}
+
+impl<'t> Attend<'_, 't> {
+    fn number(&self, value: f64) -> Var<'t> {
+        self.t.scalar(Literal::float(value, self.dtype))
+    }
+
+    fn softmax(&self, x: Var<'t>) -> Var<'t> {
+        let exp = match self.how.softmax {
+            0 => return x.softmax(-1),
+            1 => (x - x.reduce_max(&[-1], true)).exp(),
+            _ => x.exp(),
+        };
+        let sum = exp.reduce_sum(&[-1], true);
+        if self.how.softmax == 3 { exp * sum.recip() } else { exp / sum }
+    }
+
+    /// Indices of queries and of keys.
+    fn index(&self, axis: usize, shape: [usize; 2]) -> Var<'t> {
+        self.t.iota(TensorType::new(DType::I64, shape.map(egret_ir::Dim::from)), axis)
+    }
+
+    /// A constant `[queries, keys]`.
+    fn triangle(&self, yes: f64, no: f64) -> Var<'t> {
+        let values: Vec<f32> = (0..QUERIES * self.keys)
+            .map(|i| if i % self.keys <= i / self.keys { yes as f32 } else { no as f32 })
+            .collect();
+        let constant = Tensor::new(&[QUERIES, self.keys], &values).expect("a matrix");
+        self.t.constant(constant).cast(self.dtype)
+    }
+
+    /// Masks scores `[…, queries, keys]`; `wide` has as many axes as the scores, all but the last two of extent 1 or whole.
+    fn masked(&self, scores: Var<'t>, shaped: &dyn Fn(Var<'t>) -> Var<'t>) -> Var<'t> {
+        let low = self.number(f64::NEG_INFINITY);
+        let zero = self.number(0.0);
+        match self.kind {
+            Kind::Plain => scores,
+            Kind::Added => {
+                let mask = shaped(self.t.input("mask", f32([BATCH, 1, QUERIES, self.keys])));
+                match self.how.mask {
+                    0 | 3 => scores + mask,
+                    1 | 4 => mask + scores,
+                    _ => scores - (-mask),
+                }
+            }
+            Kind::Truth => {
+                let ty = TensorType::new(DType::Bool, [BATCH, 1, 1, self.keys].map(egret_ir::Dim::from));
+                let mask = shaped(self.t.input("mask", ty));
+                match self.how.mask {
+                    0 => mask.select(scores, low),
+                    1 => scores + mask.select(zero, low),
+                    2 => mask.logical_not().select(low, scores),
+                    3 => mask.logical_not().select(low, zero) + scores,
+                    4 => mask.select(scores, low),
+                    _ => scores + mask.logical_not().select(low, zero),
+                }
+            }
+            Kind::Causal | Kind::GroupedCausal => {
+                let (q, k) = (self.index(0, [QUERIES, self.keys]), self.index(1, [QUERIES, self.keys]));
+                match self.how.mask {
+                    0 => scores + self.triangle(0.0, f64::NEG_INFINITY),
+                    1 => k.less_equal(q).select(scores, low),
+                    2 => k.greater(q).select(low, scores),
+                    3 => scores + q.less(k).select(low, zero),
+                    4 => {
+                        let row = self.index(0, [QUERIES, 1]);
+                        let column = self.index(1, [1, self.keys]);
+                        (row - column).greater_equal(0i64).select(scores, low)
+                    }
+                    _ => self.triangle(1.0, 0.0).equal(0.0).select(low, scores),
+                }
+            }
+        }
+    }
+
+    fn build(&self) -> Var<'t> {
+        let t = self.t;
+        let how = self.how;
+        let grouped = self.kind == Kind::GroupedCausal;
+        let kv = if grouped { HEADS / 3 } else { HEADS };
+        let depth = WIDTH / HEADS;
+        let scale = 1.0 / (depth as f64).sqrt();
+        let leaf = |name: &str, rows: usize, width: usize| {
+            let shape = [BATCH, rows, width].map(egret_ir::Dim::from);
+            t.input(name, TensorType::new(self.dtype, shape))
+        };
+        let mut x = leaf("q", QUERIES, WIDTH);
+        let (y, z) = (leaf("k", self.keys, kv * depth), leaf("v", self.keys, kv * depth));
+        if how.scale == 5 {
+            x = x * scale;
+        }
+        let heads = |x: Var<'t>, rows: usize, heads: usize| x.reshape([BATCH, rows, heads, depth]);
+        let (mut q, mut k, mut v) = (heads(x, QUERIES, HEADS), heads(y, self.keys, kv), heads(z, self.keys, kv));
+        if how.scale == 1 {
+            q = q * scale;
+        }
+        if how.scale == 2 {
+            k = k * scale;
+        }
+        if how.scale == 3 {
+            (q, k) = (q * scale.sqrt(), k * scale.sqrt());
+        }
+        if grouped && how.groups == 2 {
+            // queries by group
+            let q = q.reshape([BATCH, QUERIES, kv, 3, depth]);
+            let scores = q.dot_general(k, "bqhgc,bkhc->bhgqk");
+            let scores = if matches!(how.scale, 0 | 4) { scores * scale } else { scores };
+            let p = self.softmax(self.masked(scores, &|m| m.unsqueeze(&[1])));
+            return p.dot_general(v, "bhgqk,bkhc->bqhgc").reshape([BATCH, QUERIES, WIDTH]);
+        }
+        if grouped {
+            let repeat = |x: Var<'t>| {
+                let x = x.unsqueeze(&[3]);
+                let wide = match how.groups {
+                    1 => t.concat(&[x, x, x], 3),
+                    _ => x.broadcast([BATCH, self.keys, kv, 3, depth]),
+                };
+                wide.reshape([BATCH, self.keys, HEADS, depth])
+            };
+            if how.groups == 3 {
+                let indices: Vec<i64> = (0..HEADS as i64).map(|i| i / 3).collect();
+                let indices = t.constant(Tensor::new(&[HEADS], &indices).expect("a vector"));
+                (k, v) = (k.gather(indices, 2), v.gather(indices, 2));
+            } else {
+                (k, v) = (repeat(k), repeat(v));
+            }
+        }
+        let after = |s: Var<'t>| match how.scale {
+            0 => s * scale,
+            4 => s / (depth as f64).sqrt(),
+            _ => s,
+        };
+        let front = |x: Var<'t>| x.transpose(&[0, 2, 1, 3]);
+        let back = |o: Var<'t>| front(o).reshape([BATCH, QUERIES, WIDTH]);
+        match how.product {
+            0 => {
+                let scores = after(front(q).matmul(front(k).transpose(&[0, 1, 3, 2])));
+                back(self.softmax(self.masked(scores, &|m| m)).matmul(front(v)))
+            }
+            1 => {
+                let scores = after(q.dot_general(k, "bqhc,bkhc->bhqk"));
+                let p = self.softmax(self.masked(scores, &|m| m));
+                p.dot_general(v, "bhqk,bkhc->bqhc").reshape([BATCH, QUERIES, WIDTH])
+            }
+            2 => {
+                let merged = |x: Var<'t>, rows: usize| front(x).reshape([BATCH * HEADS, rows, depth]);
+                let (q, k, v) = (merged(q, QUERIES), merged(k, self.keys), merged(v, self.keys));
+                let scores = after(q.matmul(k.transpose(&[0, 2, 1])));
+                // masks that depend on the batch are put on apart
+                let apart = matches!(self.kind, Kind::Added | Kind::Truth);
+                let p = if apart {
+                    let scores = self.masked(scores.reshape([BATCH, HEADS, QUERIES, self.keys]), &|m| m);
+                    self.softmax(scores.reshape([BATCH * HEADS, QUERIES, self.keys]))
+                } else {
+                    self.softmax(self.masked(scores, &|m| m))
+                };
+                back(p.matmul(v).reshape([BATCH, HEADS, QUERIES, depth]))
+            }
+            3 => {
+                let scores = after(front(q).matmul(k.transpose(&[0, 2, 3, 1])));
+                back(self.softmax(self.masked(scores, &|m| m)).matmul(front(v)))
+            }
+            _ => {
+                let scores = after(front(k).matmul(front(q).transpose(&[0, 1, 3, 2]))).transpose(&[0, 1, 3, 2]);
+                let p = self.softmax(self.masked(scores, &|m| m));
+                let o = front(v).transpose(&[0, 1, 3, 2]).matmul(p.transpose(&[0, 1, 3, 2]));
+                back(o.transpose(&[0, 1, 3, 2]))
+            }
+        }
+    }
+}
+
+fn inputs(kind: Kind, dtype: DType, keys: usize, empty: bool) -> Tensors {
+    let kv = if kind == Kind::GroupedCausal { WIDTH / 3 } else { WIDTH };
+    let typed = |tensor: Tensor| {
+        let mut cast = Tensor::zeros(dtype, tensor.shape());
+        tensor.values().enumerate().for_each(|(i, v)| cast.set(i, v));
+        cast
+    };
+    let mut all: Tensors = [
+        ("q".to_string(), typed(random(&[BATCH, QUERIES, WIDTH], 1))),
+        ("k".to_string(), typed(random(&[BATCH, keys, kv], 2))),
+        ("v".to_string(), typed(random(&[BATCH, keys, kv], 3))),
+    ]
+    .into();
+    match kind {
+        Kind::Added => drop(all.insert("mask".into(), random(&[BATCH, 1, QUERIES, keys], 4))),
+        Kind::Truth => {
+            let mut mask = Tensor::zeros(DType::Bool, &[BATCH, 1, 1, keys]);
+            // the second batch item sees no key if it is to be so: its rows are NaN, as a softmax of −∞ is
+            let seen = |i: usize| if i < keys { i % 3 != 1 } else { !empty && i % 4 != 2 };
+            (0..2 * keys).for_each(|i| mask.set(i, egret_ir::ScalarValue::Bool(seen(i))));
+            all.insert("mask".into(), mask);
+        }
+        _ => {}
+    }
+    all
+}
+
+/// One text for all spellings of an attention, one kernel for each.
+fn one_text(kind: Kind) {
+    let mut texts: BTreeSet<String> = BTreeSet::new();
+    for how in SPELLINGS {
+        let what = format!("{kind:?}, {}", how.name);
+        let graph = trace(|t| Attend { t, kind, how, dtype: DType::F32, keys: KEYS }.build())
+            .unwrap_or_else(|e| panic!("{what}: {e}"));
+        for level in [Level::None, Level::Full] {
+            let compiled = compiled(&graph, level);
+            assert_eq!(families(&compiled), ["attention"], "{what}\n{}", egret_ir::text::print(&compiled.raised));
+            texts.extend(launched(&compiled));
+            assert_eq!(
+                texts.len(),
+                1,
+                "{what}\n{}",
+                Vec::from_iter(&texts).iter().map(|t| format!("{t}\n")).collect::<String>()
+            );
+            check(&what, &graph, compiled, &inputs(kind, DType::F32, KEYS, true));
+        }
+    }
+}
+
+#[test]
+fn plain_attention_has_one_text() {
+    one_text(Kind::Plain);
+}
+
+#[test]
+fn causal_attention_has_one_text() {
+    one_text(Kind::Causal);
+}
+
+#[test]
+fn attention_with_an_added_mask_has_one_text() {
+    one_text(Kind::Added);
+}
+
+#[test]
+fn attention_with_a_boolean_mask_has_one_text() {
+    one_text(Kind::Truth);
+}
+
+#[test]
+fn causal_attention_of_grouped_heads_has_one_text() {
+    one_text(Kind::GroupedCausal);
+}
+
+/// Differentiated, each is one kernel forward and one backward, of one text each.
+#[test]
+fn each_attention_is_one_kernel_forward_and_one_backward() {
+    for kind in [Kind::Plain, Kind::Causal, Kind::Added, Kind::Truth, Kind::GroupedCausal] {
+        let mut texts: BTreeSet<String> = BTreeSet::new();
+        for how in SPELLINGS {
+            let what = format!("gradient of {kind:?}, {}", how.name);
+            let graph = trace(|t| {
+                let o = Attend { t, kind, how, dtype: DType::F32, keys: KEYS }.build();
+                let upstream = t.input("do", f32([BATCH, QUERIES, WIDTH]));
+                let wrt: Vec<Var> = ["q", "k", "v"].iter().filter_map(|name| input(t, name)).collect();
+                let grads = t.grad((o * upstream).sum(), &wrt);
+                t.output("o", o);
+                ["dq", "dk", "dv"].iter().zip(&grads).for_each(|(name, grad)| t.output(name, *grad));
+            })
+            .unwrap_or_else(|e| panic!("{what}: {e}"));
+            let compiled = compiled(&graph, Level::Full);
+            assert_eq!(
+                families(&compiled),
+                ["attention", "attention_grad"],
+                "{what}\n{}",
+                egret_ir::text::print(&compiled.rewritten.graph)
+            );
+            texts.extend(launched(&compiled));
+            assert_eq!(texts.len(), 2, "{what}");
+            let mut given = inputs(kind, DType::F32, KEYS, false);
+            given.insert("do".into(), random(&[BATCH, QUERIES, WIDTH], 5));
+            check(&what, &graph, compiled, &given);
+        }
+    }
+}
+
+fn input<'t>(t: &Tracer<'t>, name: &str) -> Option<Var<'t>> {
+    let id = t.graph(|graph| {
+        let is = |op: &egret_ir::Op| matches!(op, egret_ir::Op::Input(input) if &*input.name == name);
+        graph.iter().find(|(_, node)| is(&node.op)).map(|(id, _)| id)
+    })?;
+    Some(t.var(id))
+}
+
+type Build = for<'t> fn(&Tracer<'t>, Var<'t>) -> Var<'t>;
+
+/// One launch each, of one text, and right; `shape` is that of the input.
+fn one_kernel(what: &str, shape: &[usize], spellings: &[Build]) {
+    let mut texts: BTreeSet<Vec<String>> = BTreeSet::new();
+    for (i, build) in spellings.iter().enumerate() {
+        let what = format!("{what}, spelling {i}");
+        let ty =
+            TensorType::new(DType::F32, shape.iter().map(|d| egret_ir::Dim::from(*d)).collect::<egret_ir::Shape>());
+        let graph = trace(|t| build(t, t.input("x", ty))).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let compiled = compiled(&graph, Level::Full);
+        let launched = launched(&compiled);
+        assert_eq!(launched.len(), 1, "{what}\n{}", egret_ir::text::print(&compiled.raised));
+        texts.insert(launched);
+        assert_eq!(texts.len(), 1, "{what}\n{}", egret_ir::text::print(&compiled.raised));
+        check(&what, &graph, compiled, &[("x".to_string(), random(shape, 7))].into());
+    }
+}
+
+#[test]
+fn activations_have_one_text() {
+    const ROOT: f64 = std::f64::consts::FRAC_1_SQRT_2;
+    let gelu: [Build; 6] = [
+        |_, x| x * 0.5 * ((x * ROOT).erf() + 1.0),
+        |_, x| x * ((x / std::f64::consts::SQRT_2).erf() + 1.0) * 0.5,
+        |_, x| ((x * ROOT).erf() + 1.0) * (x * 0.5),
+        |_, x| x * ((x * ROOT).erf() * 0.5 + 0.5),
+        |_, x| x * ((x * ROOT).erf() + 1.0) / 2.0,
+        |_, x| x.gelu(),
+    ];
+    one_kernel("gelu", &[7, 48], &gelu);
+    const OUTER: f64 = 0.797_884_560_802_865_4;
+    let tanh: [Build; 4] = [
+        |_, x| x * 0.5 * (((x + x * x * x * 0.044715) * OUTER).tanh() + 1.0),
+        |_, x| x * 0.5 * ((x * OUTER * (x * x * 0.044715 + 1.0)).tanh() + 1.0),
+        |_, x| (((x + x.pow(3.0) * 0.044715) * OUTER).tanh() + 1.0) * x * 0.5,
+        |_, x| x.gelu_tanh(),
+    ];
+    one_kernel("gelu by tanh", &[7, 48], &tanh);
+    let silu: [Build; 4] =
+        [|_, x| x * x.sigmoid(), |_, x| x / ((-x).exp() + 1.0), |_, x| x * ((-x).exp() + 1.0).recip(), |_, x| x.silu()];
+    one_kernel("silu", &[7, 48], &silu);
+    let hard: [Build; 3] = [
+        |_, x| x * (x + 3.0).maximum(0.0).minimum(6.0) / 6.0,
+        |_, x| x * ((x / 6.0 + 0.5).maximum(0.0).minimum(1.0)),
+        |_, x| x.hard_swish(),
+    ];
+    one_kernel("hard swish", &[7, 48], &hard);
+    let mish: [Build; 3] =
+        [|_, x| x * (x.exp() + 1.0).log().tanh(), |_, x| x.exp().log1p().tanh() * x, |_, x| x * x.softplus().tanh()];
+    one_kernel("mish", &[7, 48], &mish);
+}
+
+#[test]
+fn norms_have_one_text() {
+    let layer: [Build; 8] = [
+        |_, x| {
+            let d = x - x.reduce_mean(&[-1], true);
+            d / ((d * d).reduce_mean(&[-1], true) + 1e-5).sqrt()
+        },
+        |_, x| {
+            let d = x - x.reduce_mean(&[-1], true);
+            d * (d.pow(2.0).reduce_mean(&[-1], true) + 1e-5).rsqrt()
+        },
+        |_, x| {
+            let d = x - x.reduce_sum(&[-1], true) / 48.0;
+            d * ((d * d).reduce_sum(&[-1], true) * (1.0 / 48.0) + 1e-5).sqrt().recip()
+        },
+        |_, x| {
+            let mean = x.reduce_mean(&[-1], true);
+            let variance = (x * x).reduce_mean(&[-1], true) - mean * mean;
+            (x - mean) * (variance + 1e-5).rsqrt()
+        },
+        |_, x| {
+            let d = x - x.reduce_mean(&[-1], false).unsqueeze(&[-1]);
+            d / ((d * d).reduce_mean(&[-1], false).unsqueeze(&[-1]) + 1e-5).sqrt()
+        },
+        |_, x| {
+            let mean = x.reduce_mean(&[-1], true);
+            let d = x - mean;
+            let r = ((d * d).reduce_mean(&[-1], true) + 1e-5).rsqrt();
+            x * r - mean * r
+        },
+        |_, x| {
+            let d = x + -x.reduce_mean(&[-1], true);
+            d * ((d * d).reduce_mean(&[-1], true) + 1e-5).pow(-0.5)
+        },
+        |_, x| x.layer_norm(-1, 1e-5),
+    ];
+    one_kernel("layer norm", &[7, 48], &layer);
+    let scaled: [Build; 2] = [
+        |t, x| {
+            let g = t.param("gamma", random(&[48], 11));
+            x.layer_norm(-1, 1e-5) * g + t.param("beta", random(&[48], 13))
+        },
+        |t, x| {
+            let g = t.param("gamma", random(&[48], 11));
+            let d = x - x.reduce_mean(&[-1], true);
+            let r = ((d * d).reduce_mean(&[-1], true) + 1e-5).rsqrt();
+            d * (r * g) + t.param("beta", random(&[48], 13))
+        },
+    ];
+    one_kernel("layer norm with scale and bias", &[7, 48], &scaled);
+    let rms: [Build; 4] = [
+        |_, x| x * ((x * x).reduce_mean(&[-1], true) + 1e-6).rsqrt(),
+        |_, x| x / (x.pow(2.0).reduce_mean(&[-1], true) + 1e-6).sqrt(),
+        |_, x| x * ((x * x).reduce_sum(&[-1], false).unsqueeze(&[-1]) / 48.0 + 1e-6).sqrt().recip(),
+        |_, x| x.rms_norm(-1, 1e-6),
+    ];
+    one_kernel("rms norm", &[7, 48], &rms);
+    let instance: [Build; 2] = [
+        |_, x| {
+            let d = x - x.reduce_mean(&[2, 3], true);
+            d / ((d * d).reduce_mean(&[2, 3], true) + 1e-5).sqrt()
+        },
+        |_, x| x.layer_norm(2, 1e-5),
+    ];
+    one_kernel("instance norm", &[2, 3, 5, 7], &instance);
+    let group: [Build; 2] = [
+        |_, x| {
+            let x = x.reshape([2i64, 2, 3, 35]);
+            let d = x - x.reduce_mean(&[2, 3], true);
+            (d / ((d * d).reduce_mean(&[2, 3], true) + 1e-5).sqrt()).reshape([2i64, 6, 5, 7])
+        },
+        |_, x| x.reshape([2i64, 2, 3, 35]).layer_norm(2, 1e-5).reshape([2i64, 6, 5, 7]),
+    ];
+    one_kernel("group norm", &[2, 6, 5, 7], &group);
+}
+
+#[test]
+fn softmaxes_and_losses_have_one_text() {
+    let softmax: [Build; 8] = [
+        |_, x| x.softmax(-1),
+        |_, x| x.exp() / x.exp().reduce_sum(&[-1], true),
+        |_, x| {
+            let e = (x - x.reduce_max(&[-1], true)).exp();
+            e / e.reduce_sum(&[-1], true)
+        },
+        |_, x| {
+            let e = (x - x.reduce_max(&[-1], false).unsqueeze(&[-1])).exp();
+            e * e.reduce_sum(&[-1], false).unsqueeze(&[-1]).recip()
+        },
+        |_, x| x.exp() * x.exp().reduce_sum(&[-1], true).recip(),
+        |_, x| {
+            let e = (x - x.reduce_max(&[-1], true).stop_gradient()).exp();
+            e / e.reduce_sum(&[-1], true)
+        },
+        |_, x| x.log_softmax(-1).exp(),
+        |_, x| (x - x.exp().reduce_sum(&[-1], true).log()).exp(),
+    ];
+    one_kernel("softmax", &[7, 48], &softmax);
+    let log: [Build; 5] = [
+        |_, x| x.log_softmax(-1),
+        |_, x| x.softmax(-1).log(),
+        |_, x| x - x.exp().reduce_sum(&[-1], true).log(),
+        |_, x| {
+            let d = x - x.reduce_max(&[-1], true);
+            d - d.exp().reduce_sum(&[-1], true).log()
+        },
+        |_, x| {
+            let top = x.reduce_max(&[-1], true);
+            x - ((x - top).exp().reduce_sum(&[-1], true).log() + top)
+        },
+    ];
+    one_kernel("log-softmax", &[7, 48], &log);
+    let losses: [Build; 3] = [
+        |t, x| x.cross_entropy(t.constant(Tensor::new(&[7], &[3i64, 0, 47, 5, 9, 9, 1]).expect("labels"))),
+        |t, x| {
+            let labels = t.constant(Tensor::new(&[7], &[3i64, 0, 47, 5, 9, 9, 1]).expect("labels"));
+            let places = egret_ir::ops::Places::Elements { axis: 1 };
+            -x.log_softmax(-1).gather_at(places, labels.unsqueeze(&[-1])).squeeze(&[-1])
+        },
+        |t, x| {
+            let labels = t.constant(Tensor::new(&[7], &[3i64, 0, 47, 5, 9, 9, 1]).expect("labels"));
+            let places = egret_ir::ops::Places::Elements { axis: 1 };
+            (-x.softmax(-1).log().gather_at(places, labels.unsqueeze(&[-1]))).squeeze(&[-1])
+        },
+    ];
+    one_kernel("cross-entropy", &[7, 48], &losses);
+}
+
+/// Halves are attended in f32 whether or not the softmax is cast.
+#[test]
+fn casts_around_a_softmax_are_no_kernels() {
+    let mut texts: BTreeSet<Vec<String>> = BTreeSet::new();
+    for cast in [false, true] {
+        let graph = trace(|t| {
+            let leaf = |name: &str, rows: usize| {
+                t.input(name, TensorType::new(DType::F16, [2, rows, 4, 8].map(egret_ir::Dim::from)))
+            };
+            let (q, k, v) = (leaf("q", 10), leaf("k", 13), leaf("v", 13));
+            let scores = q.dot_general(k, "bqhc,bkhc->bhqk");
+            let p = match cast {
+                true => (scores.cast(DType::F32) * (1.0 / 8f64.sqrt())).softmax(-1).cast(DType::F16),
+                false => (scores * (1.0 / 8f64.sqrt())).softmax(-1),
+            };
+            p.dot_general(v, "bhqk,bkhc->bqhc")
+        })
+        .unwrap_or_else(|e| panic!("{e}"));
+        let compiled = compiled(&graph, Level::Full);
+        assert_eq!(families(&compiled).iter().filter(|f| *f == "attention").count(), 1);
+        texts.insert(launched(&compiled));
+        let given = |rows: usize, seed| {
+            let x = random(&[2, rows, 4, 8], seed);
+            let mut half = Tensor::zeros(DType::F16, x.shape());
+            x.values().enumerate().for_each(|(i, v)| half.set(i, v));
+            half
+        };
+        let inputs =
+            [("q".to_string(), given(10, 1)), ("k".to_string(), given(13, 2)), ("v".to_string(), given(13, 3))].into();
+        check("halves", &graph, compiled, &inputs);
+    }
+    assert_eq!(texts.len(), 1);
+}
