@@ -66,12 +66,10 @@ impl Found {
         (builder.graph().tensor_type(values).dtype == dtype && value_type.dtype == dtype).then_some(())?;
 
         let mut score = score::score(builder, logits, raw)?;
-        let (plain_q, by_q) = score::unscaled(builder, q)?;
-        let (plain_k, by_k) = score::unscaled(builder, k)?;
         let mut channels = inner.lhs.0.iter().enumerate().filter(|(_, l)| !inner.out.has(**l));
         let head = channels.next().filter(|_| channels.next().is_none());
         let head = head.and_then(|(axis, _)| builder.graph().tensor_type(q).shape[axis].as_const());
-        score.times(factor * by_q * by_k, dtype, head);
+        score.times(factor, dtype, head);
         let (program, extras) = score.program(builder, dtype, head);
         for extra in &extras {
             let shape = &builder.graph().tensor_type(*extra).shape;
@@ -81,11 +79,27 @@ impl Found {
         }
         let causal = score.masks.causal.clone();
         let op = Attention { score: program, causal, empty_is_zero: shares.guarded, ..op };
-        let mut operands: SmallVec<[NodeId; 8]> = SmallVec::from_slice(&[plain_q, plain_k, values]);
+        let mut operands: SmallVec<[NodeId; 8]> = SmallVec::from_slice(&[q, k, values]);
         operands.extend(extras);
         builder.take_origins(&[&[raw][..], &whole.nodes, &shares.nodes, &[id]].concat());
         let mut form = Form { op, operands };
-        form.settle(builder);
+        // factors of queries and keys scale the scores; movement may hide them
+        let mut by = 1.0;
+        loop {
+            form.settle(builder);
+            let before = by;
+            for operand in &mut form.operands[..2] {
+                let (plain, factor) = score::unscaled(builder, *operand)?;
+                (*operand, by) = (plain, by * factor);
+            }
+            if by == before {
+                break;
+            }
+        }
+        if by != 1.0 {
+            score.times(by, dtype, head);
+            form.op.score = score.program(builder, dtype, head).0;
+        }
         let new = form.build(builder, 0, &value_type.shape)?;
         self.attentions.insert(new, (logits, score.masks));
         Some((new, "attention"))

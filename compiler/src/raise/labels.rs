@@ -10,6 +10,33 @@ use smallvec::SmallVec;
 use super::view;
 use crate::rewrite::direct::Builder;
 
+/// Copies of a value along one of its axes.
+struct Copies {
+    source: NodeId,
+    axis: usize,
+    times: i64,
+    /// Whole copies one after another; else copies of each index.
+    outside: bool,
+}
+
+fn copies(builder: &Builder, id: NodeId) -> Option<Copies> {
+    let node = builder.graph().node(id);
+    let source = *node.operands.first()?;
+    match &node.op {
+        Op::Concat(concat) => {
+            let times = node.operands.len();
+            let equal = times > 1 && node.operands.iter().all(|o| *o == source);
+            equal.then_some(Copies { source, axis: concat.axis, times: times as i64, outside: true })
+        }
+        Op::Gather(gather) => {
+            let Places::Rows { axis } = gather.places else { return None };
+            let times = repeats(builder, node.operands[1], builder.graph().tensor_type(source).shape.get(axis)?)?;
+            Some(Copies { source, axis, times, outside: false })
+        }
+        _ => None,
+    }
+}
+
 /// How often each index occurs, if constant indices are all indices of an axis in order, each as often.
 fn repeats(builder: &Builder, indices: NodeId, extent: &Dim) -> Option<i64> {
     let Op::Const(constant) = &builder.graph().node(indices).op else { return None };
@@ -78,7 +105,9 @@ impl Form {
         match &node.op {
             Op::Reshape(Reshape { shape }) => {
                 let from = builder.graph().tensor_type(node.operands[0]).shape.clone();
-                let groups = view::merges(&from, shape)?;
+                let Some(groups) = view::merges(&from, shape) else {
+                    return self.cut_copies(builder, i, shape, node.operands[0]);
+                };
                 let wide = |group: &std::ops::Range<usize>| from[group.clone()].iter().filter(|d| !d.is(1)).count() > 1;
                 let axis = groups.iter().position(wide)?;
                 let parts: SmallVec<[Dim; 4]> =
@@ -103,20 +132,24 @@ impl Form {
                 *self.labels_mut(i) = self.labels(i).permuted(&kept);
                 Some(())
             }
-            // copies in a row: whole ones one after another, or of each index
-            Op::Concat(concat) => {
-                let (first, copies) = (node.operands[0], node.operands.len());
-                (copies > 1 && node.operands.iter().all(|o| *o == first)).then_some(())?;
-                self.unrepeat(builder, i, concat.axis, first, copies as i64, true)
+            _ => {
+                let Copies { source, axis, times, outside } = copies(builder, self.operands[i])?;
+                self.unrepeat(builder, i, axis, source, times, outside)
             }
-            Op::Gather(gather) => {
-                let Places::Rows { axis } = gather.places else { return None };
-                let times =
-                    repeats(builder, node.operands[1], builder.graph().tensor_type(node.operands[0]).shape.get(axis)?)?;
-                self.unrepeat(builder, i, axis, node.operands[0], times, false)
-            }
-            _ => None,
         }
+    }
+
+    /// Takes copies out of an operand whose axis of copies a reshape has cut already.
+    fn cut_copies(&mut self, builder: &Builder, i: usize, shape: &Shape, inner: NodeId) -> Option<()> {
+        let Copies { source, axis, times, outside } = copies(builder, inner)?;
+        let groups = view::merges(shape, &builder.graph().tensor_type(inner).shape)?;
+        let at = groups[axis].start + usize::from(!outside);
+        let apart = groups.iter().enumerate().all(|(j, g)| g.len() == 1 + usize::from(j == axis));
+        (apart && shape[at].is(times) && self.is_free(i, self.labels(i).0[at])).then_some(())?;
+        let kept: SmallVec<[usize; 6]> = (0..shape.rank()).filter(|axis| *axis != at).collect();
+        *self.labels_mut(i) = self.labels(i).permuted(&kept);
+        self.operands[i] = source;
+        Some(())
     }
 
     /// Takes the repetition of `source` along an axis out of an operand: the axis is cut into copies and what is copied.
