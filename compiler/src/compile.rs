@@ -95,7 +95,7 @@ fn optimise_timed(
     options: &CompileOptions,
     phases: &mut Vec<(&'static str, Duration)>,
 ) -> Result<Optimised, Diagnostic> {
-    let Raised { graph: raised, log: raise_log } = raise(graph, device, &options.rules, phases)?;
+    let Raised { graph: raised, log: raise_log } = raise(graph, device, &options.rules, options.exact, phases)?;
     let start = Instant::now();
     let rewriting =
         Options { level: options.level, exact: options.exact, rules: options.rules.clone(), ..Options::default() };
@@ -112,6 +112,7 @@ pub fn raise(
     graph: &Graph,
     device: &DeviceDescription,
     rules: &RewriteSet,
+    exact: bool,
     phases: &mut Vec<(&'static str, Duration)>,
 ) -> Result<Raised, Diagnostic> {
     let mut timed = |name, since: Instant| phases.push((name, since.elapsed()));
@@ -138,6 +139,13 @@ pub fn raise(
         log.follow(&again.map);
         log.extend(again.applied);
         graph = again.graph;
+    }
+    if rules.has("loop-motion")
+        && let Some(moved) = raise::move_contractions(&graph, exact)?
+    {
+        log.follow(&moved.map);
+        log.extend(moved.applied);
+        graph = moved.graph;
     }
     let spelled = raise::spell_out(&graph, device)?;
     log.follow(&spelled.map);

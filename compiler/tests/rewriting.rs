@@ -73,7 +73,7 @@ fn graph(name: &str) -> Option<Graph> {
 }
 
 fn rewritten(graph: &Graph, device: &DeviceDescription, options: &Options) -> Result<Rewritten, Diagnostic> {
-    let raised = raise(graph, device, &options.rules, &mut Vec::new())?;
+    let raised = raise(graph, device, &options.rules, options.exact, &mut Vec::new())?;
     rewrite::rewrite(&raised.graph, device, options)
 }
 
@@ -259,7 +259,7 @@ fn no_rule_is_unused() {
     for graph in graphs.iter().chain([&step]).chain(filetests().iter().map(|(_, graph)| graph)) {
         let device = device(CPU);
         let set = RewriteSet::standard();
-        let raised = raise(graph, &device, &set, &mut Vec::new()).unwrap_or_else(|e| panic!("{e}"));
+        let raised = raise(graph, &device, &set, false, &mut Vec::new()).unwrap_or_else(|e| panic!("{e}"));
         used.extend(raised.log.iter().map(|applied| applied.rule));
         let options = Options::default();
         used.extend(rewrite::rewrite(&raised.graph, &device, &options).unwrap_or_else(|e| panic!("{e}")).applied());
@@ -274,7 +274,7 @@ fn no_rule_is_unused() {
 fn raises_before_gradients_are_explained() {
     let graph = transformer(2, true);
     let device = device(CPU);
-    let raised = raise(&graph, &device, &RewriteSet::standard(), &mut Vec::new()).unwrap_or_else(|e| panic!("{e}"));
+    let raised = raise(&graph, &device, &RewriteSet::standard(), false, &mut Vec::new()).unwrap_or_else(|e| panic!("{e}"));
     let rewritten = rewrite::rewrite(&raised.graph, &device, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
     let named = |rule: &str, op: fn(&Op) -> bool| {
         let at = |node: egret_ir::NodeId| {

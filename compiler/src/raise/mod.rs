@@ -9,6 +9,7 @@ mod attention;
 mod cone;
 mod frontier;
 mod labels;
+mod loops;
 mod score;
 mod simplify;
 mod spell;
@@ -16,6 +17,7 @@ mod view;
 
 use egret_ir::{Diagnostic, Graph};
 
+pub use loops::move_contractions;
 pub use spell::spell_out;
 
 use crate::rewrite::RewriteSet;

@@ -112,7 +112,7 @@ fn models(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
 fn used(path: &Path, device: &DeviceDescription, names: &mut BTreeSet<&'static str>) -> Result<(), Failure> {
     let graph = model::load(path)?;
     let options = CompileOptions::default();
-    let raised = egret_compiler::compile::raise(&graph, device, &options.rules, &mut Vec::new())?;
+    let raised = egret_compiler::compile::raise(&graph, device, &options.rules, options.exact, &mut Vec::new())?;
     names.extend(raised.log.iter().map(|applied| applied.rule));
     let rewritten = rewrite::rewrite(&raised.graph, device, &Options::default())?;
     names.extend(rewritten.applied());

@@ -68,6 +68,25 @@ pub const CODE: &[CodeRule] = &[
         "a scalar program of one value that spells an activation, in any association",
     ),
     code("attention", Topic::Raise, Class::Real, "a product of a softmax of any elementwise program of a product"),
+    code(
+        "attention-labels",
+        Topic::Raise,
+        Class::Exact,
+        "movement of what attention reads, merged batch and heads, and repeated keys and values are labels",
+    ),
+    code("attention-transpose", Topic::Raise, Class::Exact, "a transposed attention permutes the result's labels"),
+    code(
+        "attention-empty-rows",
+        Topic::Raise,
+        Class::Real,
+        "where no key is left 0, else attention: attention whose rows without keys are 0",
+    ),
+    code(
+        "loop-motion",
+        Topic::Algebra,
+        Class::Real,
+        "a contraction of slices leaves `scan` before it; of stacked results, or in a carried sum, after it",
+    ),
     code("epilogue-unary", Topic::Epilogue, Class::Exact, "f(anchor): the function joins the anchor's program"),
     code("epilogue-binary", Topic::Epilogue, Class::Exact, "f(anchor, y): so does one with a foreign operand"),
     code(

@@ -1,0 +1,120 @@
+//! The generic epilogue by itself: primitive spellings join the product before them with raise switched off.
+
+mod support {
+    pub mod models;
+    pub mod programs;
+}
+
+use egret_compiler::{Level, plan, raise, rewrite};
+use egret_ir::tracer::{Tracer, Var, trace};
+use egret_ir::{Graph, Op, Tensor, Tensors, f32, interpret};
+use egret_program::Program;
+use support::models::{compiled, model};
+use support::programs::{descriptions, run};
+
+fn numbers(shape: &[usize], seed: usize) -> Tensor {
+    let count: usize = shape.iter().product();
+    let values: Vec<f32> = (0..count).map(|i| ((i * 37 + seed * 101) % 97) as f32 / 97.0 - 0.5).collect();
+    Tensor::new(shape, &values).expect("as many values as the shape has")
+}
+
+fn families(program: &Program) -> Vec<&str> {
+    program.launches().iter().map(|l| program.kernel(l.kernel).family.as_str()).collect()
+}
+
+/// The program that canonicalisation, rewriting and the plan make; nothing names composites or activations.
+fn without_raise(graph: &Graph, device: &egret_program::DeviceDescription) -> (Graph, Program) {
+    let canonical = raise::canonicalise(graph).unwrap_or_else(|e| panic!("{e}"));
+    let options = rewrite::Options { level: Level::Full, ..rewrite::Options::default() };
+    let rewritten = rewrite::rewrite(&canonical, device, &options).unwrap_or_else(|e| panic!("{e}"));
+    let program =
+        plan::plan(&rewritten.graph, device, &plan::Options { exact: false }).unwrap_or_else(|e| panic!("{e}"));
+    (rewritten.graph, program)
+}
+
+type Build = for<'t> fn(&Tracer<'t>, Var<'t>) -> Vec<Var<'t>>;
+
+#[test]
+fn primitive_spellings_join_the_product_before_them() {
+    let cases: [(&str, Build, usize); 4] = [
+        ("x·Φ(x)", |_, y| vec![y * 0.5 * ((y / std::f64::consts::SQRT_2).erf() + 1.0)], 1),
+        ("SiLU", |_, y| vec![y / ((-y).exp() + 1.0)], 1),
+        (
+            "a bias and SiLU by a reciprocal",
+            |t, y| {
+                let y = y + t.param("b", numbers(&[40], 5));
+                vec![y * ((-y).exp() + 1.0).recip()]
+            },
+            1,
+        ),
+        (
+            "a residual that two read",
+            |t, y| {
+                let sum = y + t.input("r", f32([24, 40]));
+                vec![sum, sum.relu()]
+            },
+            2,
+        ),
+    ];
+    for (what, build, outputs) in cases {
+        let graph = trace(|t| {
+            let x = t.input("x", f32([24, 32]));
+            let w = t.param("w", numbers(&[32, 40], 2));
+            let made = build(t, x.matmul(w));
+            made.iter().enumerate().for_each(|(i, v)| t.output(&format!("y{i}"), *v));
+        })
+        .unwrap_or_else(|e| panic!("{e}"));
+        let mut given: Tensors = [("x".to_string(), numbers(&[24, 32], 1))].into();
+        if outputs == 2 {
+            given.insert("r".into(), numbers(&[24, 40], 3));
+        }
+        let want = interpret(&graph, &given, &Tensors::new()).unwrap_or_else(|e| panic!("{e}"));
+        for device in descriptions() {
+            let (rewritten, program) = without_raise(&graph, &device);
+            let named = |op: &Op| matches!(op, Op::Fused(_) | Op::DotGeneral(_) | Op::Input(_) | Op::Param(_));
+            assert!(
+                rewritten.nodes().iter().all(|node| named(&node.op)) || outputs == 2,
+                "{what}\n{}",
+                egret_ir::text::print(&rewritten)
+            );
+            let products = families(&program).iter().filter(|f| **f == "gemm").count();
+            assert_eq!(products, 1, "{what}: {:?}\n{}", families(&program), egret_ir::text::print(&rewritten));
+            assert!(program.launches().len() <= outputs, "{what}: {:?}", families(&program));
+            let weights = |name: &str| graph.weights.get(name).map(|w| w.materialise());
+            let have = run(&program, &weights, &given, 2).unwrap_or_else(|e| panic!("{e}"));
+            for ((name, have), (_, want)) in have.iter().zip(&want.outputs) {
+                for (a, b) in have.values().zip(want.values()) {
+                    let (a, b) = (a.as_f64(), b.as_f64());
+                    // sums of 32 products
+                    assert!((a - b).abs() <= 2e-5 * b.abs().max(1.0), "{what} {name}: {a}, the interpreter has {b}");
+                }
+            }
+        }
+    }
+}
+
+/// A classifier's product and softmax are one kernel.
+#[test]
+fn a_classifier_ends_in_one_kernel() {
+    let graph = trace(|t| {
+        let x = t.input("x", f32([512, 4096]));
+        let w = t.param("w", egret_ir::Tensor::zeros(egret_ir::DType::F32, &[4096, 1000]));
+        let b = t.param("b", numbers(&[1000], 3));
+        (x.matmul(w) + b).softmax(-1)
+    })
+    .unwrap_or_else(|e| panic!("{e}"));
+    let made = compiled(&graph, Level::Full);
+    assert_eq!(families(&made.program), ["gemm"]);
+}
+
+#[test]
+fn classifiers_of_models_end_in_one_kernel() {
+    for name in ["light/test_light_resnet50", "light/test_light_vgg19"] {
+        let Some(folder) = model(name) else { continue };
+        let graph = egret_onnx::load(&folder.join("model.onnx")).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let ends = graph.nodes().iter().any(|node| matches!(node.op, Op::Softmax(_)));
+        let made = compiled(&graph, Level::Full);
+        let families = families(&made.program);
+        assert!(ends && families.last() == Some(&"gemm") && !families.contains(&"row"), "{name}: {families:?}");
+    }
+}
