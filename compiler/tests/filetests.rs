@@ -82,7 +82,8 @@ fn search_beats_greedy(graph: &Graph) {
 fn modelled(graph: &Graph, device: &str) -> (f64, f64) {
     let device = DeviceDescription::named(device).unwrap();
     let options = CompileOptions::default();
-    let raised = egret_compiler::compile::raise(graph, &device, &options.rules, options.exact, &mut Vec::new()).unwrap();
+    let raised =
+        egret_compiler::compile::raise(graph, &device, &options.rules, options.exact, &mut Vec::new()).unwrap();
     let options = egret_compiler::rewrite::Options::default();
     let report = egret_compiler::rewrite::rewrite(&raised.graph, &device, &options).unwrap().report();
     (report.cost, report.greedy_cost)
@@ -152,12 +153,15 @@ files! {
     conv_bias_relu
     gelu_erf
     layer_norm
+    lstm_step
     matmul_softmax
     merged_projections
     movement
     residual_block
     scales
     softmax
+    spelled_attention
+    spelled_norms
     spellings
     wide_projections
 }

@@ -70,8 +70,8 @@ fn an_lstm_keeps_two_products_in_its_loops() {
     let want = interpret(&graph, &given, &Tensors::new()).unwrap_or_else(|e| panic!("{e}"));
     for level in [Level::None, Level::Full] {
         for device in descriptions() {
-            let compiled =
-                compile(&graph, &device, &CompileOptions { level, exact: false }).unwrap_or_else(|e| panic!("{e}"));
+            let compiled = compile(&graph, &device, &CompileOptions { level, ..CompileOptions::default() })
+                .unwrap_or_else(|e| panic!("{e}"));
             assert_eq!(inside(&compiled.rewritten.graph), [1, 1], "one product a step each way");
             let have = run(&compiled.program, &|_| None, &given, 2).unwrap_or_else(|e| panic!("{e}"));
             for ((name, have), (_, want)) in have.iter().zip(&want.outputs) {
@@ -90,7 +90,7 @@ fn an_lstm_keeps_two_products_in_its_loops() {
 #[test]
 fn exact_sums_stay_in_the_loop() {
     let device = &descriptions()[0];
-    let options = CompileOptions { level: Level::Full, exact: true };
+    let options = CompileOptions { exact: true, ..CompileOptions::default() };
     let compiled = compile(&lstm(4, 2, 8), device, &options).unwrap_or_else(|e| panic!("{e}"));
     let products = inside(&compiled.rewritten.graph);
     assert_eq!(products[0], 1);

@@ -274,7 +274,8 @@ fn no_rule_is_unused() {
 fn raises_before_gradients_are_explained() {
     let graph = transformer(2, true);
     let device = device(CPU);
-    let raised = raise(&graph, &device, &RewriteSet::standard(), false, &mut Vec::new()).unwrap_or_else(|e| panic!("{e}"));
+    let raised =
+        raise(&graph, &device, &RewriteSet::standard(), false, &mut Vec::new()).unwrap_or_else(|e| panic!("{e}"));
     let rewritten = rewrite::rewrite(&raised.graph, &device, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
     let named = |rule: &str, op: fn(&Op) -> bool| {
         let at = |node: egret_ir::NodeId| {

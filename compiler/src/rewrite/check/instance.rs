@@ -182,6 +182,15 @@ impl<'r> Sampler<'r> {
         ScalarValue::Float(if negative { -size } else { size }).cast(dtype)
     }
 
+    /// A number, now and then an extent or the reciprocal of one.
+    fn splat(&mut self, dtype: DType) -> ScalarValue {
+        if !dtype.is_float() || self.chance(70) {
+            return self.element(dtype);
+        }
+        let extent = EXTENTS[self.random.below(EXTENTS.len())] as f64;
+        ScalarValue::Float(if self.chance(50) { extent } else { 1.0 / extent }).cast(dtype)
+    }
+
     /// Variables `0..n` are unbound from now on.
     pub fn free(&mut self, n: usize) {
         self.vars = vec![None; n];
@@ -194,7 +203,7 @@ impl<'r> Sampler<'r> {
             5..8 => self.param(ty),
             _ => {
                 let extents = self.extents(ty)?;
-                let value = Literal::new(self.element(ty.dtype), ty.dtype);
+                let value = Literal::new(self.splat(ty.dtype), ty.dtype);
                 self.add(Const { value: Tensor::splat(value, &extents) }, &[])
             }
         }

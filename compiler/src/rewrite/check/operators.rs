@@ -103,6 +103,7 @@ impl Sampler<'_> {
             "window_mean_valid" => self.window(WindowKind::MeanValid, one, want),
             "window_mean_all" => self.window(WindowKind::MeanAll, one, want),
             "gather" => self.gather(patterns, want),
+            "gather_elements" => self.gather_elements(patterns, want),
             "dot_general" => self.dot(patterns, rest, want),
             "conv" | "conv_input_grad" | "conv_weight_grad" => self.conv(name, patterns, rest, want),
             other => {
@@ -275,6 +276,18 @@ impl Sampler<'_> {
         let at = TensorType { dtype: DType::U8, shape: shape_of(&[outer[axis]]) };
         let places = self.pattern(places, &at)?;
         Some((Gather { places: Places::Rows { axis } }.into(), smallvec![table, places]))
+    }
+
+    fn gather_elements(&mut self, patterns: &[Pattern], want: &TensorType) -> Drawn {
+        let [table, places] = patterns else { return None };
+        let outer = extents(&want.shape).filter(|e| !e.is_empty())?;
+        let axis = if self.chance(70) { outer.len() - 1 } else { self.random.below(outer.len()) };
+        let mut inner = outer.clone();
+        // indices are 1 to 9
+        inner[axis] = 10;
+        let table = self.pattern(table, &TensorType { dtype: want.dtype, shape: shape_of(&inner) })?;
+        let places = self.pattern(places, &TensorType { dtype: DType::U8, shape: want.shape.clone() })?;
+        Some((Gather { places: Places::Elements { axis } }.into(), smallvec![table, places]))
     }
 
     fn dot(&mut self, patterns: &[Pattern], rest: bool, want: &TensorType) -> Drawn {

@@ -100,7 +100,6 @@ pub(super) fn rules() -> Vec<Rule> {
         Rule::new("neg-neg", Exact, "(neg (neg ?x))", "?x", "−(−x) = x", no),
         Rule::new("add-neg", Exact, "(add ?x (neg ?y))", "(sub ?x ?y)", "x + (−y) = x − y", no),
         Rule::new("kept-sum", Exact, "(reshape $r (reduce_sum $s ?x))", "(reduce_sum $k ?x)", KEPT, kept),
-        Rule::new("kept-mean", Exact, "(reshape $r (reduce_mean $s ?x))", "(reduce_mean $k ?x)", KEPT, kept),
         Rule::new("kept-max", Exact, "(reshape $r (reduce_max $s ?x))", "(reduce_max $k ?x)", KEPT, kept),
         Rule::new("kept-min", Exact, "(reshape $r (reduce_min $s ?x))", "(reduce_min $k ?x)", KEPT, kept),
         Rule::new("sum-over-count", Real, "(div (reduce_sum $s ?x) ?n)", "(reduce_mean $o ?x)", MEAN, |m| {
@@ -123,14 +122,6 @@ pub(super) fn rules() -> Vec<Rule> {
             "(mul (exp ?x) (recip (reduce_sum $s (exp ?x))))",
             "(softmax $o ?x)",
             "softmax as its definition, times the reciprocal of the sum",
-            |m| softmax(m, false),
-        ),
-        Rule::new(
-            "softmax-shifted-constantly",
-            Real,
-            "(div (exp (sub ?x (stop_gradient $g (reduce_max $m ?x)))) (reduce_sum $s (exp (sub ?x (stop_gradient $g (reduce_max $m ?x))))))",
-            "(softmax $o ?x)",
-            "softmax with the maximum subtracted as a constant: its gradients cancel",
             |m| softmax(m, false),
         ),
         Rule::new(
@@ -214,15 +205,12 @@ pub(super) fn rules() -> Vec<Rule> {
             losses,
         ),
         Rule::new(
-            "variance-of-squares",
+            "layer-norm-of-squares",
             Real,
-            "(sub (reduce_mean $a (mul ?x ?x)) (mul (reduce_mean $a ?x) (reduce_mean $a ?x)))",
-            "(reduce_mean $a (mul (sub ?x (reduce_mean $k ?x)) (sub ?x (reduce_mean $k ?x))))",
-            "the mean of squares less the square of the mean is the mean squared deviation",
-            |m| {
-                let mean = reduction(m, "a")?.clone();
-                m.set("k", Reduce { keep: true, ..mean })
-            },
+            "(mul (sub ?x (reduce_mean $a ?x)) (rsqrt (add (sub (reduce_mean $a (mul ?x ?x)) (mul (reduce_mean $a ?x) (reduce_mean $a ?x))) ?e)))",
+            "(layer_norm $o ?x)",
+            "layer norm whose variance is the mean of squares less the square of the mean",
+            |m| norm(m, NormKind::Layer),
         ),
         Rule::new(
             "deviation-distributed",
