@@ -164,7 +164,7 @@ pub fn score(builder: &mut Builder, logits: NodeId, raw: NodeId) -> Option<Score
         let node = builder.graph().node(at).clone();
         let number = |i: usize| builder.splat_of_node(node.operands[i]).map(|l| l.as_f64());
         let own = node.operands.iter().filter(|o| depends(o)).count();
-        let side = node.operands.iter().position(|o| depends(o))?;
+        let side = node.operands.iter().position(&depends)?;
         let before = at;
         match &node.op {
             Op::Cast(_) if widens(builder, at) => at = node.operands[0],
