@@ -422,7 +422,8 @@ fn times() {
         let mut nodes = 0;
         for _ in 0..5 {
             let mut phases = Vec::new();
-            let raised = raise(&graph, &device, &RewriteSet::standard(), &mut phases).unwrap_or_else(|e| panic!("{e}"));
+            let raised =
+                raise(&graph, &device, &RewriteSet::standard(), false, &mut phases).unwrap_or_else(|e| panic!("{e}"));
             let start = std::time::Instant::now();
             let rewritten = rewrite::rewrite(&raised.graph, &device, &Options::default());
             phases.push(("rewrite", start.elapsed()));
