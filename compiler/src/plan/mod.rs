@@ -208,21 +208,22 @@ impl Planner<'_> {
             let buffer = self.row_major_buffer(Place::Output(i as u32), &ty);
             self.program.outputs.push(Port { name: name.clone(), ty, buffer });
             direct.entry((*id, 0)).or_insert(buffer);
+            // a part of a tuple, such as attention's result
             let source = reshaped(graph, *id);
-            if frame.time(source) == BindingTime::Run {
+            if frame.time(source) == BindingTime::Run && matches!(graph.node(source).op, Op::Proj(_)) {
                 direct.entry(value_of(graph, source)).or_insert(buffer);
             }
         }
         // a reshape of what a kernel writes is the same memory; other movement is done by the reshape's own kernel
         for (_, id) in frame.graph.outputs() {
-            let buffer = direct[id];
+            let buffer = direct[&(*id, 0)];
             let mut chain: SmallVec<[NodeId; 4]> = smallvec::smallvec![*id];
             while let Op::Reshape(_) | Op::StopGradient(_) = frame.graph.node(chain[chain.len() - 1]).op {
                 chain.push(frame.graph.node(chain[chain.len() - 1]).operands[0]);
             }
             if !is_movement(&frame.graph.node(chain[chain.len() - 1]).op) {
                 for at in chain {
-                    direct.entry(at).or_insert(buffer);
+                    direct.entry((at, 0)).or_insert(buffer);
                 }
             }
         }
@@ -237,7 +238,8 @@ impl Planner<'_> {
         let is_load = |id: NodeId| frame.times[id.index()] < BindingTime::Run;
         let mut leaves_at_load = vec![false; n];
         let mut leaves_run = vec![false; n];
-        for id in graph.roots().chain(outputs.keys().copied()) {
+        let tensors = frame.direct.keys().map(|(id, _)| *id).filter(|id| graph.ty(*id).tensor().is_some());
+        for id in graph.roots().chain(tensors) {
             if is_load(id) { leaves_at_load[id.index()] = true } else { leaves_run[id.index()] = true }
         }
         for (id, node) in graph.iter().filter(|(id, _)| live[id.index()] && !is_load(*id)) {
