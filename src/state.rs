@@ -125,13 +125,8 @@ impl State {
             let value = self.get(&name)?;
             tensors.insert(name, value);
         }
-        let failed = |why: String| Error::Checkpoint { path: path.display().to_string(), why };
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let partial = tempfile::NamedTempFile::new_in(folder).map_err(|e| failed(e.to_string()))?;
-        files::write_safetensors(partial.path(), &tensors).map_err(|e| failed(e.message))?;
-        partial.as_file().sync_all().map_err(|e| failed(e.to_string()))?;
-        partial.persist(path).map_err(|e| failed(e.error.to_string()))?;
-        Ok(())
+        files::write_safetensors(path, &tensors)
+            .map_err(|e| Error::Checkpoint { path: path.display().to_string(), why: e.message })
     }
 
     /// Sets all states from a file that [`State::save`] wrote; nothing changes where one does not fit.

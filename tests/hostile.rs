@@ -1,7 +1,7 @@
 //! Damaged models are errors, or other models; never a panic, a trap, a hang, or more memory than their sizes justify.
 //!
 //! The corpus is the ONNX backend suite, as `cargo xtask fetch` leaves it under `target/test-data` or `EGRET_TEST_DATA`
-//! holds it, and the small models there. The test takes a minute, or as many executions as `EGRET_FUZZ_EXECUTIONS` says;
+//! holds it, and the small models there. The test takes a minute, or `EGRET_FUZZ_EXECUTIONS` from `EGRET_FUZZ_FIRST` on;
 //! the same function is the fuzz target in `fuzz/`.
 
 #[path = "support/attack.rs"]

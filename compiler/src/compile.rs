@@ -49,11 +49,13 @@ impl Compiled {
     }
 }
 
-/// A graph before it is planned; the fields are those of [`Compiled`].
-#[allow(missing_docs)]
+/// A graph before it is planned.
 pub struct Optimised {
+    /// [`Compiled::raised`].
     pub raised: Graph,
+    /// [`Compiled::raise_log`].
     pub raise_log: Vec<Applied>,
+    /// [`Compiled::rewritten`].
     pub rewritten: Rewritten,
 }
 

@@ -1,6 +1,7 @@
 //! The generic epilogue by itself: primitive spellings join the product before them with raise switched off.
 
 mod support {
+    pub mod host;
     pub mod models;
     pub mod programs;
 }
@@ -9,7 +10,8 @@ use egret_compiler::{Level, plan, raise, rewrite};
 use egret_ir::tracer::{Tracer, Var, trace};
 use egret_ir::{Graph, Op, Tensor, Tensors, f32, interpret};
 use egret_program::Program;
-use support::models::{compiled, model};
+use support::host::compiled;
+use support::models::model;
 use support::programs::{descriptions, run};
 
 fn numbers(shape: &[usize], seed: usize) -> Tensor {

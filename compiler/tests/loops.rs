@@ -1,6 +1,7 @@
 //! Contractions leave loops where no step needs the one before: a recurrent layer keeps one product a step each way.
 
 mod support {
+    pub mod host;
     pub mod models;
     pub mod programs;
 }
@@ -8,7 +9,8 @@ mod support {
 use egret_compiler::{CompileOptions, Level, compile};
 use egret_ir::tracer::trace;
 use egret_ir::{Graph, Op, Tensor, Tensors, f32, interpret};
-use support::models::{compiled, model};
+use support::host::compiled;
+use support::models::model;
 use support::programs::{descriptions, run};
 
 fn numbers(shape: &[usize], seed: usize) -> Tensor {

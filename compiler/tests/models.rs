@@ -6,6 +6,7 @@
 //! The light models' weights are fills, so that their outputs are all equal: they are run with random weights besides.
 
 mod support {
+    pub mod host;
     pub mod models;
     pub mod programs;
 }
@@ -16,7 +17,8 @@ use egret_compiler::{CompileOptions, Compiled, Level, compile};
 use egret_ir::{Graph, NodeId, Op, Tensor, Tensors, interpret};
 use egret_program::KernelBody;
 use egret_program::driver::Driver;
-use support::models::{Weights, compiled, difference, inputs, model, recorded, run, run_measured, weights};
+use support::host::compiled;
+use support::models::{Weights, difference, inputs, model, recorded, run, run_measured, weights};
 
 /// Tolerance of recorded outputs: the one that their recorders state.
 const RELATIVE: f64 = 1e-3;

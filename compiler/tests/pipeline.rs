@@ -2,41 +2,16 @@
 
 use std::sync::Arc;
 
-use egret_compiler::{CompileOptions, Compiled, Level, compile};
+use egret_compiler::{Compiled, Level};
 use egret_ir::tracer::{Tracer, Var, trace};
 use egret_ir::{Graph, Op, Tensor, Tensors, f32, i64, interpret};
-use egret_program::DeviceDescription;
 use egret_runtime::{Executable, LoadOptions};
 
-/// Numbers in −1..1 from a seed.
-fn random(shape: &[usize], seed: u64) -> Tensor {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let count: usize = shape.iter().product();
-    let values: Vec<f32> = (0..count)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-        .collect();
-    Tensor::new(shape, &values).expect("as many values as the shape has")
+mod support {
+    pub mod host;
 }
 
-fn description() -> DeviceDescription {
-    let name = match egret_simd::Isa::detect() {
-        egret_simd::Isa::Avx512 => "x86-64-avx512",
-        egret_simd::Isa::Avx2 => "x86-64-avx2",
-        egret_simd::Isa::Portable => "x86-64-portable",
-        egret_simd::Isa::Neon => "aarch64-neon",
-    };
-    DeviceDescription::named(name).expect("a shipped description")
-}
-
-fn compiled(graph: &Graph, level: Level) -> Compiled {
-    compile(graph, &description(), &CompileOptions { level, ..CompileOptions::default() })
-        .unwrap_or_else(|e| panic!("{e}"))
-}
+use support::host::{compiled, random};
 
 /// Runs a graph at every level and thread count, and compares every output with the interpreter's.
 ///

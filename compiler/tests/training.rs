@@ -3,13 +3,17 @@
 //! Data are found through `EGRET_TEST_DATA` (default: `shared` beside the checkout); without them the test says that it
 //! is skipped.
 
+mod support {
+    pub mod host;
+}
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use egret_compiler::{CompileOptions, Level, compile};
 use egret_ir::{DType, Graph, Tensor, Tensors, Tracer, Var, f32, files, i64, trace};
-use egret_program::DeviceDescription;
 use egret_runtime::{Executable, LoadOptions};
+use support::host::description;
 
 fn data() -> PathBuf {
     std::env::var_os("EGRET_TEST_DATA")
@@ -61,13 +65,7 @@ fn first_gradients_of_the_recorded_cnn() {
     let graph = training_graph(&init);
     let x = first(&batches, "x", &[32, 1, 28, 28], DType::F32);
     let y = first(&batches, "target", &[32], DType::I64);
-    let isa = match egret_simd::Isa::detect() {
-        egret_simd::Isa::Avx512 => "x86-64-avx512",
-        egret_simd::Isa::Avx2 => "x86-64-avx2",
-        egret_simd::Isa::Portable => "x86-64-portable",
-        egret_simd::Isa::Neon => "aarch64-neon",
-    };
-    let device = DeviceDescription::named(isa).expect("a shipped description");
+    let device = description();
     for level in [Level::None, Level::Greedy, Level::Full] {
         let options = CompileOptions { level, ..CompileOptions::default() };
         let program = compile(&graph, &device, &options).unwrap_or_else(|e| panic!("{e}")).program;

@@ -41,11 +41,7 @@ pub fn write(path: &Path, program: &Program, weights: &dyn Fn(&str) -> Option<Te
             tensors.insert(format!("{WEIGHT}{}", port.name), tensor);
         }
     }
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let partial = tempfile::NamedTempFile::new_in(folder).map_err(|e| failed(e.to_string()))?;
-    write_safetensors(partial.path(), &tensors).map_err(|e| failed(e.message))?;
-    partial.persist(path).map_err(|e| failed(e.error.to_string()))?;
-    Ok(())
+    write_safetensors(path, &tensors).map_err(|e| failed(e.message))
 }
 
 /// A program and its weights from a file.

@@ -280,11 +280,11 @@ impl Planner<'_> {
         let (parts, hosts) = (&frame.in_place.parts, &frame.hosts);
         let free = |id: &NodeId| leaves_run[id.index()] || !parts.contains_key(id) && !hosts.contains_key(id);
         frame.direct.retain(|(id, _), _| free(id));
-        let in_place = self.in_place(frame, &partition);
+        let updates = self.updates_in_place(frame, &partition);
         for (index, group) in partition.groups.iter().enumerate() {
             let root = group.root.index();
             let layout = layouts.of[root].clone();
-            let direct = in_place.get(&index).or_else(|| frame.direct.get(&(group.root, 0)));
+            let direct = updates.get(&index).or_else(|| frame.direct.get(&(group.root, 0)));
             let direct = direct.copied().filter(|_| layout == Layout::RowMajor);
             frame.layouts.insert((group.root, 0), layout);
             self.group(frame, group, Place::Arena, direct, Phase::Run, steps)?;
@@ -293,7 +293,7 @@ impl Planner<'_> {
     }
 
     /// Maps that may write the state that they update: no later group reads it, and they read it only element by element.
-    fn in_place(&self, frame: &Frame, partition: &partition::Partition) -> FxHashMap<usize, BufferId> {
+    fn updates_in_place(&self, frame: &Frame, partition: &partition::Partition) -> FxHashMap<usize, BufferId> {
         let graph = &frame.graph;
         let users = graph.users();
         let mut found = FxHashMap::default();

@@ -4,9 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use egret_compiler::{CompileOptions, Compiled, Level, compile};
 use egret_ir::{Graph, NodeId, Op, Tensor, Tensors};
-use egret_program::{DeviceDescription, Program};
+use egret_program::Program;
 use egret_runtime::{Executable, LoadOptions, MemoryReport};
 
 /// Values of params by name.
@@ -51,23 +50,6 @@ pub fn inputs(graph: &Graph, tensors: Vec<Tensor>) -> Tensors {
 /// The weights of a graph.
 pub fn weights(graph: &Graph) -> impl Fn(&str) -> Option<Tensor> {
     |name| graph.weights.get(name).map(|weight| weight.materialise())
-}
-
-/// The description of the machine that runs the tests.
-pub fn description() -> DeviceDescription {
-    let name = match egret_simd::Isa::detect() {
-        egret_simd::Isa::Avx512 => "x86-64-avx512",
-        egret_simd::Isa::Avx2 => "x86-64-avx2",
-        egret_simd::Isa::Portable => "x86-64-portable",
-        egret_simd::Isa::Neon => "aarch64-neon",
-    };
-    DeviceDescription::named(name).expect("a shipped description")
-}
-
-/// A graph compiled for this machine.
-pub fn compiled(graph: &Graph, level: Level) -> Compiled {
-    compile(graph, &description(), &CompileOptions { level, ..CompileOptions::default() })
-        .unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// The outputs of a program, by name and in order.

@@ -73,12 +73,23 @@ impl View for Stored<'_> {
     }
 }
 
-/// Writes a file.
+/// Writes a file, which is there whole or not at all: where writing fails or is cut off, an older file stays as it was.
 ///
 /// # Errors
 /// `E0651` when it cannot be written.
 pub fn write_safetensors(path: &Path, tensors: &Tensors) -> Result<(), Diagnostic> {
+    let failed = |why: String| Diagnostic::new("E0651", format!("{}: {why}", path.display()));
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut partial = tempfile::Builder::new();
+    #[cfg(unix)]
+    {
+        // those of any file, as the process's mask allows; a temporary one would be its owner's alone
+        use std::os::unix::fs::PermissionsExt;
+        partial.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    let partial = partial.tempfile_in(folder).map_err(|e| failed(e.to_string()))?;
     let views = tensors.iter().map(|(name, tensor)| (name, Stored(tensor)));
-    safetensors::serialize_to_file(views, None, path)
-        .map_err(|e| Diagnostic::new("E0651", format!("{}: {e}", path.display())))
+    safetensors::serialize_to_file(views, None, partial.path()).map_err(|e| failed(e.to_string()))?;
+    partial.as_file().sync_all().map_err(|e| failed(e.to_string()))?;
+    partial.persist(path).map(|_| ()).map_err(|e| failed(e.error.to_string()))
 }
