@@ -19,7 +19,7 @@ pub struct Work {
 }
 
 /// The work of one run under the sizes in `bindings`: of nodes that depend on inputs or state, since the rest is done at
-/// load; each iteration of a loop counts, and one branch of two.
+/// load. Each step of a `scan` counts; what happens inside a branch or a loop that data end does not.
 pub fn work(graph: &Graph, bindings: &Bindings, device: Option<&DeviceDescription>) -> Work {
     work_of(graph, bindings, device, true)
 }

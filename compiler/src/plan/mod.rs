@@ -208,22 +208,22 @@ impl Planner<'_> {
             let buffer = self.row_major_buffer(Place::Output(i as u32), &ty);
             self.program.outputs.push(Port { name: name.clone(), ty, buffer });
             direct.entry((*id, 0)).or_insert(buffer);
-            // a part of a tuple, such as attention's result
-            let source = reshaped(graph, *id);
-            if frame.time(source) == BindingTime::Run && matches!(graph.node(source).op, Op::Proj(_)) {
-                direct.entry(value_of(graph, source)).or_insert(buffer);
-            }
         }
-        // a reshape of what a kernel writes is the same memory; other movement is done by the reshape's own kernel
-        for (_, id) in frame.graph.outputs() {
-            let buffer = direct[&(*id, 0)];
-            let mut chain: SmallVec<[NodeId; 4]> = smallvec::smallvec![*id];
-            while let Op::Reshape(_) | Op::StopGradient(_) = frame.graph.node(chain[chain.len() - 1]).op {
-                chain.push(frame.graph.node(chain[chain.len() - 1]).operands[0]);
-            }
-            if !is_movement(&frame.graph.node(chain[chain.len() - 1]).op) {
-                for at in chain {
-                    direct.entry((at, 0)).or_insert(buffer);
+        for (_, id) in graph.outputs() {
+            let (buffer, source) = (direct[&(*id, 0)], reshaped(graph, *id));
+            match &graph.node(source).op {
+                // a part of a tuple, such as attention's result
+                Op::Proj(_) if frame.time(source) == BindingTime::Run => {
+                    direct.entry(value_of(graph, source)).or_insert(buffer);
+                }
+                // other movement is done by the reshape's own kernel
+                op if is_movement(op) => {}
+                _ => {
+                    let mut at = *id;
+                    while at != source {
+                        at = graph.node(at).operands[0];
+                        direct.entry((at, 0)).or_insert(buffer);
+                    }
                 }
             }
         }
