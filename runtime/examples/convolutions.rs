@@ -9,7 +9,7 @@ use egret_runtime::cpu::memory::Buffer;
 use egret_runtime::cpu::team::Team;
 use egret_simd::{Isa, peak};
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 struct Layer {
     name: String,
@@ -105,7 +105,7 @@ fn main() {
         .collect();
     let scratch = ScratchPool::new(team.size(), need).expect("memory");
     let arena: Vec<Buffer> = (0..4).map(|_| Buffer::floats(64 * 116 * 116 + 4096).expect("memory")).collect();
-    let ceiling = || peak(isa).expect("supported") * team.size() as f64;
+    let ceiling = || peak(isa, Duration::from_millis(20)).expect("supported") * team.size() as f64;
     let mut ceilings = vec![ceiling()];
     for round in 0..30 {
         let _awake = team.awake();

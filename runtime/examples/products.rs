@@ -9,7 +9,7 @@ use egret_runtime::cpu::drivers::{AttentionArgs, AttentionPlan, GemmArgs, GemmPl
 use egret_runtime::cpu::memory::Buffer;
 use egret_runtime::cpu::team::Team;
 use egret_simd::{Isa, peak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
@@ -45,7 +45,7 @@ fn main() {
 }
 
 fn report(what: &str, flops: f64, time: f64, isa: Isa, team: &Team) {
-    let ceiling = peak(isa).expect("supported") * team.size() as f64;
+    let ceiling = peak(isa, Duration::from_millis(20)).expect("supported") * team.size() as f64;
     let rate = flops / time / 1e9;
     let share = rate / ceiling * 100.0;
     println!("{what:44} {:9.1} us {rate:7.1} GFLOP/s {share:4.0} %", time * 1e6);

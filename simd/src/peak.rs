@@ -3,12 +3,14 @@
 use crate::Isa;
 use crate::vector::{Portable8, Vector};
 use std::hint::black_box;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-/// Multiply-add rate of one core in GFLOP/s at this moment, from independent chains in registers; the best of several
-/// rounds of about a millisecond. Clocks move with the neighbours, so measure it in the same minute as what it is
-/// compared to. `None` if the host lacks the instruction set.
-pub fn peak(isa: Isa) -> Option<f64> {
+/// Multiply-add rate of one core in GFLOP/s, from independent chains in registers, over `span` and at least one round of
+/// a quarter of a millisecond. `None` if the host lacks the instruction set.
+///
+/// Clocks move with the neighbours and fall after a few milliseconds of wide vectors (a burst is up to a tenth above
+/// what lasts), so measure it in turn with what it is compared to, and as long.
+pub fn peak(isa: Isa, span: Duration) -> Option<f64> {
     if !isa.is_supported() {
         return None;
     }
@@ -17,27 +19,29 @@ pub fn peak(isa: Isa) -> Option<f64> {
         Isa::Portable => 4,
         _ => CHAINS,
     };
-    let flops = (STEPS * chains * isa.lanes_f32() * 2) as f64;
-    let best = (0..8)
-        .map(|_| {
-            let start = Instant::now();
-            // SAFETY: support was checked above.
-            unsafe {
-                match isa {
-                    Isa::Portable => rounds::<Portable8, 4>(STEPS),
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::Avx2 => avx2(STEPS),
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::Avx512 => avx512(STEPS),
-                    #[cfg(target_arch = "aarch64")]
-                    Isa::Neon => neon(STEPS),
-                    _ => {}
-                }
+    let start = Instant::now();
+    let mut rounds_run = 0usize;
+    loop {
+        // SAFETY: support was checked above.
+        unsafe {
+            match isa {
+                Isa::Portable => rounds::<Portable8, 4>(STEPS),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => avx2(STEPS),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => avx512(STEPS),
+                #[cfg(target_arch = "aarch64")]
+                Isa::Neon => neon(STEPS),
+                _ => return None,
             }
-            start.elapsed().as_secs_f64()
-        })
-        .fold(f64::INFINITY, f64::min);
-    Some(flops / best / 1e9)
+        }
+        rounds_run += 1;
+        let elapsed = start.elapsed();
+        if elapsed >= span {
+            let flops = (rounds_run * STEPS * chains * isa.lanes_f32() * 2) as f64;
+            return Some(flops / elapsed.as_secs_f64() / 1e9);
+        }
+    }
 }
 
 const CHAINS: usize = 12;

@@ -1,6 +1,6 @@
 //! Aligned, zeroed memory.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::alloc::{Layout, alloc, dealloc};
 
 /// Bytes behind every buffer that may be read (but mean nothing): kernels read whole vectors.
 pub const SLACK: usize = 1024;
@@ -38,15 +38,18 @@ impl Buffer {
         let size = size.checked_next_multiple_of(align).ok_or(error)?;
         let layout = Layout::from_size_align(size, align).map_err(|_| error)?;
         // SAFETY: the size is not zero.
-        let ptr = unsafe { alloc_zeroed(layout) };
+        let ptr = unsafe { alloc(layout) };
         if ptr.is_null() {
             return Err(error);
         }
+        // Before the first write: a range that is there already stays in small pages.
         #[cfg(target_os = "linux")]
         if align == HUGE_PAGE {
             // SAFETY: the range was just allocated; the call only advises.
             unsafe { libc::madvise(ptr.cast(), size, libc::MADV_HUGEPAGE) };
         }
+        // SAFETY: as above.
+        unsafe { ptr.write_bytes(0, size) };
         Ok(Buffer { ptr, len, layout })
     }
 

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::args::BenchArgs;
 use crate::failure::Failure;
-use crate::model;
+use crate::{model, sample};
 
 /// Runs before measuring.
 const WARM_UP: usize = 3;
@@ -25,18 +25,17 @@ pub fn bench(args: &BenchArgs, as_json: bool) -> Result<(), Failure> {
     for _ in 0..WARM_UP {
         session.run(&given)?;
     }
-    // the peak moves with the clock and the neighbours: it is measured in turn with the model, and both are medians
+    // the peak moves with the clock and the neighbours: it is measured in turn with the model, as long
     let isa = egret_simd::Isa::detect();
-    let mut times = Vec::with_capacity(args.runs.max(1));
-    let mut peaks = Vec::with_capacity(args.runs.max(1));
+    let mut pairs = Vec::with_capacity(args.runs.max(1));
     for _ in 0..args.runs.max(1) {
-        peaks.push(egret_simd::peak(isa).unwrap_or(0.0));
         let start = Instant::now();
         session.run(&given)?;
-        times.push(millis(start.elapsed()));
+        let time = start.elapsed();
+        pairs.push((millis(time), egret_simd::peak(isa, time).unwrap_or(0.0)));
     }
+    let mut times: Vec<f64> = pairs.iter().map(|(time, _)| *time).collect();
     times.sort_by(f64::total_cmp);
-    peaks.sort_by(f64::total_cmp);
     let at = |share: f64| times[((times.len() - 1) as f64 * share).round() as usize];
     let latency = json!({ "median": at(0.5), "min": at(0.0), "p90": at(0.9), "p99": at(0.99) });
 
@@ -46,8 +45,14 @@ pub fn bench(args: &BenchArgs, as_json: bool) -> Result<(), Failure> {
         Some(n) if n > 0 => n,
         _ => std::thread::available_parallelism().map_or(1, usize::from),
     };
-    let peak = peaks[peaks.len() / 2] * threads as f64;
-    let peak_share = if peak > 0.0 { flops / (at(0.5) * 1e6) / peak } else { 0.0 };
+    let share_of = |pairs: &[(f64, f64)]| {
+        let median_peak = sample::median(pairs.iter().map(|(_, peak)| *peak)) * threads as f64;
+        let rate = flops / (sample::median(pairs.iter().map(|(time, _)| *time)) * 1e6);
+        if median_peak > 0.0 { rate / median_peak } else { 0.0 }
+    };
+    let peak = sample::median(pairs.iter().map(|(_, peak)| *peak)) * threads as f64;
+    let peak_share = share_of(&pairs);
+    let interval = sample::interval(&pairs, share_of);
 
     let mut phases = Map::new();
     let mut total = 0.0;
@@ -62,6 +67,7 @@ pub fn bench(args: &BenchArgs, as_json: bool) -> Result<(), Failure> {
         "compile_ms": phases, "load_ms": millis(exe.load_time()), "latency_ms": latency, "kernels": kernels,
         "flops": flops, "bytes": bytes, "arena_bytes": memory.arena_bytes,
         "live_bytes_bound": memory.live_bytes_bound, "peak_gflops": peak, "peak_share": peak_share,
+        "peak_share_interval": [interval.0, interval.1],
     });
     if as_json {
         println!("{value:#}");
@@ -102,7 +108,9 @@ fn print(value: &Value) {
         number("flops") / 1e9,
         number("bytes") / 1e6
     );
-    println!("rate     {gflops:.1} GFLOP/s, {share:.1} % of the peak of {:.1}", number("peak_gflops"));
+    let bound = |at: usize| value["peak_share_interval"][at].as_f64().unwrap_or(0.0) * 100.0;
+    let (low, high, peak) = (bound(0), bound(1), number("peak_gflops"));
+    println!("rate     {gflops:.1} GFLOP/s, {share:.1} % ({low:.1} to {high:.1}) of the peak of {peak:.1}");
     let (arena, bound) = (number("arena_bytes") / 1e6, number("live_bytes_bound") / 1e6);
     println!("memory   {arena:.2} MB of temporaries, {bound:.2} MB live at once");
 }

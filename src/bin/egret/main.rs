@@ -12,6 +12,7 @@ mod model;
 mod ops;
 mod rules;
 mod run;
+mod sample;
 mod tensors;
 mod verify;
 
