@@ -14,7 +14,7 @@ use egret::nn::{
     Adam, Conv2d, Flatten, Layer, Linear, Lstm, MaxPool2d, Mode, MultiHeadAttention, Optimiser, Params, Sequential,
     Sgd, TransformerBlock, loss,
 };
-use egret::{Device, Dim, Objective, ScalarFn, Session, Shape, Tensor, Trainer, Var, f32, i64};
+use egret::{DType, Device, Dim, Graph, Literal, ScalarFn, Session, Shape, Tensor, Var, f32, i64};
 
 #[derive(Parser)]
 struct Args {
@@ -24,9 +24,9 @@ struct Args {
     /// Seconds that each case is measured for.
     #[arg(long, default_value_t = 1.5)]
     seconds: f64,
-    /// Also prints the kernels of each case.
+    /// Also prints the steps that take longest.
     #[arg(long)]
-    kernels: bool,
+    profile: bool,
     /// Cases; all if none is given.
     cases: Vec<String>,
     /// What `cargo bench` adds.
@@ -60,21 +60,27 @@ fn drawn(shape: &[usize]) -> Tensor {
 fn measure(case: &str, args: &Args) -> egret::Result<()> {
     let device = Device::cpu().with_threads(args.threads);
     let start = Instant::now();
-    let mut step: Box<dyn FnMut() -> egret::Result<f64>> = match case {
-        "mnist_cnn" => classifier(&device, args, &[64, 1, 28, 28], &Adam::default(), &mnist_cnn())?,
-        "lenet_cifar" => classifier(&device, args, &[64, 3, 32, 32], &Sgd::momentum(0.9), &lenet())?,
-        "mlp" => classifier(&device, args, &[128, 784], &Adam::default(), &mlp())?,
-        "lstm_fwdbwd" => gradients(&device, args, &[32, 64, 256], &Lstm::new(256))?,
-        _ => gradients(&device, args, &[8, 128, 256], &transformer())?,
+    let (graph, inputs) = match case {
+        "mnist_cnn" => classifier(&[64, 1, 28, 28], &Adam::default(), &mnist_cnn())?,
+        "lenet_cifar" => classifier(&[64, 3, 32, 32], &Sgd::momentum(0.9), &lenet())?,
+        "mlp" => classifier(&[128, 784], &Adam::default(), &mlp())?,
+        "lstm_fwdbwd" => gradients(&[32, 64, 256], &Lstm::new(256))?,
+        _ => gradients(&[8, 128, 256], &transformer())?,
     };
+    let exe = egret::compile(&graph, &device)?;
+    let mut session = exe.session()?;
+    let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, value)| (*name, value)).collect();
     eprintln!("# {case}: traced, compiled and loaded in {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
     for _ in 0..WARM_UP {
-        step()?;
+        session.run(&inputs)?;
+    }
+    if args.profile {
+        print_profile(&mut session, &inputs)?;
     }
     let (begin, mut times) = (Instant::now(), Vec::new());
     while times.len() < 15 || begin.elapsed().as_secs_f64() < args.seconds {
         let start = Instant::now();
-        step()?;
+        session.run(&inputs)?;
         times.push(start.elapsed().as_secs_f64() * 1e3);
     }
     times.sort_by(f64::total_cmp);
@@ -125,49 +131,54 @@ fn transformer() -> Sequential {
     Sequential::new().layer(block()).layer(block())
 }
 
-type Step = Box<dyn FnMut() -> egret::Result<f64>>;
+/// A graph and its inputs.
+type Case = (Graph, Vec<(&'static str, Tensor)>);
+
+fn shape_of(extents: &[usize]) -> Shape {
+    extents.iter().map(|n| Dim::from(*n)).collect()
+}
 
 /// A step with cross-entropy over ten classes.
-fn classifier(
-    device: &Device,
-    args: &Args,
-    shape: &[usize],
-    optimiser: &dyn Optimiser,
-    net: &Sequential,
-) -> egret::Result<Step> {
-    let mut trainer = Trainer::new(device, optimiser, 0, |p| {
-        let logits = net.forward(p, p.tracer().input("x", f32(shape.iter().map(|n| Dim::from(*n)).collect::<Shape>())));
-        Objective::new(loss::cross_entropy(logits, p.tracer().input("y", i64([shape[0]]))))
+fn classifier(extents: &[usize], optimiser: &dyn Optimiser, net: &Sequential) -> egret::Result<Case> {
+    let graph = egret::trace(|t| {
+        let p = Params::new(t, Mode::Train, 0);
+        let logits = net.forward(&p, t.input("x", f32(shape_of(extents))));
+        let loss = loss::cross_entropy(logits, t.input("y", i64([extents[0]])));
+        optimiser.minimise(&p, loss, t.scalar(Literal::float(1e-3, DType::F64)));
+        [("loss", loss)]
     })?;
-    if args.kernels {
-        print_kernels(trainer.step_program());
-    }
-    let labels: Vec<i64> = (0..shape[0] as i64).map(|i| i * 7 % 10).collect();
-    let (x, y) = (drawn(shape), Tensor::new(&[shape[0]], &labels).expect("a label an item"));
-    Ok(Box::new(move || trainer.step(&[("x", &x), ("y", &y)])))
+    let labels: Vec<i64> = (0..extents[0] as i64).map(|i| i * 7 % 10).collect();
+    let labels = Tensor::new(&[extents[0]], &labels).expect("a label an item");
+    Ok((graph, vec![("x", drawn(extents)), ("y", labels)]))
 }
 
 /// The gradients of the mean square of a layer's results by its parameters.
-fn gradients(device: &Device, args: &Args, shape: &[usize], net: &dyn Layer) -> egret::Result<Step> {
+fn gradients(extents: &[usize], net: &dyn Layer) -> egret::Result<Case> {
     let graph = egret::trace(|t| {
         let p = Params::new(t, Mode::Train, 0);
-        let y: Var = net.forward(&p, t.input("x", f32(shape.iter().map(|n| Dim::from(*n)).collect::<Shape>())));
+        let y = net.forward(&p, t.input("x", f32(shape_of(extents))));
         let wrt: Vec<Var> = p.all().iter().map(|parameter| parameter.value).collect();
         for (i, gradient) in t.grad((y * y).mean(), &wrt).into_iter().enumerate() {
             t.output(&format!("g{i}"), gradient);
         }
     })?;
-    let exe = egret::compile(&graph, device)?;
-    if args.kernels {
-        print_kernels(&exe);
-    }
-    let mut session: Session = exe.session()?;
-    let x = drawn(shape);
-    Ok(Box::new(move || session.run(&[("x", &x)]).map(|_| 0.0)))
+    Ok((graph, vec![("x", drawn(extents))]))
 }
 
-fn print_kernels(exe: &egret::Executable) {
-    if let Some(compiled) = exe.compiled() {
-        eprintln!("{}", egret::ir::text::print(&compiled.rewritten.graph));
+/// The steps of a run that take longest, and all together.
+fn print_profile(session: &mut Session, inputs: &[(&str, &Tensor)]) -> egret::Result<()> {
+    session.profile(true);
+    session.run(inputs)?;
+    session.run(inputs)?;
+    let mut timings = session.timings().to_vec();
+    timings.sort_by_key(|time| std::cmp::Reverse(time.ns));
+    let all: u64 = timings.iter().map(|time| time.ns).sum();
+    eprintln!("# {} steps, {:.3} ms", timings.len(), all as f64 / 1e6);
+    for time in timings.iter().take(25) {
+        let rate = time.flops * time.calls as f64 / time.ns.max(1) as f64;
+        let (us, calls) = (time.ns as f64 / 1e3, time.calls);
+        eprintln!("# {us:9.1} us {calls:4} x {rate:7.1} GFLOP/s  {:9} {:24} {}", time.family, time.name, time.origin);
     }
+    session.profile(false);
+    Ok(())
 }
