@@ -156,6 +156,28 @@ fn programs_are_files_and_have_estimates() {
 }
 
 #[test]
+fn graphs_are_exported() {
+    let folder = folder("export");
+    let model = model(&folder);
+    let given = inputs(&folder, &Tensor::new(&[2, 3], &[1.0f32, 0.0, 0.0, 0.0, 1.0, 0.0]).unwrap());
+    let (onnx, expected) = (folder.join("model.onnx"), folder.join("expected"));
+    assert_eq!(status(&egret(&["export", text(&model), "-o", text(&onnx)])), 0);
+    assert_eq!(status(&egret(&["run", text(&model), "--inputs", text(&given), "--outputs", text(&expected)])), 0);
+    assert_eq!(status(&egret(&["run", text(&onnx), "--inputs", text(&given), "--expect", text(&expected)])), 0);
+    let training = folder.join("training.txt");
+    let graph = egret::trace(|t| {
+        let w = t.state("w", Tensor::new(&[1], &[1.0f32]).unwrap());
+        t.update(w, w * 0.5);
+        t.output("y", w);
+    });
+    egret::ir::text::save(&training, &graph.unwrap()).unwrap();
+    let refused = egret(&["export", text(&training), "-o", text(&onnx)]);
+    assert_eq!(status(&refused), 3);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("[E0314] the state `w`"));
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
 fn rules_are_listed_and_kernels_explained() {
     let folder = folder("rules");
     let model = folder.join("product.txt");

@@ -46,6 +46,7 @@ fn model(inputs: Vec<ValueInfoProto>, constants: Vec<(&str, Tensor)>, nodes: Vec
         graph: Some(graph),
         opset_import: vec![OperatorSetIdProto { domain: String::new(), version: 21 }],
         functions: Vec::new(),
+        ..ModelProto::default()
     }
 }
 

@@ -2,10 +2,11 @@
 //!
 //! [`load`] makes a graph of a model: one operator becomes one operator or a plain expression of them, nothing is
 //! recognised or fused. Named extents become symbols, and arithmetic on shapes is done while importing. Functions, and
-//! branches whose condition is known, are written out in place.
+//! branches whose condition is known, are written out in place. [`export`] goes the other way.
 
 mod cx;
 mod dims;
+pub mod export;
 mod graph;
 #[cfg(test)]
 mod hostile;

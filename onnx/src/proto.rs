@@ -18,6 +18,10 @@ messages! {
     ModelProto {
         /// Version of the format.
         [int64, tag = "1"] ir_version: i64,
+        /// The program that made it.
+        [string, tag = "2"] producer_name: String,
+        /// That program's version.
+        [string, tag = "3"] producer_version: String,
         /// The main graph.
         [message, optional, tag = "7"] graph: Option<GraphProto>,
         /// Versions of the operator sets.
@@ -101,6 +105,9 @@ messages! {
         [bytes = "vec", repeated, tag = "9"] strings: Vec<Vec<u8>>,
         /// A tensor given by its elements that are not zero.
         [message, optional, tag = "22"] sparse_tensor: Option<SparseTensorProto>,
+        /// Which of the fields holds the value: 1 a float, 2 an integer, 3 a text, 4 a tensor, 5 a graph, 6 floats,
+        /// 7 integers, 8 texts. Not read.
+        [int32, tag = "20"] r#type: i32,
         /// In a function: the name of the caller's attribute that stands here.
         [string, tag = "21"] ref_attr_name: String,
     }

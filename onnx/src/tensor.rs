@@ -47,6 +47,11 @@ pub fn dtype(number: i32) -> Result<DType, Diagnostic> {
     })
 }
 
+/// The number of an element type.
+pub(crate) fn number(dtype: DType) -> i32 {
+    DTYPES.iter().find(|(_, have)| *have == dtype).map_or(0, |(number, _)| *number)
+}
+
 /// Files that hold the elements of tensors, all inside one folder.
 pub(crate) struct External {
     folder: Option<PathBuf>,
@@ -182,7 +187,7 @@ pub(crate) fn to_proto(name: &str, tensor: &Tensor) -> TensorProto {
     TensorProto {
         name: name.to_string(),
         dims: tensor.shape().iter().map(|d| *d as i64).collect(),
-        data_type: DTYPES.iter().find(|(_, dtype)| *dtype == tensor.dtype()).map_or(0, |(n, _)| *n),
+        data_type: number(tensor.dtype()),
         raw_data: tensor.bytes().to_vec(),
         ..TensorProto::default()
     }

@@ -3,6 +3,7 @@
 mod npy;
 mod npz;
 mod safetensors;
+mod whole;
 
 use std::path::Path;
 
@@ -12,6 +13,7 @@ use crate::eval::Tensors;
 pub use npy::{npy_from_bytes, npy_to_bytes, read_npy, write_npy};
 pub use npz::{npz_from_bytes, npz_to_bytes, read_npz, write_npz};
 pub use safetensors::{read_safetensors, write_safetensors};
+pub use whole::WholeFile;
 
 /// Reads the tensors of a file by the extension of its name; the tensor of an `.npy` file is called `array`.
 ///

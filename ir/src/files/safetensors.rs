@@ -7,7 +7,7 @@ use std::sync::Arc;
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors, View};
 
-use super::{io, malformed, of};
+use super::{WholeFile, io, malformed, of};
 use crate::diagnostic::Diagnostic;
 use crate::dtype::DType;
 use crate::eval::Tensors;
@@ -79,17 +79,8 @@ impl View for Stored<'_> {
 /// `E0651` when it cannot be written.
 pub fn write_safetensors(path: &Path, tensors: &Tensors) -> Result<(), Diagnostic> {
     let failed = |why: String| Diagnostic::new("E0651", format!("{}: {why}", path.display()));
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut partial = tempfile::Builder::new();
-    #[cfg(unix)]
-    {
-        // those of any file, as the process's mask allows; a temporary one would be its owner's alone
-        use std::os::unix::fs::PermissionsExt;
-        partial.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    let partial = partial.tempfile_in(folder).map_err(|e| failed(e.to_string()))?;
+    let partial = WholeFile::create(path).map_err(|e| failed(e.to_string()))?;
     let views = tensors.iter().map(|(name, tensor)| (name, Stored(tensor)));
     safetensors::serialize_to_file(views, None, partial.path()).map_err(|e| failed(e.to_string()))?;
-    partial.as_file().sync_all().map_err(|e| failed(e.to_string()))?;
-    partial.persist(path).map(|_| ()).map_err(|e| failed(e.error.to_string()))
+    partial.finish().map_err(|e| failed(e.to_string()))
 }

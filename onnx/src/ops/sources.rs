@@ -98,6 +98,9 @@ pub(super) fn range<'t>(cx: &mut Cx<'_, 't>) -> Results<'t> {
         if count.range().0 < 0 { count.maximum(&Dim::ZERO) } else { count }
     };
     let index = cx.t.iota(TensorType { dtype, shape: Shape::from([count]) }, 0);
+    if (number(cx, 0), number(cx, 2)) == (Some(0.0), Some(1.0)) {
+        return single(index);
+    }
     single(index * delta.reshape(Shape::scalar()) + start.reshape(Shape::scalar()))
 }
 

@@ -38,6 +38,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Write a program that the runtime loads without a compiler.
     Compile(SaveArgs),
+    /// Write a graph as an ONNX model.
+    Export(ExportArgs),
     /// Model time and memory on devices that need not be there.
     Estimate(EstimateArgs),
 }
@@ -275,6 +277,19 @@ pub struct SaveArgs {
     #[arg(long, value_name = "DIR")]
     pub inputs: Option<PathBuf>,
     /// The file of the program and its weights.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+}
+
+/// `egret export`.
+#[derive(Args)]
+pub struct ExportArgs {
+    /// The model: a graph as `egret dump` writes it, or `.onnx`.
+    pub model: PathBuf,
+    /// A folder with inputs, for a model whose shapes depend on them.
+    #[arg(long, value_name = "DIR")]
+    pub inputs: Option<PathBuf>,
+    /// The ONNX file.
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
 }

@@ -19,8 +19,9 @@ pub enum Failure {
 }
 
 /// Codes of what Egret does not support: operators and forms of them, shapes that data decide, element types, kernels,
-/// architectures, stages.
-const UNSUPPORTED: [&str; 9] = ["E0303", "E0304", "E0310", "E0311", "E0461", "E0462", "E0465", "E0803", "E0953"];
+/// architectures, stages; what ONNX cannot say.
+const UNSUPPORTED: [&str; 11] =
+    ["E0303", "E0304", "E0310", "E0311", "E0313", "E0314", "E0461", "E0462", "E0465", "E0803", "E0953"];
 
 impl From<Diagnostic> for Failure {
     fn from(diagnostic: Diagnostic) -> Failure {

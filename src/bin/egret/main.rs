@@ -7,6 +7,7 @@ mod compile;
 mod dump;
 mod estimate;
 mod explain;
+mod export;
 mod failure;
 mod model;
 mod ops;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         Command::Rules(args) => rules::rules(args, json),
         Command::Bench(args) => bench::bench(args, json),
         Command::Compile(args) => compile::compile(args, json),
+        Command::Export(args) => export::export(args, json),
         Command::Estimate(args) => estimate::run(args, json),
     };
     match result {
