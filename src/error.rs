@@ -50,6 +50,27 @@ pub enum Error {
         /// Why, with the states at fault.
         why: String,
     },
+    /// A value of a training run is NaN or infinite.
+    #[cfg(feature = "train")]
+    #[error("{what} is {value} after step {step}{}", made_by.as_ref().map(|m| format!("; first {} of {}", m.value, m.node)).unwrap_or_default())]
+    NotFinite {
+        /// What: the loss, or a state.
+        what: String,
+        /// NaN or an infinity.
+        value: f64,
+        /// The step, counted from 1.
+        step: u64,
+        /// The operator that made the first such value, where numbers were checked.
+        made_by: Option<crate::trainer::Maker>,
+    },
+    /// A file that a run writes beside its checkpoints.
+    #[error("{path} cannot be written: {why}")]
+    File {
+        /// The file.
+        path: String,
+        /// Why.
+        why: String,
+    },
     /// A tensor given for an output or a state has another type or shape.
     #[error("`{name}` is {want}, but a tensor of {have} was given for it")]
     WrongTensor {
@@ -95,9 +116,24 @@ impl Error {
             Error::UnknownOutput { .. } => "E0508",
             Error::UnknownState { .. } => "E0513",
             Error::Checkpoint { .. } => "E0805",
+            #[cfg(feature = "train")]
+            Error::NotFinite { made_by, .. } => {
+                let diagnostic = Diagnostic::new("E0806", self.to_string());
+                return match made_by {
+                    Some(maker) => maker.origin.iter().cloned().fold(diagnostic, Diagnostic::at),
+                    None => diagnostic.help("ask for `check_numerics` to learn which operator makes it"),
+                };
+            }
+            Error::File { .. } => "E0807",
             Error::WrongTensor { .. } => "E0509",
         };
         Diagnostic::new(code, self.to_string())
+    }
+
+    /// A file or folder that cannot be written.
+    #[cfg(feature = "train")]
+    pub(crate) fn written(path: &std::path::Path, error: &std::io::Error) -> Error {
+        Error::File { path: path.display().to_string(), why: error.to_string() }
     }
 }
 

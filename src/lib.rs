@@ -47,7 +47,9 @@ pub use outputs::{Output, Outputs};
 pub use session::Session;
 pub use state::State;
 #[cfg(feature = "train")]
-pub use trainer::{Objective, Trainer};
+pub use trainer::{
+    Classification, EarlyStopping, Epoch, Evaluation, Fit, History, Maker, Objective, Progress, Trainer,
+};
 
 /// Rules of rewriting: the standard ones, and users' own.
 ///

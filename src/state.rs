@@ -114,18 +114,21 @@ impl State {
         }
     }
 
+    /// Copies of all states by name.
+    ///
+    /// # Errors
+    /// None on the host's devices.
+    pub fn tensors(&self) -> Result<Tensors> {
+        self.names().into_iter().map(|name| self.get(&name).map(|value| (name, value))).collect()
+    }
+
     /// Writes all states to a safetensors file, which is there whole or not at all: a run that dies, or a full disk, leaves
     /// an older file as it was.
     ///
     /// # Errors
     /// `E0805` when it cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let mut tensors = Tensors::new();
-        for name in self.names() {
-            let value = self.get(&name)?;
-            tensors.insert(name, value);
-        }
-        files::write_safetensors(path, &tensors)
+        files::write_safetensors(path, &self.tensors()?)
             .map_err(|e| Error::Checkpoint { path: path.display().to_string(), why: e.message })
     }
 
@@ -136,20 +139,32 @@ impl State {
     pub fn load(&self, path: &Path) -> Result<()> {
         let failed = |why: String| Error::Checkpoint { path: path.display().to_string(), why };
         let tensors = files::read_safetensors(path).map_err(|e| failed(e.message))?;
-        let (mut wrong, mut values) = (Vec::new(), Vec::new());
+        self.set_all(&tensors).map_err(failed)
+    }
+
+    /// Sets all states, or none where one does not fit; says which those are.
+    pub(crate) fn set_all(&self, tensors: &Tensors) -> Result<(), String> {
+        self.check(tensors)?;
+        let set = |name: String| match tensors.get(&name) {
+            Some(value) => self.set(&name, value).map_err(|e| e.to_string()),
+            None => Ok(()),
+        };
+        self.names().into_iter().try_for_each(set)
+    }
+
+    /// Whether there is a tensor of its type and shape for each state; says for which there is none.
+    pub(crate) fn check(&self, tensors: &Tensors) -> Result<(), String> {
+        let ty = |t: &Tensor| format!("{}{:?}", t.dtype(), t.shape());
+        let mut wrong = Vec::new();
         for name in self.names() {
-            let have = self.get(&name)?;
-            let ty = |t: &Tensor| format!("{}{:?}", t.dtype(), t.shape());
-            match tensors.get(&name) {
-                Some(value) if ty(value) == ty(&have) => values.push((name, value)),
-                Some(value) => wrong.push(format!("`{name}` is {}, not {}", ty(value), ty(&have))),
-                None => wrong.push(format!("`{name}`: {} is missing", ty(&have))),
+            let have = ty(&self.get(&name).map_err(|e| e.to_string())?);
+            match tensors.get(&name).map(ty) {
+                Some(value) if value == have => {}
+                Some(value) => wrong.push(format!("`{name}` is {value}, not {have}")),
+                None => wrong.push(format!("`{name}`: {have} is missing")),
             }
         }
-        if !wrong.is_empty() {
-            return Err(failed(wrong.join("; ")));
-        }
-        values.into_iter().try_for_each(|(name, value)| self.set(&name, value))
+        if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
     }
 }
 

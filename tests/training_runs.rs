@@ -187,7 +187,7 @@ fn steps(run: &Run, dtype: DType, imported: Option<&Imported>) {
                 run.inputs().into_iter().map(|name| (name.clone(), run.batch(&name, step, dtype))).collect();
             let batch: Vec<(&str, &Tensor)> = batch.iter().map(|(name, value)| (name.as_str(), value)).collect();
             let have = trainer.step(&batch).unwrap();
-            let after = trainer.evaluate(&batch).unwrap().scalar("loss").unwrap();
+            let after = trainer.evaluate_batch(&batch).unwrap().scalar("loss").unwrap();
             for (have, want) in [(have, want), (after, later)] {
                 worst = worst.max((have - want).abs());
                 let most = bound(LOSS, dtype);

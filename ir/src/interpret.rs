@@ -1,6 +1,7 @@
 //! The reference interpreter: each node by its operator's [`eval`](crate::Operator::eval), in order.
 
 use std::borrow::Cow;
+use std::ops::ControlFlow;
 
 use crate::autodiff::{expand, has_grad};
 use crate::bind;
@@ -82,6 +83,25 @@ pub fn interpret(graph: &Graph, inputs: &Tensors, states: &Tensors) -> Result<Ou
     interpret_bound(graph, &bindings, inputs, states)
 }
 
+/// What [`interpret_watched`] tells of each node: its id, operands (those of tuples part by part), and values.
+pub type Watch<'w> = dyn FnMut(NodeId, &[Tensor], &[Tensor]) -> ControlFlow<()> + 'w;
+
+/// Runs a graph without `grad` nodes as [`interpret`] does, and shows each node to `watch`, which may end the run.
+///
+/// # Errors
+/// As [`interpret`].
+pub fn interpret_watched(
+    graph: &Graph,
+    inputs: &Tensors,
+    states: &Tensors,
+    watch: &mut Watch<'_>,
+) -> Result<(), InterpretError> {
+    let bindings = bind::bind(graph, inputs, states).map_err(|e| InterpretError::Bind(Box::new(e)))?;
+    let cx = EvalCx { bindings: &bindings, inputs, states, weights: &graph.weights };
+    let roots: Vec<NodeId> = graph.roots().collect();
+    run(graph, &[], &roots, &cx, watch).map(|_| ()).map_err(InterpretError::Node)
+}
+
 /// Runs a graph whose symbols are bound already.
 ///
 /// # Errors
@@ -94,7 +114,7 @@ pub fn interpret_bound(
 ) -> Result<Outcome, InterpretError> {
     let cx = EvalCx { bindings, inputs, states, weights: &graph.weights };
     let roots: Vec<NodeId> = graph.roots().collect();
-    let mut values = run(graph, &[], &roots, &cx).map_err(InterpretError::Node)?.into_iter();
+    let mut values = run(graph, &[], &roots, &cx, &mut unwatched).map_err(InterpretError::Node)?.into_iter();
     let mut take = |names: &[(String, NodeId)]| -> Vec<(String, Tensor)> {
         names.iter().map(|(name, _)| name.clone()).zip(&mut values).collect()
     };
@@ -104,10 +124,20 @@ pub fn interpret_bound(
 /// The outputs of a region whose inputs are given in order; other leaves are looked up in `cx`.
 pub(crate) fn evaluate(graph: &Graph, inputs: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, Box<NodeError>> {
     let roots: Vec<NodeId> = graph.outputs().iter().map(|(_, id)| *id).collect();
-    run(graph, inputs, &roots, cx)
+    run(graph, inputs, &roots, cx, &mut unwatched)
 }
 
-fn run(graph: &Graph, inputs: &[Tensor], roots: &[NodeId], cx: &EvalCx) -> Result<Vec<Tensor>, Box<NodeError>> {
+fn unwatched(_: NodeId, _: &[Tensor], _: &[Tensor]) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+fn run(
+    graph: &Graph,
+    inputs: &[Tensor],
+    roots: &[NodeId],
+    cx: &EvalCx,
+    watch: &mut Watch<'_>,
+) -> Result<Vec<Tensor>, Box<NodeError>> {
     let mut needed = vec![false; graph.nodes().len()];
     // a value is dropped after its last reader
     let mut last_reader = vec![usize::MAX; graph.nodes().len()];
@@ -139,11 +169,10 @@ fn run(graph: &Graph, inputs: &[Tensor], roots: &[NodeId], cx: &EvalCx) -> Resul
             Op::Input(_) => graph.inputs().iter().position(|i| *i == id).and_then(|i| inputs.get(i)),
             _ => None,
         };
+        let operands: Vec<Tensor> = node.operands.iter().flat_map(|o| values[o.index()].iter().cloned()).collect();
         values[id.index()] = match given {
             Some(tensor) => vec![tensor.clone()],
             None => {
-                let operands: Vec<Tensor> =
-                    node.operands.iter().flat_map(|o| values[o.index()].iter().cloned()).collect();
                 for assumption in open.iter().filter(|a| a.node == id) {
                     check(&assumption.equality, &bindings).map_err(failed)?;
                 }
@@ -152,6 +181,9 @@ fn run(graph: &Graph, inputs: &[Tensor], roots: &[NodeId], cx: &EvalCx) -> Resul
             }
         };
         learn(&node.ty, &values[id.index()], &mut bindings).map_err(failed)?;
+        if watch(id, &operands, &values[id.index()]).is_break() {
+            return Ok(Vec::new());
+        }
         for operand in &node.operands {
             if last_reader[operand.index()] == id.index() {
                 values[operand.index()] = Vec::new();

@@ -26,7 +26,7 @@ pub use dim::{Atom, AtomKind, Bindings, Dim, DimError, Truth};
 pub use dtype::DType;
 pub use eval::{EvalCx, EvalError, Tensors};
 pub use graph::{Assumption, Graph, Node, NodeId};
-pub use interpret::{InterpretError, Outcome, interpret};
+pub use interpret::{InterpretError, Outcome, interpret, interpret_watched};
 pub use ops::{InferCx, Op, Operator};
 pub use scalar::{ExprKind, Literal, ScalarExpr, ScalarFn, ScalarValue};
 pub use tensor::{Element, Tensor};

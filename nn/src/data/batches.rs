@@ -48,6 +48,19 @@ impl Images {
         }
     }
 
+    /// The images of these numbers, which are there, in 0..1, and their labels.
+    pub(crate) fn stacked(&self, rows: &[usize]) -> (Tensor, Tensor) {
+        let (h, w) = self.extent();
+        let mut x = Tensor::zeros(DType::F32, &[rows.len(), 1, h, w]);
+        let mut y = Tensor::zeros(DType::I64, &[rows.len()]);
+        let bytes = rows.iter().flat_map(|i| &self.images.bytes()[i * h * w..][..h * w]);
+        let pixels = x.as_mut_slice::<f32>().unwrap_or_default();
+        pixels.iter_mut().zip(bytes).for_each(|(pixel, byte)| *pixel = f32::from(*byte) / 255.0);
+        let labels = self.labels.as_slice::<i64>().unwrap_or_default();
+        y.as_mut_slice::<i64>().unwrap_or_default().iter_mut().zip(rows).for_each(|(y, i)| *y = labels[*i]);
+        (x, y)
+    }
+
     /// Batches of `size` in the order of the images, the last one smaller.
     pub fn batches(&self, size: usize) -> Batches<'_> {
         Batches { of: self, order: (0..self.len()).collect(), size: size.max(1), at: 0 }
@@ -78,16 +91,7 @@ impl Iterator for Batches<'_> {
         let rest = self.order.get(self.at..).filter(|rest| !rest.is_empty())?;
         let chosen = &rest[..self.size.min(rest.len())];
         self.at += chosen.len();
-        let (h, w) = self.of.extent();
-        let (bytes, labels) = (self.of.images.bytes(), self.of.labels.as_slice::<i64>()?);
-        let mut x = Tensor::zeros(DType::F32, &[chosen.len(), 1, h, w]);
-        for (pixel, byte) in
-            x.as_mut_slice::<f32>()?.iter_mut().zip(chosen.iter().flat_map(|i| &bytes[i * h * w..][..h * w]))
-        {
-            *pixel = f32::from(*byte) / 255.0;
-        }
-        let y: Vec<i64> = chosen.iter().map(|i| labels[*i]).collect();
-        Some((x, Tensor::new(&[y.len()], &y)?))
+        Some(self.of.stacked(chosen))
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {

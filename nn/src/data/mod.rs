@@ -1,9 +1,13 @@
-//! Data sets: IDX files, drawn digits, batches.
+//! Data sets: what they are, IDX files, drawn digits, batches.
 
 mod batches;
 mod digits;
 mod idx;
+mod prefetch;
+mod set;
 
 pub use batches::{Batches, Images, accuracy};
 pub use digits::digits;
 pub use idx::{mnist, read_idx};
+pub use prefetch::prefetch;
+pub use set::{Batch, DataSet, Subset, Table, shuffled, split};

@@ -1,4 +1,11 @@
-//! Training: a step and its evaluation, compiled once, over one state.
+//! Training: a step and its evaluation, compiled once, over one state; whole runs ([`Trainer::fit`]).
+
+mod checkpoint;
+mod curve;
+mod evaluation;
+mod fit;
+mod numerics;
+mod progress;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,14 +16,22 @@ use egret_nn::{Mode, Optimiser, Params};
 
 use crate::compile::{Executable, compile_with};
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::outputs::Outputs;
 use crate::session::Session;
 use crate::shape;
 use crate::state::State;
 
+pub use evaluation::{Classification, Evaluation};
+pub use fit::{EarlyStopping, Epoch, Fit, History};
+pub use numerics::Maker;
+pub use progress::Progress;
+
 /// The input that holds the learning rate.
 const RATE: &str = "learning_rate";
+/// Outputs of evaluation that classification is counted from.
+const LOGITS: &str = "classes.logits";
+const LABELS: &str = "classes.labels";
 
 /// What a model is trained for.
 pub struct Objective<'t> {
@@ -24,12 +39,20 @@ pub struct Objective<'t> {
     pub loss: Var<'t>,
     /// What evaluation gives beside `loss`, by name.
     pub outputs: Vec<(&'static str, Var<'t>)>,
+    /// Logits `[…, classes]` and integer labels `[…]`.
+    pub classes: Option<(Var<'t>, Var<'t>)>,
 }
 
 impl<'t> Objective<'t> {
     /// A loss and nothing else.
     pub fn new(loss: Var<'t>) -> Objective<'t> {
-        Objective { loss, outputs: Vec::new() }
+        Objective { loss, outputs: Vec::new(), classes: None }
+    }
+
+    /// With logits `[…, classes]` and integer labels `[…]`, so that evaluation counts what is classified right.
+    pub fn classes(mut self, logits: Var<'t>, labels: Var<'t>) -> Objective<'t> {
+        self.classes = Some((logits, labels));
+        self
     }
 
     /// With one more output of evaluation.
@@ -111,6 +134,10 @@ impl Trainer {
             let objective = model(&p);
             t.output("loss", objective.loss);
             objective.outputs.into_iter().for_each(|(name, value)| t.output(name, value));
+            if let Some((logits, labels)) = objective.classes {
+                t.output(LOGITS, logits);
+                t.output(LABELS, labels);
+            }
         })?;
         let step = compile_with(&step, device, options)?;
         let evaluation = compile_with(&evaluation, device, options)?;
@@ -138,15 +165,14 @@ impl Trainer {
     pub fn step(&mut self, batch: &[(&str, &Tensor)]) -> Result<f64> {
         let mut inputs: Vec<(&str, &Tensor)> = batch.to_vec();
         inputs.push((RATE, &self.rate));
-        let outputs = self.step.run(&inputs)?;
-        outputs.scalar("loss").ok_or_else(|| Error::UnknownOutput { name: "loss".into(), known: "none".into() })
+        evaluation::loss_of(&self.step.run(&inputs)?)
     }
 
     /// The loss of a batch, as `loss`, and the model's other outputs; nothing changes.
     ///
     /// # Errors
     /// As [`Session::run`].
-    pub fn evaluate(&mut self, batch: &[(&str, &Tensor)]) -> Result<Outputs<'_>> {
+    pub fn evaluate_batch(&mut self, batch: &[(&str, &Tensor)]) -> Result<Outputs<'_>> {
         self.evaluation.run(batch)
     }
 
@@ -224,7 +250,7 @@ mod tests {
         let (mut losses, mut after) = (Vec::new(), Vec::new());
         for (x, y) in digits.batches(10) {
             losses.push(trainer.step(&[("x", &x), ("y", &y)]).unwrap());
-            after.push(trainer.evaluate(&[("x", &x), ("y", &y)]).unwrap().scalar("loss").unwrap());
+            after.push(trainer.evaluate_batch(&[("x", &x), ("y", &y)]).unwrap().scalar("loss").unwrap());
         }
         let parameters = trainer.parameters().iter().map(|name| trainer.parameter(name).unwrap()).collect();
         (losses, after, parameters)
