@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use super::fit::Epoch;
 
@@ -35,9 +35,12 @@ impl Meter {
             Progress::Lines | Progress::Off => ProgressDrawTarget::hidden(),
         };
         let bar = ProgressBar::with_draw_target(Some(examples as u64), target).with_position(seen);
-        let template = "{prefix} {bar:28} {pos}/{len}  {per_sec}  {eta} left  {msg}";
+        let template = "{prefix} {bar:24} {pos}/{len}  {pace}  {eta} left  {msg}";
         // the template is constant, and a test draws it
-        bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        bar.set_style(style.with_key("pace", |state: &ProgressState, text: &mut dyn std::fmt::Write| {
+            let _ = write!(text, "{:.0}/s", state.per_sec());
+        }));
         bar.set_prefix(format!("epoch {epoch}/{epochs}"));
         bar.reset_eta();
         Meter { how, bar, epochs, start: Instant::now(), examples: examples as u64 - seen.min(examples as u64) }
@@ -75,7 +78,7 @@ mod tests {
 
     #[test]
     fn bars_show_loss_pace_and_time_left() {
-        let term = InMemoryTerm::new(4, 120);
+        let term = InMemoryTerm::new(4, 160);
         let mut meter = Meter::new(Progress::Bars, 2, 5, 100, 0);
         meter.bar.set_draw_target(ProgressDrawTarget::term_like(Box::new(term.clone())));
         meter.step(40, 0.5);
