@@ -18,6 +18,8 @@ use crate::state::State;
 #[derive(Clone)]
 pub(crate) enum Engine {
     Cpu(Arc<egret_runtime::Executable>),
+    #[cfg(feature = "cuda")]
+    Cuda(Arc<egret_runtime::cuda::Executable>),
     /// The graph, without `grad` nodes.
     Interpreter(Arc<Graph>),
 }
@@ -52,14 +54,23 @@ pub fn compile_with(graph: &Graph, device: &Device, options: &CompileOptions) ->
     let compiled = egret_compiler::compile(graph, &description, options)?;
     let start = Instant::now();
     let program = Arc::new(compiled.program.clone());
-    let load = LoadOptions { threads: device.threads(), isa: None };
-    let loaded = egret_runtime::Executable::load(program, &|name| weight(graph, name), load)?;
     Ok(Executable {
-        engine: Engine::Cpu(loaded),
+        engine: load(program, device, &|name| weight(graph, name))?,
         graph: graph.clone(),
         compiled: Some(Arc::new(compiled)),
         load_time: start.elapsed(),
     })
+}
+
+/// Loads a program where it runs.
+fn load(program: Arc<Program>, device: &Device, weights: &dyn Fn(&str) -> Option<Tensor>) -> Result<Engine> {
+    #[cfg(feature = "cuda")]
+    if let Some((gpu, cache)) = device.gpu()? {
+        let options = egret_runtime::cuda::LoadOptions { cache };
+        return Ok(Engine::Cuda(egret_runtime::cuda::Executable::load(program, &gpu, weights, &options)?));
+    }
+    let options = LoadOptions { threads: device.threads(), isa: None };
+    Ok(Engine::Cpu(egret_runtime::Executable::load(program, weights, options)?))
 }
 
 fn weight(graph: &Graph, name: &str) -> Option<Tensor> {
@@ -131,6 +142,8 @@ impl Executable {
     pub(crate) fn device_name(&self) -> &'static str {
         match self.engine {
             Engine::Cpu(_) => "cpu",
+            #[cfg(feature = "cuda")]
+            Engine::Cuda(_) => "cuda",
             Engine::Interpreter(_) => "interpreter",
         }
     }

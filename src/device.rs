@@ -1,5 +1,8 @@
 //! Where programs run.
 
+#[cfg(feature = "cuda")]
+use std::sync::{Arc, OnceLock};
+
 use egret_ir::Diagnostic;
 use egret_program::DeviceDescription;
 use egret_simd::Isa;
@@ -10,6 +13,41 @@ use crate::error::Result;
 enum Kind {
     Cpu(Option<DeviceDescription>),
     Interpreter,
+    #[cfg(feature = "cuda")]
+    Cuda(Arc<Gpu>),
+}
+
+/// A GPU that is opened when it is first needed.
+#[cfg(feature = "cuda")]
+#[derive(Debug)]
+struct Gpu {
+    which: Which,
+    opened: OnceLock<std::result::Result<Arc<egret_runtime::cuda::Device>, egret_runtime::cuda::CudaError>>,
+    cache: egret_runtime::cuda::Cache,
+}
+
+#[cfg(feature = "cuda")]
+#[derive(Debug)]
+enum Which {
+    Ordinal(usize),
+    #[cfg(feature = "sim")]
+    Simulated(DeviceDescription),
+}
+
+#[cfg(feature = "cuda")]
+impl Gpu {
+    fn new(which: Which) -> Gpu {
+        Gpu { which, opened: OnceLock::new(), cache: egret_runtime::cuda::Cache::standard() }
+    }
+
+    fn open(&self) -> Result<Arc<egret_runtime::cuda::Device>> {
+        let open = || match &self.which {
+            Which::Ordinal(ordinal) => egret_runtime::cuda::Device::open(*ordinal),
+            #[cfg(feature = "sim")]
+            Which::Simulated(description) => egret_runtime::cuda::Device::simulated(description),
+        };
+        Ok(self.opened.get_or_init(open).clone().map_err(egret_runtime::RuntimeError::from)?)
+    }
 }
 
 /// A device, and how many threads sessions on it have.
@@ -36,6 +74,48 @@ impl Device {
         Device { kind: Kind::Interpreter, threads: 1 }
     }
 
+    /// NVIDIA GPU number `ordinal`.
+    ///
+    /// # Errors
+    /// `E0520` – `E0522` where there is no driver, too old a one, or no such GPU.
+    #[cfg(feature = "cuda")]
+    pub fn cuda(ordinal: usize) -> Result<Device> {
+        let gpu = Gpu::new(Which::Ordinal(ordinal));
+        gpu.open()?;
+        Ok(Device { kind: Kind::Cuda(Arc::new(gpu)), threads: 1 })
+    }
+
+    /// A GPU as described, simulated: slow, but every access to memory is checked. It shares the process with no other kind
+    /// of GPU.
+    ///
+    /// # Errors
+    /// `E0528` where the library that stands in for NVIDIA's driver is not beside the program, or the process has loaded
+    /// that of NVIDIA.
+    #[cfg(feature = "sim")]
+    pub fn cuda_sim(description: DeviceDescription) -> Result<Device> {
+        let gpu = Gpu::new(Which::Simulated(description));
+        gpu.open()?;
+        Ok(Device { kind: Kind::Cuda(Arc::new(gpu)), threads: 1 })
+    }
+
+    /// The same GPU with another cache of compiled kernels; a CPU has none.
+    #[cfg(feature = "cuda")]
+    pub fn with_cache(self, cache: egret_runtime::cuda::Cache) -> Result<Device> {
+        let Kind::Cuda(gpu) = &self.kind else { return Ok(self) };
+        let (opened, which) = (gpu.open()?, gpu.which.again());
+        let gpu = Gpu { which, opened: OnceLock::from(Ok(opened)), cache };
+        Ok(Device { kind: Kind::Cuda(Arc::new(gpu)), ..self })
+    }
+
+    /// The GPU and its cache of compiled kernels, if it is one.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn gpu(&self) -> Result<Option<(Arc<egret_runtime::cuda::Device>, egret_runtime::cuda::Cache)>> {
+        match &self.kind {
+            Kind::Cuda(gpu) => Ok(Some((gpu.open()?, gpu.cache.clone()))),
+            _ => Ok(None),
+        }
+    }
+
     /// A processor as described; loading fails where the host is another.
     pub fn described(description: DeviceDescription) -> Device {
         Device { kind: Kind::Cpu(Some(description)), threads: 0 }
@@ -52,9 +132,11 @@ impl Device {
         self.threads
     }
 
-    /// `cpu` or `interpreter`.
+    /// `cpu`, `cuda` or `interpreter`.
     pub fn name(&self) -> &'static str {
         match self.kind {
+            #[cfg(feature = "cuda")]
+            Kind::Cuda(_) => "cuda",
             Kind::Cpu(_) => "cpu",
             Kind::Interpreter => "interpreter",
         }
@@ -63,10 +145,12 @@ impl Device {
     /// What the compiler knows of it; the interpreter has no compiler.
     ///
     /// # Errors
-    /// `E0803` when the host is of an architecture that nothing describes.
+    /// `E0803` when the host is of an architecture that nothing describes, those of [`Device::cuda`] for a GPU.
     pub fn description(&self) -> Result<Option<DeviceDescription>> {
         match &self.kind {
             Kind::Interpreter => Ok(None),
+            #[cfg(feature = "cuda")]
+            Kind::Cuda(gpu) => Ok(Some(gpu.open()?.description())),
             Kind::Cpu(Some(description)) => Ok(Some(description.clone())),
             Kind::Cpu(None) if cfg!(target_arch = "x86_64") => {
                 Ok(Some(DeviceDescription::named(&format!("x86-64-{}", Isa::detect()))?))
@@ -80,6 +164,42 @@ impl Device {
     }
 }
 
+#[cfg(feature = "cuda")]
+impl Which {
+    fn again(&self) -> Which {
+        match self {
+            Which::Ordinal(ordinal) => Which::Ordinal(*ordinal),
+            #[cfg(feature = "sim")]
+            Which::Simulated(description) => Which::Simulated(description.clone()),
+        }
+    }
+}
+
+/// What a device may be called.
+const DEVICES: &str = if cfg!(feature = "sim") {
+    "cpu, interpreter, cuda:N, cuda-sim:NAME with a shipped description"
+} else if cfg!(feature = "cuda") {
+    "cpu, interpreter, cuda:N"
+} else {
+    "cpu, interpreter"
+};
+
+/// A GPU by its name, `cuda:0` or `cuda-sim:sm_90a`; it is opened when it is needed.
+fn other_device(name: &str) -> Option<Device> {
+    #[cfg(feature = "sim")]
+    if let Some(description) = name.strip_prefix("cuda-sim:") {
+        let which = Which::Simulated(DeviceDescription::named(description).ok().filter(|d| !d.is_cpu())?);
+        return Some(Device { kind: Kind::Cuda(Arc::new(Gpu::new(which))), threads: 1 });
+    }
+    #[cfg(feature = "cuda")]
+    if let Some(ordinal) = name.strip_prefix("cuda:") {
+        let which = Which::Ordinal(ordinal.parse().ok()?);
+        return Some(Device { kind: Kind::Cuda(Arc::new(Gpu::new(which))), threads: 1 });
+    }
+    let _ = name;
+    None
+}
+
 impl std::str::FromStr for Device {
     type Err = String;
 
@@ -87,7 +207,7 @@ impl std::str::FromStr for Device {
         match text {
             "cpu" => Ok(Device::cpu()),
             "interpreter" => Ok(Device::interpreter()),
-            other => Err(format!("`{other}` is no device: cpu, interpreter")),
+            other => other_device(other).ok_or_else(|| format!("`{other}` is no device: {DEVICES}")),
         }
     }
 }

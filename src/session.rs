@@ -12,7 +12,13 @@ use crate::state::{State, Store, lock};
 
 enum Runs {
     Cpu(Box<egret_runtime::Session>),
-    Interpreter { graph: Arc<Graph>, state: Arc<Mutex<Tensors>>, outputs: Vec<(String, Tensor)> },
+    #[cfg(feature = "cuda")]
+    Cuda(Box<egret_runtime::cuda::Session>),
+    Interpreter {
+        graph: Arc<Graph>,
+        state: Arc<Mutex<Tensors>>,
+        outputs: Vec<(String, Tensor)>,
+    },
 }
 
 /// Memory and threads for runs of an executable, one run at a time.
@@ -24,6 +30,8 @@ impl Session {
     pub(crate) fn new(exe: &Executable, state: &State) -> Result<Session> {
         let runs = match (&exe.engine, &state.store) {
             (Engine::Cpu(loaded), Store::Cpu(state)) => Runs::Cpu(Box::new(loaded.session_with(state)?)),
+            #[cfg(feature = "cuda")]
+            (Engine::Cuda(loaded), Store::Cuda(state)) => Runs::Cuda(Box::new(loaded.session_with(state)?)),
             (Engine::Interpreter(graph), Store::Interpreter(state)) => {
                 Runs::Interpreter { graph: graph.clone(), state: state.clone(), outputs: Vec::new() }
             }
@@ -40,6 +48,8 @@ impl Session {
     pub fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Outputs<'_>> {
         match &mut self.runs {
             Runs::Cpu(session) => Ok(Outputs(Held::Device(session.run(inputs)?))),
+            #[cfg(feature = "cuda")]
+            Runs::Cuda(session) => Ok(Outputs(Held::Device(session.run(inputs)?))),
             Runs::Interpreter { graph, state, outputs } => {
                 *outputs = reference(graph, state, inputs)?;
                 Ok(Outputs(Held::Host(outputs)))
@@ -54,6 +64,8 @@ impl Session {
     pub fn run_into(&mut self, inputs: &[(&str, &Tensor)], outputs: &mut [(&str, &mut Tensor)]) -> Result<()> {
         match &mut self.runs {
             Runs::Cpu(session) => Ok(session.run_into(inputs, outputs)?),
+            #[cfg(feature = "cuda")]
+            Runs::Cuda(session) => Ok(session.run_into(inputs, outputs)?),
             Runs::Interpreter { graph, state, .. } => {
                 let results = reference(graph, state, inputs)?;
                 for (name, tensor) in outputs {
@@ -75,8 +87,11 @@ impl Session {
 
     /// Measures each step of the runs that follow, or no longer. The interpreter measures nothing.
     pub fn profile(&mut self, on: bool) {
-        if let Runs::Cpu(session) = &mut self.runs {
-            session.profile(on);
+        match &mut self.runs {
+            Runs::Cpu(session) => session.profile(on),
+            #[cfg(feature = "cuda")]
+            Runs::Cuda(session) => session.profile(on),
+            Runs::Interpreter { .. } => {}
         }
     }
 
@@ -84,6 +99,8 @@ impl Session {
     pub fn timings(&self) -> &[StepTime] {
         match &self.runs {
             Runs::Cpu(session) => session.timings(),
+            #[cfg(feature = "cuda")]
+            Runs::Cuda(session) => session.timings(),
             Runs::Interpreter { .. } => &[],
         }
     }
@@ -92,6 +109,8 @@ impl Session {
     pub fn memory(&self) -> MemoryReport {
         match &self.runs {
             Runs::Cpu(session) => session.memory(),
+            #[cfg(feature = "cuda")]
+            Runs::Cuda(session) => session.memory(),
             Runs::Interpreter { .. } => MemoryReport::default(),
         }
     }

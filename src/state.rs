@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 #[derive(Clone)]
 pub(crate) enum Store {
     Cpu(Arc<egret_runtime::State>),
+    #[cfg(feature = "cuda")]
+    Cuda(Arc<egret_runtime::cuda::State>),
     Interpreter(Arc<Mutex<Tensors>>),
 }
 
@@ -30,6 +32,8 @@ impl State {
     pub(crate) fn new(exe: &Executable) -> Result<State> {
         let store = match &exe.engine {
             Engine::Cpu(_) => Store::Cpu(egret_runtime::State::empty()),
+            #[cfg(feature = "cuda")]
+            Engine::Cuda(loaded) => Store::Cuda(egret_runtime::cuda::State::empty(loaded.device())),
             Engine::Interpreter(_) => Store::Interpreter(Arc::default()),
         };
         let state = State { store };
@@ -44,6 +48,8 @@ impl State {
     pub fn add(&self, exe: &Executable) -> Result<()> {
         match (&self.store, &exe.engine) {
             (Store::Cpu(state), Engine::Cpu(loaded)) => Ok(state.add(loaded, &|name| exe.first_value(name))?),
+            #[cfg(feature = "cuda")]
+            (Store::Cuda(state), Engine::Cuda(loaded)) => Ok(state.add(loaded, &|name| exe.first_value(name))?),
             (Store::Interpreter(state), Engine::Interpreter(graph)) => {
                 let mut held = lock(state);
                 for (_, node) in graph.iter() {
@@ -63,6 +69,8 @@ impl State {
     pub(crate) fn other_device(&self, exe: &Executable) -> Error {
         let have = match self.store {
             Store::Cpu(_) => "cpu",
+            #[cfg(feature = "cuda")]
+            Store::Cuda(_) => "cuda",
             Store::Interpreter(_) => "interpreter",
         };
         Error::OtherDevice { what: "the state", have, want: exe.device_name() }
@@ -72,6 +80,8 @@ impl State {
     pub fn names(&self) -> Vec<String> {
         match &self.store {
             Store::Cpu(state) => state.names(),
+            #[cfg(feature = "cuda")]
+            Store::Cuda(state) => state.names(),
             Store::Interpreter(state) => lock(state).keys().cloned().collect(),
         }
     }
@@ -83,6 +93,8 @@ impl State {
     pub fn get(&self, name: &str) -> Result<Tensor> {
         match &self.store {
             Store::Cpu(state) => Ok(state.get(name)?),
+            #[cfg(feature = "cuda")]
+            Store::Cuda(state) => Ok(state.get(name)?),
             Store::Interpreter(state) => {
                 let held = lock(state);
                 held.get(name).cloned().ok_or_else(|| unknown(name, &held))
@@ -97,6 +109,8 @@ impl State {
     pub fn set(&self, name: &str, value: &Tensor) -> Result<()> {
         match &self.store {
             Store::Cpu(state) => Ok(state.set(name, value)?),
+            #[cfg(feature = "cuda")]
+            Store::Cuda(state) => Ok(state.set(name, value)?),
             Store::Interpreter(state) => {
                 let mut held = lock(state);
                 match held.get_mut(name) {

@@ -51,7 +51,21 @@ pub enum Target {
         shared_bytes: u32,
         /// Registers of a multiprocessor.
         registers: u32,
+        /// What is loaded.
+        #[serde(default)]
+        image: Image,
     },
+}
+
+/// What a CUDA driver is given of a kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Image {
+    /// Machine code for the exact architecture.
+    #[default]
+    Cubin,
+    /// PTX, which a driver that stands in for a GPU interprets.
+    Ptx,
 }
 
 macro_rules! shipped {
@@ -60,7 +74,20 @@ macro_rules! shipped {
     };
 }
 
-shipped!("x86-64-avx512", "x86-64-avx2", "x86-64-portable", "aarch64-neon", "sm_80", "sm_90a");
+shipped!(
+    "x86-64-avx512",
+    "x86-64-avx2",
+    "x86-64-portable",
+    "aarch64-neon",
+    "sm_80",
+    "sm_89",
+    "sm_90a",
+    "a100",
+    "l4",
+    "rtx-4090",
+    "h100",
+    "h200"
+);
 
 /// Why there is no description.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +133,14 @@ impl DeviceDescription {
         match &self.target {
             Target::Cpu { lanes, .. } => i64::from(*lanes),
             Target::Cuda { .. } => 1,
+        }
+    }
+
+    /// The architecture of a GPU, such as `sm_90a`.
+    pub fn arch(&self) -> Option<&str> {
+        match &self.target {
+            Target::Cpu { .. } => None,
+            Target::Cuda { arch, .. } => Some(arch),
         }
     }
 

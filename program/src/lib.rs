@@ -5,8 +5,8 @@ pub mod driver;
 pub mod memory;
 pub mod program;
 
-pub use description::{DescriptionError, DeviceDescription, Target};
+pub use description::{DescriptionError, DeviceDescription, Image, Target};
 pub use program::{
-    Arg, Branch, Buffer, BufferId, Carried, Check, Code, Fault, Halo, Kernel, KernelBody, KernelId, Launch, Loop,
-    Place, Port, Program, Relocation, Size, SizeValue, Step, Symbol, While,
+    Arg, Branch, Buffer, BufferId, Carried, Check, Code, CudaCode, Fault, Halo, Kernel, KernelBody, KernelId, Launch,
+    Loop, Place, Port, Program, Relocation, Size, SizeValue, Step, Symbol, While,
 };

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::driver::Driver;
 
 /// Version of the serialised form; another version is refused.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// A compiled program for one kind of device.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -141,6 +141,9 @@ pub enum KernelBody {
     Code(Code),
     /// Machine code of a hook; drivers call it.
     Hook(Code),
+    /// CUDA C: a function of the kernel's name that takes the buffers' pointers, the dims as `long long`, and a pointer to
+    /// the status word, by value. A grid has one dimension.
+    Cuda(CudaCode),
     /// A Rust loop nest of the runtime. Arguments in the order that [`DriverArgs`] lists.
     Driver {
         /// Which one, with its problem and schedule.
@@ -178,6 +181,19 @@ pub struct Code {
     pub entry: u32,
     /// Bytes of scratch for each worker.
     pub scratch_bytes: usize,
+}
+
+/// CUDA C of a function, and how it is launched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CudaCode {
+    /// The source: it includes no header.
+    pub source: String,
+    /// The architecture that its schedule was made for: what runs it has at least as much.
+    pub arch: String,
+    /// Threads of a block.
+    pub threads: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub shared_bytes: u32,
 }
 
 /// A place in code that holds the address of a symbol plus an addend.
@@ -318,9 +334,9 @@ pub struct Launch {
     pub kernel: KernelId,
     /// Its buffers, in the kernel's order.
     pub args: Vec<Arg>,
-    /// Its dim parameters (code only).
+    /// Its dim parameters (generated kernels only).
     pub dims: Vec<Dim>,
-    /// Points of its grid (code only).
+    /// Points of its grid, on CUDA blocks (generated kernels only).
     pub grid: Dim,
     /// Points of the grid below which one thread is enough (code only).
     pub grain: i64,

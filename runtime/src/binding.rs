@@ -2,11 +2,11 @@
 
 use egret_ir::bind::{Given, solve};
 use egret_ir::{Bindings, Dim, Tensor};
-use egret_program::{Place, Program};
+use egret_program::{BufferId, Place, Program};
 
+use crate::RuntimeError;
 use crate::cpu::bind::Bound;
-use crate::state::Held;
-use crate::{Executable, RuntimeError};
+use crate::state::Table;
 
 /// When an output is copied to where the caller finds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +29,17 @@ pub(crate) struct BoundOutput {
     pub(crate) direct: bool,
 }
 
+/// What binding needs to know of a loaded program.
+pub(crate) struct Loaded<'a> {
+    pub(crate) program: &'a Program,
+    /// Binds the steps of a run: symbols, inputs that are copied into the arena, buffers that are read afterwards.
+    pub(crate) bind: &'a dyn Fn(&Bindings, &[bool], &[BufferId]) -> Result<Bound, RuntimeError>,
+    /// Whether a buffer is read beyond its end.
+    pub(crate) needs_slack: &'a dyn Fn(usize) -> bool,
+    /// Whether every input is copied into the arena.
+    pub(crate) stages_inputs: bool,
+}
+
 /// What a session knows once dims are known.
 #[derive(Debug)]
 pub(crate) struct Binding {
@@ -39,6 +50,8 @@ pub(crate) struct Binding {
     pub(crate) symbols: Bindings,
     pub(crate) bound: Bound,
     pub(crate) outputs: Vec<BoundOutput>,
+    /// By input: bytes of what was given.
+    input_bytes: Vec<usize>,
     /// Buffers whose address is another in each run.
     pub(crate) moving: Vec<(usize, Place)>,
     /// When it was last used.
@@ -52,7 +65,7 @@ impl Binding {
         program: &Program,
         inputs: &[(&str, &Tensor)],
         given: &[usize],
-        state: Option<&Held>,
+        state: Option<&Table>,
     ) -> bool {
         let mut rest = self.extents.as_slice();
         let same = program.inputs.iter().zip(given).all(|(port, at)| {
@@ -65,16 +78,21 @@ impl Binding {
         same && state.is_none_or(|held| held.generation == self.generation)
     }
 
+    /// By input: bytes of what was given.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn input_bytes(&self) -> impl Iterator<Item = usize> {
+        self.input_bytes.iter().copied()
+    }
+
     /// Binds.
     pub(crate) fn new(
-        exe: &Executable,
+        loaded: &Loaded<'_>,
         inputs: &[(&str, &Tensor)],
         given: &[usize],
-        state: Option<&Held>,
+        state: Option<&Table>,
         state_entries: &[usize],
-        threads: usize,
     ) -> Result<Binding, RuntimeError> {
-        let program = exe.program();
+        let program = loaded.program;
         let bindings = symbols(program, inputs, given, state, state_entries)?;
         check(program, &bindings)?;
         let size = |dim: &Dim, what: &dyn Fn() -> String| {
@@ -84,14 +102,14 @@ impl Binding {
                 .map_err(|_| RuntimeError::Size { what: what(), why: format!("`{dim}` is {value}, below zero") })
         };
 
-        let mut staged = vec![false; program.inputs.len()];
+        let mut staged = vec![loaded.stages_inputs; program.inputs.len()];
         for (i, buffer) in program.buffers.iter().enumerate() {
             if let Place::Input(k) = buffer.place {
-                staged[k as usize] |= exe.needs_slack(i);
+                staged[k as usize] |= (loaded.needs_slack)(i);
             }
         }
         let kept: Vec<_> = program.outputs.iter().map(|port| port.buffer).collect();
-        let bound = exe.bind(&bindings, threads, &staged, &kept)?;
+        let bound = (loaded.bind)(&bindings, &staged, &kept)?;
 
         let mut outputs = Vec::new();
         for (k, port) in program.outputs.iter().enumerate() {
@@ -129,7 +147,7 @@ impl Binding {
                 Place::Output(k) => {
                     let room = size(&buffer.bytes, &what)?;
                     let output = &mut outputs[k as usize];
-                    output.direct &= room <= output.bytes && !exe.needs_slack(i);
+                    output.direct &= room <= output.bytes && !(loaded.needs_slack)(i);
                     output.room = output.room.max(room);
                 }
                 _ => {}
@@ -140,7 +158,8 @@ impl Binding {
         }
         let extents = given.iter().flat_map(|at| inputs[*at].1.shape().iter().copied()).collect();
         let generation = state.map_or(0, |held| held.generation);
-        Ok(Binding { extents, generation, symbols: bindings, bound, outputs, moving, used: 0 })
+        let input_bytes = given.iter().map(|at| inputs[*at].1.bytes().len()).collect();
+        Ok(Binding { extents, generation, symbols: bindings, bound, outputs, input_bytes, moving, used: 0 })
     }
 }
 
@@ -170,7 +189,7 @@ fn symbols(
     program: &Program,
     inputs: &[(&str, &Tensor)],
     given: &[usize],
-    state: Option<&Held>,
+    state: Option<&Table>,
     state_entries: &[usize],
 ) -> Result<Bindings, RuntimeError> {
     let mut names = Vec::new();

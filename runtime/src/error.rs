@@ -157,6 +157,10 @@ pub enum RuntimeError {
         /// Its type.
         ty: String,
     },
+    /// A GPU cannot be used, or no longer.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Cuda(#[from] crate::cuda::CudaError),
     /// A file of a program cannot be read or written.
     #[error("{path}: {why}")]
     Artefact {
@@ -198,6 +202,8 @@ impl RuntimeError {
             RuntimeError::StateNeeded { .. } => "E0512",
             RuntimeError::UnknownState { .. } => "E0513",
             RuntimeError::StateValue { .. } => "E0514",
+            #[cfg(feature = "cuda")]
+            RuntimeError::Cuda(error) => error.code(),
             RuntimeError::Artefact { .. } => "E0515",
         }
     }

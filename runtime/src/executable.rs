@@ -232,18 +232,9 @@ impl Executable {
         number: u32,
         weights: &dyn Fn(&str) -> Option<Tensor>,
     ) -> Result<usize, RuntimeError> {
-        let port = &self.program.params[number as usize];
-        let missing = || RuntimeError::MissingParam { name: port.name.clone(), ty: port.ty.to_string() };
-        let tensor = weights(&port.name).ok_or_else(missing)?;
-        let name = format!("param `{}`", port.name);
-        let given =
-            egret_ir::bind::Given { name: &name, declared: &port.ty, dtype: tensor.dtype(), shape: tensor.shape() };
-        egret_ir::bind::solve(&[given]).map_err(RuntimeError::Binding)?;
+        let tensor = param_value(&self.program, buffer, number, weights)?;
         let bytes = tensor.bytes();
         let count = bytes.len();
-        if constant_bytes(&self.program, buffer)? != count {
-            return Err(RuntimeError::malformed(format!("the buffer of {name} has not its size")));
-        }
         self.held[buffer] = Some(if self.slack[buffer] || count == 0 {
             let own = Buffer::new(count)?;
             // SAFETY: just allocated with this length.
@@ -328,8 +319,27 @@ impl Executable {
     }
 }
 
+/// The value of a param, which has the declared type and the size of its buffer.
+pub(crate) fn param_value(
+    program: &Program,
+    buffer: usize,
+    number: u32,
+    weights: &dyn Fn(&str) -> Option<Tensor>,
+) -> Result<Tensor, RuntimeError> {
+    let port = &program.params[number as usize];
+    let missing = || RuntimeError::MissingParam { name: port.name.clone(), ty: port.ty.to_string() };
+    let tensor = weights(&port.name).ok_or_else(missing)?;
+    let name = format!("param `{}`", port.name);
+    let given = egret_ir::bind::Given { name: &name, declared: &port.ty, dtype: tensor.dtype(), shape: tensor.shape() };
+    egret_ir::bind::solve(&[given]).map_err(RuntimeError::Binding)?;
+    if constant_bytes(program, buffer)? != tensor.bytes().len() {
+        return Err(RuntimeError::malformed(format!("the buffer of {name} has not its size")));
+    }
+    Ok(tensor)
+}
+
 /// Every buffer that a step itself uses, without the body of a loop.
-fn each_buffer(step: &Step, visit: &mut dyn FnMut(BufferId)) {
+pub(crate) fn each_buffer(step: &Step, visit: &mut dyn FnMut(BufferId)) {
     match step {
         Step::Launch(launch) => {
             launch.args.iter().for_each(|arg| visit(arg.buffer));
@@ -364,7 +374,7 @@ fn carried(values: &[Carried], visit: &mut dyn FnMut(BufferId)) {
 }
 
 /// Bytes of a buffer that depends on no symbol.
-fn constant_bytes(program: &Program, buffer: usize) -> Result<usize, RuntimeError> {
+pub(crate) fn constant_bytes(program: &Program, buffer: usize) -> Result<usize, RuntimeError> {
     let dim = &program.buffers[buffer].bytes;
     let what = || format!("bytes of buffer {buffer}");
     let value = dim.eval(&Bindings::new()).map_err(|why| RuntimeError::size(what(), &why))?;
@@ -395,6 +405,7 @@ fn map_code(program: &Program, isa: Isa) -> Result<(Code, Vec<Entry>), RuntimeEr
     let mut entries = Vec::with_capacity(program.kernels.len());
     for kernel in &program.kernels {
         let hook = match &kernel.body {
+            KernelBody::Cuda(_) => return Err(RuntimeError::malformed("a kernel of a GPU in a program for a CPU")),
             KernelBody::Driver { .. } => {
                 entries.push(Entry::Driver);
                 continue;

@@ -11,6 +11,7 @@ pub mod cuda;
 mod error;
 mod executable;
 mod outputs;
+mod ports;
 mod session;
 mod state;
 mod validate;

@@ -1,9 +1,10 @@
 //! What a run gives.
 
 use egret_ir::{DType, Element, Tensor};
-use egret_program::Program;
+use egret_program::{Program, Step};
 
 use crate::binding::Binding;
+use crate::cpu::bind::every_step;
 use crate::cpu::memory::Buffer;
 
 /// The outputs of a run, valid until the next.
@@ -11,7 +12,16 @@ use crate::cpu::memory::Buffer;
 pub struct Outputs<'s> {
     pub(crate) program: &'s Program,
     pub(crate) binding: &'s Binding,
-    pub(crate) buffers: &'s [Buffer],
+    pub(crate) places: Places<'s>,
+}
+
+/// Where outputs are, by number.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Places<'s> {
+    Host(&'s [Buffer]),
+    /// Page-locked memory that a GPU wrote.
+    #[cfg(feature = "cuda")]
+    Pinned(&'s [crate::cuda::memory::Pinned]),
 }
 
 /// An output of a run.
@@ -38,8 +48,13 @@ impl<'s> Outputs<'s> {
     pub fn at(&self, index: usize) -> Option<Output<'s>> {
         let port = self.program.outputs.get(index)?;
         let bound = &self.binding.outputs[index];
+        let start: *const u8 = match self.places {
+            Places::Host(buffers) => buffers[index].as_ptr(),
+            #[cfg(feature = "cuda")]
+            Places::Pinned(buffers) => buffers[index].as_ptr(),
+        };
         // SAFETY: the session reserved at least as many bytes, page-aligned and initialised, and is borrowed.
-        let bytes = unsafe { std::slice::from_raw_parts(self.buffers[index].as_ptr(), bound.bytes) };
+        let bytes = unsafe { std::slice::from_raw_parts(start, bound.bytes) };
         Some(Output { name: &port.name, dtype: port.ty.dtype, shape: &bound.shape, bytes })
     }
 
@@ -110,6 +125,30 @@ pub struct StepTime {
     pub flops: f64,
     /// Bytes read and written by one execution.
     pub bytes: f64,
+}
+
+impl StepTime {
+    /// An entry for each step of a program, in preorder, nothing measured yet.
+    pub(crate) fn of(program: &Program) -> Vec<StepTime> {
+        every_step(&program.steps)
+            .map(|step| {
+                let mut time = StepTime::default();
+                match step {
+                    Step::Launch(launch) => {
+                        let kernel = program.kernel(launch.kernel);
+                        time.name.clone_from(&kernel.name);
+                        time.family.clone_from(&kernel.family);
+                        time.origin.clone_from(&launch.origin);
+                    }
+                    Step::Copy { .. } => time.family = "copy".into(),
+                    Step::Loop(_) | Step::While(_) => time.family = "loop".into(),
+                    Step::Branch(_) => time.family = "branch".into(),
+                    Step::Size(_) | Step::Check(_) => time.family = "size".into(),
+                }
+                time
+            })
+            .collect()
+    }
 }
 
 /// Memory of a session, in bytes.

@@ -3,18 +3,18 @@
 use std::sync::{Arc, MutexGuard};
 
 use egret_ir::{Bindings, Tensor};
-use egret_program::{Place, Step};
+use egret_program::Place;
 
-use crate::binding::{Binding, OutputPlace};
-use crate::cpu::bind::every_step;
+use crate::binding::{Binding, Loaded, OutputPlace};
 use crate::cpu::drivers::{ScratchNeed, ScratchPool};
 use crate::cpu::launch::{Pointers, Runner};
 use crate::cpu::memory::Buffer;
 use crate::cpu::team::Team;
 use crate::error::listed;
 use crate::executable::thread_count;
+use crate::outputs::Places;
 use crate::state::Held;
-use crate::{Executable, MemoryReport, Outputs, RuntimeError, State, StepTime};
+use crate::{Executable, MemoryReport, Outputs, RuntimeError, State, StepTime, ports};
 
 /// Bindings that a session keeps, so that dims may alternate.
 const KEPT_BINDINGS: usize = 16;
@@ -64,19 +64,11 @@ impl Session {
     /// If the program has state and none is given, the given one lacks some, or there is no memory.
     pub fn new(exe: &Arc<Executable>, state: Option<&Arc<State>>, threads: usize) -> Result<Session, RuntimeError> {
         let program = exe.program();
-        let mut state_entries = Vec::new();
-        if let Some(state) = state {
-            let held = state.lock();
-            for port in &program.states {
-                let unknown = || {
-                    let known: Vec<String> = held.entries.iter().map(|e| format!("`{}`", e.name)).collect();
-                    RuntimeError::UnknownState { name: port.name.clone(), known: known.join(", ") }
-                };
-                state_entries.push(held.find(&port.name).ok_or_else(unknown)?);
-            }
-        } else if !program.states.is_empty() {
-            return Err(RuntimeError::StateNeeded { names: listed(&program.states) });
-        }
+        let state_entries = match state {
+            Some(state) => state.lock().table.entries_of(&program.states)?,
+            None if program.states.is_empty() => Vec::new(),
+            None => return Err(RuntimeError::StateNeeded { names: listed(&program.states) }),
+        };
         let team = Team::new(thread_count(threads));
         let need = ScratchNeed::default();
         Ok(Session {
@@ -119,7 +111,11 @@ impl Session {
     pub fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Outputs<'_>, RuntimeError> {
         self.into.fill(std::ptr::null_mut());
         self.execute(inputs, &mut [])?;
-        Ok(Outputs { program: self.exe.program(), binding: &self.bindings[self.current], buffers: &self.outputs })
+        Ok(Outputs {
+            program: self.exe.program(),
+            binding: &self.bindings[self.current],
+            places: Places::Host(&self.outputs),
+        })
     }
 
     /// Runs, and puts outputs into tensors of their type and shape. Outputs that are not named are computed, but dropped.
@@ -141,25 +137,7 @@ impl Session {
         if !on || !self.timings.is_empty() {
             return;
         }
-        let program = self.exe.program().clone();
-        self.timings = every_step(&program.steps)
-            .map(|step| {
-                let mut time = StepTime::default();
-                match step {
-                    Step::Launch(launch) => {
-                        let kernel = program.kernel(launch.kernel);
-                        time.name.clone_from(&kernel.name);
-                        time.family.clone_from(&kernel.family);
-                        time.origin.clone_from(&launch.origin);
-                    }
-                    Step::Copy { .. } => time.family = "copy".into(),
-                    Step::Loop(_) | Step::While(_) => time.family = "loop".into(),
-                    Step::Branch(_) => time.family = "branch".into(),
-                    Step::Size(_) | Step::Check(_) => time.family = "size".into(),
-                }
-                time
-            })
-            .collect();
+        self.timings = StepTime::of(self.exe.program());
         self.times = vec![(0, 0); self.timings.len()];
     }
 
@@ -187,7 +165,7 @@ impl Session {
 
     fn execute(&mut self, inputs: &[(&str, &Tensor)], outputs: &mut [(&str, &mut Tensor)]) -> Result<(), RuntimeError> {
         let exe = self.exe.clone();
-        self.match_inputs(inputs)?;
+        ports::match_inputs(&exe.program().inputs, inputs, &mut self.given)?;
         let state = self.state.clone();
         let held = state.as_ref().map(|state| state.lock());
         self.choose_binding(inputs, held.as_ref())?;
@@ -269,31 +247,6 @@ impl Session {
         }
     }
 
-    /// Finds each input among what was given.
-    fn match_inputs(&mut self, inputs: &[(&str, &Tensor)]) -> Result<(), RuntimeError> {
-        let ports = &self.exe.program().inputs;
-        let mut known = 0;
-        for (i, port) in ports.iter().enumerate() {
-            let here = inputs.get(i).is_some_and(|(name, _)| *name == port.name);
-            let at = if here { Some(i) } else { inputs.iter().position(|(name, _)| *name == port.name) };
-            let Some(at) = at else {
-                let (name, ty) = (port.name.clone(), port.ty.to_string());
-                // A name that is close to this one is best told first.
-                check_unknown(inputs, ports)?;
-                return Err(RuntimeError::MissingInput { name, ty, known: listed(ports) });
-            };
-            self.given[i] = at;
-            known += 1;
-        }
-        if known == inputs.len() {
-            return Ok(());
-        }
-        check_unknown(inputs, ports)?;
-        let twice = inputs.iter().enumerate().find(|(i, (name, _))| inputs[..*i].iter().any(|(n, _)| n == name));
-        let name = twice.map(|(_, (name, _))| name.to_string()).unwrap_or_default();
-        Err(RuntimeError::Duplicate { name })
-    }
-
     /// Makes the binding of these dims the current one.
     fn choose_binding(
         &mut self,
@@ -301,7 +254,7 @@ impl Session {
         state: Option<&MutexGuard<'_, Held>>,
     ) -> Result<(), RuntimeError> {
         self.clock += 1;
-        let state = state.map(|held| &**held);
+        let state = state.map(|held| &held.table);
         let fits = |binding: &Binding| binding.fits(self.exe.program(), inputs, &self.given, state);
         // Usually the last one.
         let found = match self.bindings.get(self.current) {
@@ -312,7 +265,14 @@ impl Session {
             Some(index) => index,
             None => {
                 let threads = self.team.size();
-                let binding = Binding::new(&self.exe, inputs, &self.given, state, &self.state_entries, threads)?;
+                let exe = &self.exe;
+                let loaded = Loaded {
+                    program: exe.program(),
+                    bind: &|bindings, staged, kept| exe.bind(bindings, threads, staged, kept),
+                    needs_slack: &|buffer| exe.needs_slack(buffer),
+                    stages_inputs: false,
+                };
+                let binding = Binding::new(&loaded, inputs, &self.given, state, &self.state_entries)?;
                 self.pointers.reserve(self.exe.program().buffers.len(), &binding.bound);
                 if self.bindings.len() < KEPT_BINDINGS {
                     self.bindings.push(binding);
@@ -358,21 +318,9 @@ impl Session {
     /// Finds the outputs that the caller has tensors for.
     fn match_outputs(&mut self, outputs: &mut [(&str, &mut Tensor)]) -> Result<(), RuntimeError> {
         self.into.fill(std::ptr::null_mut());
-        let ports = &self.exe.program().outputs;
+        let program = self.exe.program().clone();
         for (name, tensor) in outputs {
-            let Some(k) = ports.iter().position(|port| port.name == *name) else {
-                return Err(RuntimeError::UnknownOutput { name: name.to_string(), known: listed(ports) });
-            };
-            let shape = &self.bindings[self.current].outputs[k].shape;
-            if tensor.dtype() != ports[k].ty.dtype || tensor.shape() != shape.as_slice() {
-                return Err(RuntimeError::OutputShape {
-                    name: name.to_string(),
-                    dtype: ports[k].ty.dtype,
-                    shape: shape.clone(),
-                    given_dtype: tensor.dtype(),
-                    given_shape: tensor.shape().to_vec(),
-                });
-            }
+            let k = ports::match_output(&program.outputs, &self.bindings[self.current], name, tensor)?;
             if !self.into[k].is_null() {
                 return Err(RuntimeError::Duplicate { name: name.to_string() });
             }
@@ -394,12 +342,5 @@ impl Session {
             };
         }
         self.placed = true;
-    }
-}
-
-fn check_unknown(inputs: &[(&str, &Tensor)], ports: &[egret_program::Port]) -> Result<(), RuntimeError> {
-    match inputs.iter().find(|(name, _)| ports.iter().all(|port| port.name != *name)) {
-        Some((name, _)) => Err(RuntimeError::UnknownInput { name: name.to_string(), known: listed(ports) }),
-        None => Ok(()),
     }
 }

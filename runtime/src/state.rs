@@ -19,10 +19,16 @@ pub struct State(Mutex<Held>);
 /// The tensors of a [`State`].
 #[derive(Debug, Default)]
 pub(crate) struct Held {
+    pub(crate) table: Table,
+    blocks: Vec<Buffer>,
+}
+
+/// What a state holds, and where: the same on every device.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
     /// Changes whenever a tensor moves or changes its extents.
     pub(crate) generation: u64,
     pub(crate) entries: Vec<Entry>,
-    blocks: Vec<Buffer>,
 }
 
 /// A tensor of a state.
@@ -32,21 +38,17 @@ pub(crate) struct Entry {
     pub(crate) dtype: DType,
     pub(crate) shape: Vec<usize>,
     pub(crate) bytes: usize,
-    block: usize,
-    offset: usize,
+    /// The block of memory that it lies in, and where there.
+    pub(crate) block: usize,
+    pub(crate) offset: usize,
 }
 
-impl Held {
-    pub(crate) fn pointer(&self, entry: usize) -> *mut u8 {
-        let entry = &self.entries[entry];
-        self.blocks[entry.block].as_ptr::<u8>().wrapping_add(entry.offset)
-    }
-
+impl Table {
     pub(crate) fn find(&self, name: &str) -> Option<usize> {
         self.entries.iter().position(|entry| entry.name == name)
     }
 
-    fn known(&self, name: &str) -> Result<usize, RuntimeError> {
+    pub(crate) fn known(&self, name: &str) -> Result<usize, RuntimeError> {
         self.find(name).ok_or_else(|| {
             let known: Vec<String> = self.entries.iter().map(|entry| format!("`{}`", entry.name)).collect();
             let known = if known.is_empty() { "none".into() } else { known.join(", ") };
@@ -54,13 +56,33 @@ impl Held {
         })
     }
 
-    /// Places these tensors in one block: a new one, or one that no tensor is in any more.
-    fn place(&mut self, tensors: &[(String, Tensor)]) -> Result<Vec<Entry>, RuntimeError> {
+    /// By port of a program, the entry of its name.
+    pub(crate) fn entries_of(&self, ports: &[Port]) -> Result<Vec<usize>, RuntimeError> {
+        ports.iter().map(|port| self.known(&port.name)).collect()
+    }
+
+    /// The states of a program that are not here yet, with their first values.
+    pub(crate) fn new_of(
+        &self,
+        ports: &[Port],
+        weights: &dyn Fn(&str) -> Option<Tensor>,
+    ) -> Result<Vec<(String, Tensor)>, RuntimeError> {
+        let new = ports.iter().filter(|port| self.find(&port.name).is_none());
+        new.map(|port| Ok((port.name.clone(), first_value(port, weights)?))).collect()
+    }
+
+    /// Lays tensors out in one block, number `count` or one that no tensor is in any more: their entries, the block, and its
+    /// bytes.
+    pub(crate) fn lay_out(
+        &mut self,
+        tensors: &[(String, Tensor)],
+        count: usize,
+    ) -> Result<(Vec<Entry>, usize, usize), RuntimeError> {
         let too_large = OutOfMemory(usize::MAX);
         let mut total = 0usize;
         let mut entries = Vec::new();
-        let free = (0..self.blocks.len()).find(|i| self.entries.iter().all(|entry| entry.block != *i));
-        let block = free.unwrap_or(self.blocks.len());
+        let free = (0..count).find(|i| self.entries.iter().all(|entry| entry.block != *i));
+        let block = free.unwrap_or(count);
         for (name, tensor) in tensors {
             let bytes = tensor.bytes().len();
             let (dtype, shape, name) = (tensor.dtype(), tensor.shape().to_vec(), name.clone());
@@ -68,17 +90,42 @@ impl Held {
             let room = bytes.checked_next_multiple_of(ALIGNMENT).ok_or(too_large)?;
             total = total.checked_add(room).ok_or(too_large)?;
         }
+        self.generation += 1;
+        Ok((entries, block, total))
+    }
+
+    /// That a value may be set: a state of that name and element type.
+    pub(crate) fn settable(&self, name: &str, value: &Tensor) -> Result<usize, RuntimeError> {
+        let index = self.known(name)?;
+        let entry = &self.entries[index];
+        if entry.dtype != value.dtype() {
+            let message = format!("state `{name}` is {}, but {} elements were given", entry.dtype, value.dtype());
+            return Err(RuntimeError::Binding(egret_ir::Diagnostic::new("E0203", message)));
+        }
+        Ok(index)
+    }
+}
+
+impl Held {
+    pub(crate) fn pointer(&self, entry: usize) -> *mut u8 {
+        let entry = &self.table.entries[entry];
+        self.blocks[entry.block].as_ptr::<u8>().wrapping_add(entry.offset)
+    }
+
+    /// Places these tensors in one block.
+    fn place(&mut self, tensors: &[(String, Tensor)]) -> Result<Vec<Entry>, RuntimeError> {
+        let (entries, block, total) = self.table.lay_out(tensors, self.blocks.len())?;
         let memory = Buffer::new(total)?;
         for (entry, (_, tensor)) in entries.iter().zip(tensors) {
             let to = memory.as_ptr::<u8>().wrapping_add(entry.offset);
             // SAFETY: the block has room there.
             unsafe { std::ptr::copy_nonoverlapping(tensor.bytes().as_ptr(), to, entry.bytes) };
         }
-        match free {
-            Some(at) => self.blocks[at] = memory,
-            None => self.blocks.push(memory),
+        if block < self.blocks.len() {
+            self.blocks[block] = memory
+        } else {
+            self.blocks.push(memory)
         }
-        self.generation += 1;
         Ok(entries)
     }
 }
@@ -105,27 +152,22 @@ impl State {
     /// A value of another type than the declared one, no value where extents are not constant, no memory.
     pub fn add(&self, exe: &Executable, weights: &dyn Fn(&str) -> Option<Tensor>) -> Result<(), RuntimeError> {
         let mut held = self.lock();
-        let mut new = Vec::new();
-        for port in &exe.program().states {
-            if held.find(&port.name).is_none() {
-                new.push((port.name.clone(), first_value(port, weights)?));
-            }
-        }
+        let new = held.table.new_of(&exe.program().states, weights)?;
         if !new.is_empty() {
             let entries = held.place(&new)?;
-            held.entries.extend(entries);
+            held.table.entries.extend(entries);
         }
         Ok(())
     }
 
     /// Names of all states.
     pub fn names(&self) -> Vec<String> {
-        self.lock().entries.iter().map(|entry| entry.name.clone()).collect()
+        self.lock().table.entries.iter().map(|entry| entry.name.clone()).collect()
     }
 
     /// Bytes of all states.
     pub fn bytes(&self) -> usize {
-        self.lock().entries.iter().map(|entry| entry.bytes).sum()
+        self.lock().table.entries.iter().map(|entry| entry.bytes).sum()
     }
 
     /// A copy of a state.
@@ -134,8 +176,8 @@ impl State {
     /// If there is none of that name.
     pub fn get(&self, name: &str) -> Result<Tensor, RuntimeError> {
         let held = self.lock();
-        let index = held.known(name)?;
-        let entry = &held.entries[index];
+        let index = held.table.known(name)?;
+        let entry = &held.table.entries[index];
         // SAFETY: the block holds these bytes, and nobody writes them while we hold the lock.
         let bytes = unsafe { std::slice::from_raw_parts(held.pointer(index), entry.bytes) };
         Tensor::from_bytes(entry.dtype, &entry.shape, bytes)
@@ -148,12 +190,8 @@ impl State {
     /// If there is none of that name, its element type is another, or there is no memory.
     pub fn set(&self, name: &str, value: &Tensor) -> Result<(), RuntimeError> {
         let mut held = self.lock();
-        let index = held.known(name)?;
-        let entry = &held.entries[index];
-        if entry.dtype != value.dtype() {
-            let message = format!("state `{name}` is {}, but {} elements were given", entry.dtype, value.dtype());
-            return Err(RuntimeError::Binding(egret_ir::Diagnostic::new("E0203", message)));
-        }
+        let index = held.table.settable(name, value)?;
+        let entry = &held.table.entries[index];
         if entry.shape == value.shape() {
             let bytes = value.bytes();
             // SAFETY: same type and shape, so as many bytes; the lock is ours.
@@ -161,7 +199,7 @@ impl State {
         } else {
             let placed = held.place(&[(name.to_string(), value.clone())])?;
             for entry in placed {
-                held.entries[index] = entry;
+                held.table.entries[index] = entry;
             }
         }
         Ok(())

@@ -54,6 +54,15 @@ pub(crate) fn unary(op: Unary, ty: Type, flags: Flags, a: u64) -> u64 {
 pub(crate) fn binary(op: Binary, ty: Type, flags: Flags, a: u64, b: u64) -> u64 {
     if ty.is_float() {
         let (a, b) = (flush(ty, flags, a & ty.mask()), flush(ty, flags, b & ty.mask()));
+        if flags.round != Direction::Nearest {
+            let (x, y) = (f32::from_bits(a as u32), f32::from_bits(b as u32));
+            let value = match op {
+                Binary::Sub => fma(y, -1.0, x, flags.round),
+                Binary::Mul => fma(x, y, 0.0, flags.round),
+                _ => fma(x, 1.0, y, flags.round),
+            };
+            return finish(ty, flags, value.to_bits().into());
+        }
         return finish(ty, flags, float_binary(op, ty, a, b));
     }
     let (x, y) = (ty.integer(a), ty.integer(b));
@@ -127,6 +136,30 @@ fn float_binary(op: Binary, ty: Type, a: u64, b: u64) -> u64 {
     }
 }
 
+/// `x · y + z`, rounded once.
+fn fma(x: f32, y: f32, z: f32, round: Direction) -> f32 {
+    let nearest = x.mul_add(y, z);
+    if round == Direction::Nearest || !nearest.is_finite() {
+        return nearest;
+    }
+    // the product is exact in f64, and so are sum and error (Knuth's two-sum)
+    let (p, z) = (f64::from(x) * f64::from(y), f64::from(z));
+    let sum = p + z;
+    let part = sum - p;
+    let error = (p - (sum - part)) + (z - part);
+    let beyond = (sum - f64::from(nearest)) + error;
+    let down = match round {
+        Direction::Down => true,
+        Direction::Up => false,
+        _ => nearest > 0.0,
+    };
+    match (down, beyond) {
+        (true, b) if b < 0.0 => nearest.next_down(),
+        (false, b) if b > 0.0 => nearest.next_up(),
+        _ => nearest,
+    }
+}
+
 pub(crate) fn ternary(op: Ternary, ty: Type, flags: Flags, a: u64, b: u64, c: u64) -> u64 {
     let mul = |op| binary(op, ty, Flags::default(), a, b);
     match op {
@@ -134,7 +167,7 @@ pub(crate) fn ternary(op: Ternary, ty: Type, flags: Flags, a: u64, b: u64, c: u6
             let [a, b, c] = [a, b, c].map(|bits| flush(ty, flags, bits & ty.mask()));
             let out = if ty == Type::F32 {
                 let [x, y, z] = [a, b, c].map(|bits| f32::from_bits(bits as u32));
-                x.mul_add(y, z).to_bits().into()
+                fma(x, y, z, flags.round).to_bits().into()
             } else {
                 ty.nearest(ty.real(a).mul_add(ty.real(b), ty.real(c)))
             };
@@ -190,7 +223,7 @@ pub(crate) fn bfi(ty: Type, a: u64, b: u64, pos: u64, len: u64) -> u64 {
 pub(crate) fn compare(ty: Type, how: Compare, unordered: bool, ftz: bool, a: u64, b: u64) -> bool {
     use std::cmp::Ordering;
     let order = if ty.is_float() {
-        let flags = Flags { ftz, sat: false };
+        let flags = Flags { ftz, ..Flags::default() };
         ty.real(flush(ty, flags, a & ty.mask())).partial_cmp(&ty.real(flush(ty, flags, b & ty.mask())))
     } else {
         Some(ty.integer(a).cmp(&ty.integer(b)))
@@ -282,5 +315,26 @@ pub(crate) fn atomic(op: Atomic, ty: Type, old: u64, b: u64, c: u64) -> u64 {
             }
         }
         Atomic::Apply(op) => binary(op, ty, Flags::default(), old, b),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_are_rounded_as_asked() {
+        let tiny = 2f32.powi(-30);
+        for (z, down, up, zero) in
+            [(1.0f32, 1.0f32, 1.0f32.next_up(), 1.0f32), (-1.0, -1.0, (-1.0f32).next_up(), (-1.0f32).next_up())]
+        {
+            let by = |round| fma(tiny, 1.0, z, round);
+            assert_eq!((by(Direction::Nearest), by(Direction::Down)), (z, down));
+            assert_eq!((by(Direction::Up), by(Direction::Zero)), (up, zero));
+            // what is exact stays
+            assert_eq!(fma(2.0, 3.0, z, Direction::Down), 6.0 + z);
+        }
+        // the trick that takes an integer part: to the grid of 12582912
+        assert_eq!(fma(0.75, 1.0, 12_582_912.0, Direction::Down), 12_582_912.0);
     }
 }

@@ -5,6 +5,7 @@ use crate::parse::Literal;
 use crate::types::Type;
 
 mod data;
+mod matrix;
 mod warp;
 
 /// An operand as the text has it.
@@ -31,10 +32,11 @@ pub(crate) fn instruction(opcode: &str, operands: &[Operand<'_>]) -> Decoded {
     let name = parts.next().unwrap_or("");
     let mut cx = Cx { mods: parts.collect(), operands };
     let op = match name {
-        "mov" | "ld" | "ldu" | "st" | "cvt" | "cvta" | "isspacep" | "prefetch" | "atom" | "red" | "mbarrier" | "cp"
-        | "ldmatrix" | "stmatrix" => data::decode(name, &mut cx)?,
+        "mov" | "ld" | "ldu" | "st" | "cvt" | "cvta" | "isspacep" | "prefetch" | "atom" | "red" | "mbarrier"
+        | "stmatrix" => data::decode(name, &mut cx)?,
         "bra" | "ret" | "exit" | "trap" | "bar" | "barrier" | "shfl" | "vote" | "activemask" | "membar" | "fence"
-        | "nanosleep" | "mma" | "wgmma" => warp::decode(name, &mut cx)?,
+        | "nanosleep" | "wgmma" => warp::decode(name, &mut cx)?,
+        "cp" | "ldmatrix" | "mma" => matrix::decode(name, &mut cx)?,
         _ => cx.arithmetic(name)?,
     };
     match cx.mods.first() {
@@ -85,7 +87,15 @@ impl Cx<'_, '_> {
     }
 
     fn flags(&mut self) -> Flags {
-        Flags { ftz: self.take("ftz"), sat: self.take("sat") }
+        let round = self.pick(|name| {
+            Some(match name {
+                "rz" => Direction::Zero,
+                "rm" => Direction::Down,
+                "rp" => Direction::Up,
+                _ => return None,
+            })
+        });
+        Flags { ftz: self.take("ftz"), sat: self.take("sat"), round: round.unwrap_or_default() }
     }
 
     fn operand(&self, at: usize) -> Decoded<&Operand<'_>> {
@@ -188,6 +198,9 @@ impl Cx<'_, '_> {
             self.ignore(&["approx", "rn"]);
             let flags = self.flags();
             let ty = self.ty()?;
+            if flags.round != Direction::Nearest {
+                return Err(format!("`{name}` with that rounding"));
+            }
             let float_only = !matches!(
                 op,
                 Unary::Neg | Unary::Abs | Unary::Not | Unary::CNot | Unary::Popc | Unary::Clz | Unary::Brev
@@ -202,6 +215,9 @@ impl Cx<'_, '_> {
             self.ignore(&["rn", "lo"]);
             let flags = self.flags();
             let ty = self.ty()?;
+            if flags.round != Direction::Nearest && (op != Ternary::Fma || ty != Type::F32) {
+                return Err(format!("`{name}` with that rounding"));
+            }
             if (op == Ternary::Fma) != ty.is_float() {
                 return Err(format!("`{name}` of a type that it does not have"));
             }
@@ -217,6 +233,10 @@ impl Cx<'_, '_> {
         self.ignore(&["rn", "lo", "full", "approx"]);
         let flags = self.flags();
         let ty = self.ty()?;
+        let exact = matches!(op, Binary::Add | Binary::Sub | Binary::Mul);
+        if flags.round != Direction::Nearest && (!exact || ty != Type::F32) {
+            return Err(format!("`{name}` with that rounding"));
+        }
         let float_ops = matches!(op, Binary::CopySign);
         let integer_ops = matches!(op, Binary::MulHi | Binary::MulWide | Binary::Rem | Binary::Shl | Binary::Shr)
             || matches!(op, Binary::And | Binary::Or | Binary::Xor);

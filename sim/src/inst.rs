@@ -1,8 +1,7 @@
 //! Instructions as the interpreter runs them.
 //!
-//! A family of instructions is one variant of [`Op`], decoded in `decode/` and run in `exec/`. Asynchronous copies
-//! (`cp.async`, bulk copies, `mbarrier`) and matrix operations (`ldmatrix`, `mma.sync`, `wgmma`) become variants of
-//! their own, each with a module of its name in both folders.
+//! A family of instructions is one variant of [`Op`], decoded in `decode/` and run in `exec/`. Bulk copies
+//! with `mbarrier`, and `wgmma`, become variants of their own, each with a module of its name in both folders.
 
 use crate::types::Type;
 
@@ -167,8 +166,9 @@ pub(crate) enum Round {
 }
 
 /// Which way an integer rounding goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Direction {
+    #[default]
     Nearest,
     Zero,
     Down,
@@ -203,11 +203,24 @@ pub(crate) enum Vote {
     Ballot,
 }
 
-/// Flushing of subnormals and clamping to [0, 1].
+/// Element types of a product of matrices: 16 rows, 8 columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MatrixKind {
+    /// Sums of 16 halves in `f32`.
+    Half(Type),
+    /// Sums of 8 `f32` of which the products see 10 bits of fraction.
+    Tf32,
+    /// Sums of 32 bytes in `i32`.
+    Bytes,
+}
+
+/// Flushing of subnormals, clamping to [0, 1], and rounding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Flags {
     pub ftz: bool,
     pub sat: bool,
+    /// How sums and products are rounded.
+    pub round: Direction,
 }
 
 /// What an instruction does.
@@ -340,6 +353,33 @@ pub(crate) enum Op {
         address: Address,
         b: Value,
         c: Value,
+    },
+    /// A copy from global to shared memory that is done when its group has been waited for. Bytes beyond `read` are zero.
+    CopyAsync {
+        to: Address,
+        from: Address,
+        bytes: usize,
+        read: Option<Value>,
+    },
+    /// The copies since the last group are a group.
+    CommitGroup,
+    /// Waits until at most so many of the latest groups are not done.
+    WaitGroup {
+        pending: Value,
+    },
+    /// Matrices of 8 × 8 halves from shared memory: eight lanes name the rows of one.
+    LoadMatrix {
+        dst: Vec<Reg>,
+        address: Address,
+        transpose: bool,
+    },
+    /// `d = a · b + c` of matrices that the warp's registers hold.
+    Multiply {
+        kind: MatrixKind,
+        d: Vec<Reg>,
+        a: Vec<Reg>,
+        b: Vec<Reg>,
+        c: Vec<Reg>,
     },
     Shfl {
         mode: Shuffle,

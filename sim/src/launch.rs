@@ -46,6 +46,8 @@ pub struct LaunchOptions {
     pub dynamic_shared: usize,
     /// The blocks to run; all where it is `None`.
     pub blocks: Option<Vec<[u32; 3]>>,
+    /// Asynchronous copies are done as late as their waits allow, else at once: a kernel must be right either way.
+    pub late: bool,
     /// The most warp instructions.
     pub max_steps: u64,
 }
@@ -57,6 +59,7 @@ impl Default for LaunchOptions {
             checks: Checks::default(),
             dynamic_shared: 0,
             blocks: None,
+            late: false,
             max_steps: 1 << 32,
         }
     }

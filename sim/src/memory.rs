@@ -39,6 +39,36 @@ impl Memory {
         self.allocate(name, values.iter().flat_map(|value| value.to_le_bytes()).collect())
     }
 
+    /// Takes an allocation away by its address; whether there was one.
+    pub fn free(&mut self, address: u64) -> bool {
+        let found = self.allocations.binary_search_by_key(&address, |allocation| allocation.base);
+        found.map(|index| self.allocations.remove(index)).is_ok()
+    }
+
+    /// Bytes of an allocation by its address.
+    pub fn size(&self, address: u64) -> Option<usize> {
+        let found = self.allocations.binary_search_by_key(&address, |allocation| allocation.base);
+        found.ok().map(|index| self.allocations[index].data.len())
+    }
+
+    /// Bytes at an address, within one allocation.
+    ///
+    /// # Errors
+    /// When they are not.
+    pub fn read(&self, address: u64, bytes: usize) -> Result<&[u8], FaultKind> {
+        let (index, offset) = self.locate(address, bytes, false)?;
+        Ok(&self.allocations[index].data[offset..offset + bytes])
+    }
+
+    /// Bytes at an address, within one allocation, to be changed.
+    ///
+    /// # Errors
+    /// When they are not, or are constant.
+    pub fn write(&mut self, address: u64, bytes: usize) -> Result<&mut [u8], FaultKind> {
+        let (index, offset) = self.locate(address, bytes, true)?;
+        Ok(&mut self.allocations[index].data[offset..offset + bytes])
+    }
+
     /// The address of a variable of a module, which is allocated when it is first asked for.
     pub(crate) fn variable(&mut self, name: &str, data: &[u8], constant: bool) -> u64 {
         match self.find(name) {

@@ -8,6 +8,7 @@ use crate::launch::Launch;
 
 mod access;
 mod collective;
+mod matrix;
 
 /// Generic addresses of shared and local memory start here.
 pub(crate) const SHARED_WINDOW: u64 = 0x7f10_0000_0000;
@@ -31,6 +32,9 @@ pub(crate) struct Warp {
     at: usize,
     local: Vec<u8>,
     local_written: Vec<bool>,
+    /// Copies of no group yet, and groups that are not done, oldest first.
+    open: Vec<matrix::Copy>,
+    groups: std::collections::VecDeque<Vec<matrix::Copy>>,
 }
 
 impl Warp {
@@ -47,6 +51,8 @@ impl Warp {
             at: 0,
             local: vec![0; local],
             local_written: vec![false; local],
+            open: Vec::new(),
+            groups: Default::default(),
         }
     }
 
@@ -146,6 +152,9 @@ impl Warp {
                 let barrier = self.get(launch, common, id, first) as u32;
                 Some((FaultKind::DivergentBarrier { barrier, active, launched: self.launched }, first))
             }
+            Op::LoadMatrix { .. } | Op::Multiply { .. } if active != u32::MAX => {
+                Some((FaultKind::WarpMask { mask: u32::MAX, active }, first))
+            }
             Op::WarpSync { mask } | Op::Shfl { mask, .. } | Op::Vote { mask, .. } => lanes(active).find_map(|lane| {
                 let mask = self.get(launch, common, mask, lane) as u32;
                 let fits = mask & self.launched & !active == 0 && mask >> lane & 1 == 1;
@@ -170,6 +179,11 @@ impl Warp {
             Op::WarpSync { .. } => common.tick(self.index as usize),
             Op::Shfl { .. } | Op::Vote { .. } | Op::ActiveMask { .. } => self.collective(launch, common, op, active)?,
             Op::Ld { .. } | Op::St { .. } | Op::Atom { .. } => self.access(launch, common, op, active)?,
+            Op::CopyAsync { .. } | Op::CommitGroup | Op::WaitGroup { .. } => {
+                self.copy_async(launch, common, op, active)?;
+            }
+            Op::LoadMatrix { .. } => self.load_matrix(launch, common, op, active)?,
+            Op::Multiply { .. } => self.multiply(op),
             _ => lanes(active).for_each(|lane| self.compute(launch, common, op, lane)),
         }
         Ok(Step::On)

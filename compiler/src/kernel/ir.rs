@@ -36,10 +36,19 @@ pub enum Abi {
 pub enum Access {
     /// Only loads; no other parameter that is written overlaps it.
     Read,
+    /// Only loads; a parameter that is written may be the same memory, element by element: a state updated in place.
+    ReadInPlace,
     /// Only stores.
     Write,
     /// Loads and stores (in place).
     ReadWrite,
+}
+
+impl Access {
+    /// Whether the kernel stores to it.
+    pub fn writes(self) -> bool {
+        matches!(self, Access::Write | Access::ReadWrite)
+    }
 }
 
 /// A buffer parameter.

@@ -25,6 +25,7 @@ impl Kernel {
         for (i, b) in self.buffers.iter().enumerate() {
             let access = match b.access {
                 Access::Read => "read",
+                Access::ReadInPlace => "read in place",
                 Access::Write => "write",
                 Access::ReadWrite => "read write",
             };

@@ -207,7 +207,7 @@ impl Checker<'_> {
             }
             Stmt::Store { memory, index, value } => {
                 if let Memory::Buffer(b) = memory
-                    && self.kernel.buffers.get(*b as usize).is_some_and(|b| b.access == Access::Read)
+                    && self.kernel.buffers.get(*b as usize).is_some_and(|b| !b.access.writes())
                 {
                     self.report(ACCESS, format!("a store to {memory}"));
                 }

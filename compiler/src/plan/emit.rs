@@ -5,6 +5,7 @@ use egret_program::{DeviceDescription, KernelBody, KernelId, Program, Relocation
 use rayon::prelude::*;
 
 use crate::emit::cpu::{self, CpuEmitter, CpuTarget};
+use crate::emit::cuda;
 use crate::kernel::Kernel;
 
 /// What generated code of a CPU description may use.
@@ -63,6 +64,9 @@ pub fn emit(
     if kernels.is_empty() {
         return Ok(());
     }
+    if !device.is_cpu() {
+        return emit_cuda(program, &kernels);
+    }
     let emitter = CpuEmitter::new(&target(device)?).map_err(|e| fail(e.to_string()))?;
     let codes: Result<Vec<_>, Diagnostic> = kernels
         .par_iter()
@@ -80,6 +84,26 @@ pub fn emit(
             slot.entry = code.entry;
             slot.scratch_bytes = scratch_bytes;
             slot.relocations = code.relocations.into_iter().map(relocation).collect();
+        }
+    }
+    Ok(())
+}
+
+/// CUDA C of kernels.
+fn emit_cuda(program: &mut Program, kernels: &[(KernelId, Kernel)]) -> Result<(), Diagnostic> {
+    let sources: Result<Vec<_>, Diagnostic> = kernels
+        .par_iter()
+        .map(|(id, kernel)| {
+            let source = cuda::emit(kernel, &[])
+                .map_err(|e| Diagnostic::new("E0462", format!("no CUDA C can be made: {e}")).note(kernel.text()))?;
+            Ok((*id, source))
+        })
+        .collect();
+    for (id, source) in sources? {
+        if let KernelBody::Cuda(code) = &mut program.kernels[id.0 as usize].body {
+            code.source = source.text;
+            code.threads = source.threads;
+            code.shared_bytes = u32::try_from(source.dynamic_shared_bytes).unwrap_or(u32::MAX);
         }
     }
     Ok(())

@@ -36,12 +36,17 @@ impl Planner<'_> {
             }
         }
         let stored: &dyn Stored = if copies { &Copies(frame) } else { frame };
-        let made = schedule::generate(&frame.graph, stored, group, self.exact).map_err(|findings| {
-            let node = frame.graph.node(group.root);
-            let mut error = Diagnostic::new("E0461", format!("no kernel can be made for {}", node.op.home().name()));
-            error.origin = frame.graph.origins(group.root).iter().map(|o| (**o).clone()).collect();
-            findings.into_iter().fold(error, |error, finding| error.note(finding.to_string()))
-        })?;
+        let mut made = if self.device.is_cpu() {
+            schedule::generate(&frame.graph, stored, group, self.exact).map_err(|findings| {
+                let node = frame.graph.node(group.root);
+                let message = format!("no kernel can be made for {}", node.op.home().name());
+                let mut error = Diagnostic::new("E0461", message);
+                error.origin = frame.graph.origins(group.root).iter().map(|o| (**o).clone()).collect();
+                findings.into_iter().fold(error, |error, finding| error.note(finding.to_string()))
+            })?
+        } else {
+            schedule::cuda::generate(&frame.graph, stored, group, self.exact)?
+        };
         let grid = made.kernel.grid.iter().fold(Dim::ONE, |n, extent| n * dim_of(extent, &made.dims));
         let args = made.args.iter().map(|(value, writes)| Arg {
             buffer: if copies { Copies(frame).buffer(*value) } else { frame.buffers[value] },
@@ -49,6 +54,11 @@ impl Planner<'_> {
             writes: *writes,
         });
         let args: Vec<Arg> = args.collect();
+        for (i, arg) in args.iter().enumerate().filter(|(_, arg)| !arg.writes) {
+            if args.iter().any(|other| other.writes && other.buffer == arg.buffer) {
+                made.kernel.buffers[i].access = kernel::Access::ReadInPlace;
+            }
+        }
         let clear = self.halos(frame, group.root);
         let family = match group.family {
             Family::Map => "map",
@@ -85,7 +95,15 @@ impl Planner<'_> {
         let id = KernelId(self.program.kernels.len() as u32);
         let code = egret_program::Code { bytes: Vec::new(), relocations: Vec::new(), entry: 0, scratch_bytes: 0 };
         let body = match ir.abi {
-            kernel::Abi::Kernel => KernelBody::Code(code),
+            kernel::Abi::Kernel => match self.device.arch() {
+                None => KernelBody::Code(code),
+                Some(arch) => KernelBody::Cuda(egret_program::CudaCode {
+                    source: String::new(),
+                    arch: arch.into(),
+                    threads: ir.threads,
+                    shared_bytes: 0,
+                }),
+            },
             kernel::Abi::Hook { .. } => KernelBody::Hook(code),
         };
         self.program.kernels.push(Kernel { name: ir.name(), family: family.into(), text: text.clone(), body });

@@ -86,7 +86,8 @@ struct Planner<'d> {
 /// Makes the program of a graph that has been canonicalised, raised, differentiated and rewritten.
 ///
 /// # Errors
-/// `E0461` when a kernel is beyond the bounds of the kernel IR, `E0462` when code cannot be made.
+/// `E0461` when a kernel is beyond the bounds of the kernel IR, `E0462` when code cannot be made, `E0465` for a form that
+/// the device has no kernel for.
 pub fn plan(graph: &Graph, device: &DeviceDescription, options: &Options) -> Result<Program, Diagnostic> {
     let mut planner = planned(graph, device, options)?;
     emit::emit(&mut planner.program, planner.generated, device)?;
@@ -271,7 +272,9 @@ impl Planner<'_> {
         let stored = |id: NodeId| frame.is_stored(id) || frame.times[id.index()] < BindingTime::Run;
         let partition = partition::partition(&graph, &live_run, &leaves_run, &stored);
         let mut layouts = layout::layout(&graph, &partition, self.device, &leaves_run);
-        frame.in_place = layout::in_place(&graph, &partition, &mut layouts, &leaves_run);
+        if self.device.is_cpu() {
+            frame.in_place = layout::in_place(&graph, &partition, &mut layouts, &leaves_run);
+        }
         for concat in frame.in_place.parts.values().map(|part| part.concat) {
             frame.hosts.insert(concat, None);
             frame.layouts.insert((concat, 0), layouts.of[concat.index()].clone());
@@ -397,6 +400,8 @@ impl Planner<'_> {
             Family::Branch => return self.branch(frame, id, &place, phase, steps),
             Family::While => return self.while_loop(frame, id, &place, phase, steps),
             Family::Bits => return self.bits(frame, id, &place, phase, steps),
+            // no loop nests of a runtime's own on a GPU
+            _ if !self.device.is_cpu() => return self.generated(frame, group, place, direct, steps),
             Family::Select => return self.select(frame, id, &place, steps),
             Family::Attention => return self.attention(frame, id, &place, steps),
             Family::AttentionGrad => return self.attention_grad(frame, id, &place, steps),

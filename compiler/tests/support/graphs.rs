@@ -1,5 +1,7 @@
 //! Traced graphs for the tests of CUDA schedules. Weights are inputs, so that nothing is computed at load.
 
+#![allow(dead_code)]
+
 use egret_ir::ops::Conv;
 use egret_ir::{DType, Graph, TensorType, f32, i64, trace};
 

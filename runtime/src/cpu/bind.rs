@@ -25,6 +25,8 @@ pub(crate) enum Entry {
     Kernel(KernelFn),
     Hook(EpilogueFn),
     Driver,
+    /// A function of a CUDA module.
+    Device,
 }
 
 /// A place in a buffer.
@@ -58,6 +60,13 @@ pub(crate) enum Op {
     Driver {
         plan: DriverPlan,
         args: Span,
+    },
+    /// A launch of the kernel of that number on a GPU.
+    Device {
+        kernel: usize,
+        args: Span,
+        dims: Span,
+        grid: usize,
     },
     Copy {
         source: Address,
@@ -308,13 +317,12 @@ impl Work<'_> {
         self.bound.work[self.step] = (estimate(&launch.flops), estimate(&launch.bytes));
         let kernel = self.binder.program.kernel(launch.kernel);
         let op = match (&kernel.body, self.binder.entries[launch.kernel.0 as usize]) {
+            (KernelBody::Cuda(_), Entry::Device) => {
+                let (dims, grid) = self.shape(launch)?;
+                Op::Device { kernel: launch.kernel.0 as usize, args, dims, grid }
+            }
             (KernelBody::Code(code), Entry::Kernel(entry)) => {
-                let dims = Span { first: self.bound.dims.len(), len: launch.dims.len() };
-                for dim in &launch.dims {
-                    let value = dim.eval(self.binder.bindings);
-                    self.bound.dims.push(value.map_err(|why| RuntimeError::size(launch.origin.clone(), &why))?);
-                }
-                let grid = self.number(&launch.grid, &|| format!("grid of {}", launch.origin))?;
+                let (dims, grid) = self.shape(launch)?;
                 let grain = usize::try_from(launch.grain).unwrap_or(1).max(1);
                 let wanted = if self.binder.threads == 1 { 1 } else { 4 * self.binder.threads };
                 let chunks = (grid / grain).clamp(1, wanted);
@@ -352,6 +360,17 @@ impl Work<'_> {
         };
         self.push(op);
         Ok(())
+    }
+
+    /// Dim parameters and points of the grid of a generated kernel.
+    fn shape(&mut self, launch: &Launch) -> Result<(Span, usize), RuntimeError> {
+        let dims = Span { first: self.bound.dims.len(), len: launch.dims.len() };
+        for dim in &launch.dims {
+            let value = dim.eval(self.binder.bindings);
+            self.bound.dims.push(value.map_err(|why| RuntimeError::size(launch.origin.clone(), &why))?);
+        }
+        let grid = self.number(&launch.grid, &|| format!("grid of {}", launch.origin))?;
+        Ok((dims, grid))
     }
 
     /// A launch that is bound anew whenever it runs; memory and scratch are for the most that it may need.
@@ -542,7 +561,13 @@ impl Work<'_> {
                 }
                 Op::Size(index) => self.bound.sizes[*index].read.iter().try_for_each(|read| reaches(read, 8))?,
                 Op::Unless { test, .. } | Op::Test { test, .. } => reaches(test, 1)?,
-                Op::Code { .. } | Op::Driver { .. } | Op::End(_) | Op::Late(_) | Op::Check(_) | Op::Jump(_) => {}
+                Op::Code { .. }
+                | Op::Device { .. }
+                | Op::Driver { .. }
+                | Op::End(_)
+                | Op::Late(_)
+                | Op::Check(_)
+                | Op::Jump(_) => {}
             }
         }
         Ok(())

@@ -44,6 +44,9 @@ enum Body {
         entry: KernelFn,
         scratch_bytes: usize,
     },
+    Device {
+        kernel: usize,
+    },
     Driver {
         driver: Box<Driver<Dim>>,
         hook: Option<EpilogueFn>,
@@ -73,6 +76,8 @@ pub(crate) struct LateLaunch {
 pub(crate) enum Ready {
     /// Generated code: its dims, points of its grid, and how many chunks they are cut into.
     Code { entry: KernelFn, dims: Vec<i64>, grid: usize, chunks: usize },
+    /// A kernel of a GPU: its number, dims, and points of its grid.
+    Device { kernel: usize, dims: Vec<i64>, grid: usize },
     /// A driver.
     Driver(Box<DriverPlan>),
 }
@@ -99,6 +104,7 @@ impl LateLaunch {
         };
         let body = match (&kernel.body, binder.entries[launch.kernel.0 as usize]) {
             (KernelBody::Code(code), Entry::Kernel(entry)) => Body::Code { entry, scratch_bytes: code.scratch_bytes },
+            (KernelBody::Cuda(_), Entry::Device) => Body::Device { kernel: launch.kernel.0 as usize },
             (KernelBody::Driver { driver, hook, finisher }, _) => Body::Driver {
                 driver: Box::new(driver.clone()),
                 hook: entry(hook),
@@ -129,6 +135,7 @@ impl LateLaunch {
         most: &dyn Fn(&Dim) -> Result<usize, RuntimeError>,
     ) -> Result<ScratchNeed, RuntimeError> {
         match &self.body {
+            Body::Device { .. } => Ok(ScratchNeed::default()),
             Body::Code { scratch_bytes, .. } => Ok(ScratchNeed { per_worker: *scratch_bytes, shared: 0 }),
             Body::Driver { driver, hook, finisher, kernel, .. } => {
                 let mut failed = None;
@@ -185,13 +192,23 @@ impl LateLaunch {
             .collect()
     }
 
+    /// Dim parameters and points of the grid of a generated kernel.
+    fn shape(&self, sizes: &Bindings) -> Result<(Vec<i64>, usize), RuntimeError> {
+        let value = |dim: &Dim| dim.eval(sizes).map_err(|why| RuntimeError::size(self.origin.clone(), &why));
+        let dims = self.dims.iter().map(value).collect::<Result<Vec<_>, _>>()?;
+        let grid = number(&self.grid, sizes, &|| format!("grid of {}", self.origin))?;
+        Ok((dims, grid))
+    }
+
     /// The launch with its extents as numbers.
     pub(crate) fn ready(&self, sizes: &Bindings) -> Result<Ready, RuntimeError> {
         match &self.body {
+            Body::Device { kernel } => {
+                let (dims, grid) = self.shape(sizes)?;
+                Ok(Ready::Device { kernel: *kernel, dims, grid })
+            }
             Body::Code { entry, .. } => {
-                let value = |dim: &Dim| dim.eval(sizes).map_err(|why| RuntimeError::size(self.origin.clone(), &why));
-                let dims = self.dims.iter().map(value).collect::<Result<Vec<_>, _>>()?;
-                let grid = number(&self.grid, sizes, &|| format!("grid of {}", self.origin))?;
+                let (dims, grid) = self.shape(sizes)?;
                 let wanted = if self.threads == 1 { 1 } else { 4 * self.threads };
                 Ok(Ready::Code { entry: *entry, dims, grid, chunks: (grid / self.grain).clamp(1, wanted) })
             }

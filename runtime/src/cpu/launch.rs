@@ -13,6 +13,8 @@ use super::team::Team;
 use crate::RuntimeError;
 use crate::binding::holds;
 
+const NO_CPU: &str = "a kernel of a GPU in a program for a CPU";
+
 /// Where each buffer is, and room for the arguments of a launch; sized when steps are bound.
 #[derive(Debug, Default)]
 pub(crate) struct Pointers {
@@ -125,6 +127,7 @@ impl Runner<'_> {
                     let bytes = bytes.value(self.sizes)?;
                     unsafe { self.copy(*source, *destination, bytes) };
                 }
+                Op::Device { .. } => return Err(RuntimeError::malformed(NO_CPU).into()),
                 Op::Driver { plan, args } => {
                     self.arguments(args.first, args.len);
                     unsafe { plan.run(&self.pointers.args[..args.len], self.team, self.scratch) };
@@ -144,6 +147,7 @@ impl Runner<'_> {
                         self.pointers.args[i] = self.pointers.at(Address { buffer: *buffer, offset: *offset });
                     }
                     match late.ready(self.sizes)? {
+                        Ready::Device { .. } => return Err(RuntimeError::malformed(NO_CPU).into()),
                         Ready::Code { entry, dims, grid, chunks } => unsafe {
                             self.call(entry, &dims, grid, chunks, item.step)?;
                         },

@@ -1,3 +1,22 @@
-//! The CUDA device.
+//! The CUDA device: finding and compiling with NVRTC, a cache of compiled kernels, GPUs, and programs on them.
 
+pub mod cache;
+mod device;
+mod driver;
+mod error;
+mod executable;
+mod kernels;
+mod launch;
+pub(crate) mod memory;
 pub mod nvrtc;
+mod session;
+mod stand_in;
+mod state;
+
+pub use cache::Cache;
+pub use device::Device;
+pub use error::CudaError;
+pub use executable::{Executable, LoadOptions};
+pub use kernels::{CompileReport, compile};
+pub use session::Session;
+pub use state::State;

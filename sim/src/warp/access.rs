@@ -11,17 +11,17 @@ use crate::types::Type;
 
 /// What an access does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Read,
     Write,
     Atomic,
 }
 
 /// Where an access lies after its checks.
-struct Place {
+pub(super) struct Place {
     space: Space,
     allocation: usize,
-    offset: usize,
+    pub offset: usize,
 }
 
 impl Warp {
@@ -63,7 +63,7 @@ impl Warp {
     }
 
     /// Checks bounds, alignment, races and initialisation.
-    fn place(
+    pub(super) fn place(
         &mut self,
         launch: &mut Launch<'_>,
         common: &mut Common,
@@ -167,7 +167,12 @@ impl Warp {
         }
     }
 
-    fn bytes<'b>(&'b mut self, launch: &'b mut Launch<'_>, common: &'b mut Common, place: &Place) -> &'b mut [u8] {
+    pub(super) fn bytes<'b>(
+        &'b mut self,
+        launch: &'b mut Launch<'_>,
+        common: &'b mut Common,
+        place: &Place,
+    ) -> &'b mut [u8] {
         match place.space {
             Space::Shared => &mut common.shared,
             Space::Local => &mut self.local,

@@ -98,9 +98,13 @@ impl Printer<'_> {
             let _ = writeln!(self.out, "// {origin}");
         }
         let mut parameters = Vec::new();
+        let in_place = k.buffers.iter().any(|b| b.access == Access::ReadInPlace);
         for (i, b) in k.buffers.iter().enumerate() {
-            let constant = if b.access == Access::Read { "const " } else { "" };
-            parameters.push(format!("{constant}{}* __restrict__ b{i}", type_name(b.dtype)));
+            let constant = if b.access.writes() { "" } else { "const " };
+            // what may be the same memory must be read and written in the order of the text
+            let shared = b.access == Access::ReadInPlace || in_place && b.access.writes();
+            let restrict = if shared { "" } else { " __restrict__" };
+            parameters.push(format!("{constant}{}*{restrict} b{i}", type_name(b.dtype)));
         }
         parameters.extend((0..k.dims).map(|d| format!("i64 d{d}")));
         parameters.push("u32* __restrict__ status".into());

@@ -26,6 +26,8 @@ pub(super) struct Library {
     destroy: unsafe extern "C" fn(*mut Program) -> c_int,
     cubin_size: Size,
     cubin: Text,
+    ptx_size: Size,
+    ptx: Text,
     log_size: Size,
     log: Text,
     version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int,
@@ -35,6 +37,8 @@ pub(super) struct Library {
 /// A compilation: the image or NVRTC's refusal, and the log in either case.
 pub(super) struct Compilation {
     pub image: Result<Vec<u8>, String>,
+    /// The same as PTX, where there is an image.
+    pub ptx: Vec<u8>,
     pub log: String,
 }
 
@@ -76,6 +80,8 @@ impl Library {
             destroy: symbol!(b"nvrtcDestroyProgram\0"),
             cubin_size: symbol!(b"nvrtcGetCUBINSize\0"),
             cubin: symbol!(b"nvrtcGetCUBIN\0"),
+            ptx_size: symbol!(b"nvrtcGetPTXSize\0"),
+            ptx: symbol!(b"nvrtcGetPTX\0"),
             log_size: symbol!(b"nvrtcGetProgramLogSize\0"),
             log: symbol!(b"nvrtcGetProgramLog\0"),
             version: symbol!(b"nvrtcVersion\0"),
@@ -118,11 +124,12 @@ impl Library {
         let code = unsafe { (self.compile)(program.1, flags.len() as c_int, flags.as_ptr()) };
         let log = self.bytes(&program, "nvrtcGetProgramLog", self.log_size, self.log)?;
         let log = String::from_utf8_lossy(&log).trim_end_matches('\0').trim_end().to_string();
-        let image = match code {
-            0 => Ok(self.bytes(&program, "nvrtcGetCUBIN", self.cubin_size, self.cubin)?),
-            code => Err(self.reason(code)),
-        };
-        Ok(Compilation { image, log })
+        if code != 0 {
+            return Ok(Compilation { image: Err(self.reason(code)), ptx: Vec::new(), log });
+        }
+        let image = Ok(self.bytes(&program, "nvrtcGetCUBIN", self.cubin_size, self.cubin)?);
+        let ptx = self.bytes(&program, "nvrtcGetPTX", self.ptx_size, self.ptx)?;
+        Ok(Compilation { image, ptx, log })
     }
 
     fn bytes(&self, program: &Owned<'_>, call: &'static str, size: Size, get: Text) -> Result<Vec<u8>, NvrtcError> {

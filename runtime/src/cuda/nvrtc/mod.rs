@@ -79,6 +79,8 @@ pub enum NvrtcError {
 pub struct Cubin {
     /// The image, for exactly the architecture asked for.
     pub image: Vec<u8>,
+    /// The PTX that it was assembled from.
+    pub ptx: String,
     /// NVRTC's log.
     pub log: String,
     /// Registers, shared memory, spills, of each kernel in order of the log.
@@ -142,6 +144,7 @@ impl Nvrtc {
             return Err(NvrtcError::Advisory { name: name.into(), arch: arch.into(), line: line.into() });
         }
         let image = compiled.image.unwrap_or_default();
-        Ok(Cubin { image, kernels: log::resources(&compiled.log), log: compiled.log })
+        let ptx = String::from_utf8_lossy(&compiled.ptx).trim_end_matches('\0').to_string();
+        Ok(Cubin { image, ptx, kernels: log::resources(&compiled.log), log: compiled.log })
     }
 }

@@ -1,0 +1,249 @@
+//! Whole programs for GPUs through the runtime and a driver that stands in for NVIDIA's: kernels are compiled by NVRTC and
+//! run by the simulator with all its checks.
+
+#[path = "support/graphs.rs"]
+mod graphs;
+#[path = "support/nvrtc.rs"]
+mod support;
+
+use std::sync::Arc;
+
+use egret_compiler::{CompileOptions, compile};
+use egret_ir::{DType, Graph, Op, ScalarValue, Tensor, Tensors, f32, interpret, trace};
+use egret_program::DeviceDescription;
+use egret_runtime::RuntimeError;
+use egret_runtime::cuda::{Cache, CudaError, Device, Executable, LoadOptions, Session, State};
+use support::nvrtc;
+
+fn device() -> Arc<Device> {
+    let description = DeviceDescription::named("sm_90a").expect("a shipped description");
+    Device::simulated(&description).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Compiled kernels that all tests of a build share.
+fn cache() -> LoadOptions {
+    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
+    LoadOptions { cache: Cache::at(folder) }
+}
+
+fn load(graph: &Graph, device: &Arc<Device>) -> Result<Arc<Executable>, RuntimeError> {
+    let compiled = compile(graph, &device.description(), &CompileOptions::default()).unwrap_or_else(|e| panic!("{e}"));
+    let weights = |name: &str| graph.weights.get(name).map(|w| w.materialise());
+    Executable::load(Arc::new(compiled.program), device, &weights, &cache())
+}
+
+/// Values in −2 to 2, the same on every run; small integers for indices.
+fn fill(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
+    let mut state = (seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut tensor = Tensor::zeros(dtype, shape);
+    for i in 0..tensor.elements() {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        let value = (state >> 40) as f64 / (1u64 << 22) as f64 - 2.0;
+        let int = ScalarValue::Int((state >> 40) as i128 % 5);
+        tensor.set(i, if dtype.is_float() { ScalarValue::Float(value) } else { int });
+    }
+    tensor
+}
+
+/// Inputs of a graph whose symbols are all `size`.
+fn inputs(graph: &Graph, size: i64) -> Vec<(String, Tensor)> {
+    let mut bindings = egret_ir::Bindings::default();
+    let mut all = Vec::new();
+    for (seed, id) in (0..).zip(graph.inputs()) {
+        let Op::Input(input) = &graph.node(*id).op else { continue };
+        for dim in input.ty.shape.iter() {
+            dim.symbols(&mut |name, _, _| {
+                bindings.insert(name.clone(), size);
+            });
+        }
+        let shape: Vec<usize> = input.ty.shape.eval(&bindings).unwrap().iter().map(|n| *n as usize).collect();
+        all.push((input.name.clone(), fill(input.ty.dtype, &shape, seed)));
+    }
+    all
+}
+
+fn borrowed(inputs: &[(String, Tensor)]) -> Vec<(&str, &Tensor)> {
+    inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect()
+}
+
+fn assert_close(name: &str, have: &Tensor, want: &Tensor) {
+    assert_eq!((have.dtype(), have.shape()), (want.dtype(), want.shape()), "{name}");
+    // chains in f32 against rounding after each operation
+    let tolerance = match want.dtype() {
+        DType::F16 => 4e-3,
+        DType::BF16 => 6e-2,
+        _ => 2e-5,
+    };
+    for (i, (a, b)) in have.values().zip(want.values()).enumerate() {
+        let (x, y) = (a.as_f64(), b.as_f64());
+        let same = a == b || x.is_nan() && y.is_nan() || (x - y).abs() <= tolerance * (1.0 + y.abs());
+        assert!(same, "{name}[{i}] is {x}, the interpreter has {y}");
+    }
+}
+
+fn check(name: &str, session: &mut Session, graph: &Graph, size: i64) {
+    let given = inputs(graph, size);
+    let tensors: Tensors = given.iter().cloned().collect();
+    let want = interpret(graph, &tensors, &Tensors::new()).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let have = session.run(&borrowed(&given)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    for (output, (_, want)) in have.iter().zip(&want.outputs) {
+        assert_close(&format!("{name} {}", output.name()), &output.to_tensor(), want);
+    }
+}
+
+#[test]
+fn programs_compute_what_the_interpreter_does() {
+    if nvrtc().is_none() {
+        return;
+    }
+    let device = device();
+    for (name, graph) in graphs::all().into_iter().chain([("attention", graphs::attention())]) {
+        let exe = load(&graph, &device).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let mut session = exe.session().unwrap_or_else(|e| panic!("{name}: {e}"));
+        check(name, &mut session, &graph, graphs::BATCH);
+    }
+}
+
+#[test]
+fn runs_are_replayed_until_memory_moves() {
+    if nvrtc().is_none() {
+        return;
+    }
+    let graph = graphs::mlp();
+    let mut session = load(&graph, &device()).unwrap().session().unwrap();
+    let mut recorded = Vec::new();
+    for size in [2, 2, 2, 5, 5, 2, 2] {
+        check("mlp", &mut session, &graph, size);
+        recorded.push(session.is_recorded());
+    }
+    // the second run of a binding records; a larger one moves the arena, and what was recorded names the old place
+    assert_eq!(recorded, [false, true, true, false, true, false, true]);
+    session.record(false);
+    check("mlp", &mut session, &graph, 2);
+    assert!(!session.is_recorded());
+    session.profile(true);
+    check("mlp", &mut session, &graph, 2);
+    assert!(session.timings().iter().all(|time| time.calls == 1), "{:?}", session.timings());
+}
+
+#[test]
+fn state_lives_on_the_gpu() {
+    if nvrtc().is_none() {
+        return;
+    }
+    let graph = trace(|t| {
+        let total = t.state("total", Tensor::new(&[3], &[1.0f32, 2.0, 3.0]).unwrap());
+        let next = total + t.input("x", f32([3]));
+        t.update(total, next);
+        total * next
+    })
+    .unwrap();
+    let device = device();
+    let exe = load(&graph, &device).unwrap();
+    assert_eq!(exe.session().unwrap_err().code(), "E0512");
+    let state = State::empty(&device);
+    state.add(&exe, &|name| graph.weights.get(name).map(|w| w.materialise())).unwrap();
+    let mut session = exe.session_with(&state).unwrap();
+    let x = Tensor::new(&[3], &[1.0f32, 1.0, -1.0]).unwrap();
+    for (run, want) in [[2.0, 6.0, 6.0], [6.0, 12.0, 2.0], [12.0, 20.0, 0.0]].into_iter().enumerate() {
+        let outputs = session.run(&[("x", &x)]).unwrap();
+        assert_eq!(outputs.at(0).unwrap().as_slice::<f32>().unwrap(), want, "run {run}");
+    }
+    assert_eq!(state.get("total").unwrap().as_slice::<f32>().unwrap(), [4.0, 5.0, 0.0]);
+    state.set("total", &Tensor::new(&[3], &[0.0f32, 0.0, 1.0]).unwrap()).unwrap();
+    let mut product = Tensor::zeros(DType::F32, &[3]);
+    session.run_into(&[("x", &x)], &mut [("output", &mut product)]).unwrap();
+    assert_eq!(product.as_slice::<f32>().unwrap(), [0.0, 0.0, 0.0]);
+    assert_eq!(state.get("total").unwrap().as_slice::<f32>().unwrap(), [1.0, 1.0, 0.0]);
+}
+
+#[test]
+fn loops_and_branches_run_on_the_host() {
+    if nvrtc().is_none() {
+        return;
+    }
+    let graph = trace(|t| {
+        let x = t.input("x", f32([4, 3]));
+        let (carried, stacked) = t.scan(&[t.input("s", f32([3]))], &[x], |_, carried, slices| {
+            let next = carried[0] * 0.5 + slices[0];
+            (vec![next], vec![next])
+        });
+        vec![carried[0], stacked[0]]
+    });
+    let graph = graph.unwrap_or_else(|e| panic!("{e}"));
+    let mut session = load(&graph, &device()).unwrap().session().unwrap();
+    for _ in 0..3 {
+        check("scan", &mut session, &graph, 1);
+    }
+    assert!(session.is_recorded());
+    let graph = trace(|t| {
+        let x = t.input("x", f32([3]));
+        let (last, trips, _) = t.while_loop(
+            Some(egret_ir::Dim::from(20)),
+            &[x],
+            |_, carried| carried[0].sum().less(100.0),
+            |_, carried| (vec![carried[0] * 1.5 + 1.0], vec![]),
+        );
+        let chosen = t.cond(x.sum().greater(0.0), |_| vec![last[0] * 2.0], |_| vec![last[0] - 1.0]);
+        vec![chosen[0], trips.cast(DType::F32)]
+    });
+    let graph = graph.unwrap_or_else(|e| panic!("{e}"));
+    let mut session = load(&graph, &device()).unwrap().session().unwrap();
+    for _ in 0..3 {
+        check("while", &mut session, &graph, 1);
+    }
+    assert!(!session.is_recorded());
+}
+
+#[test]
+fn data_at_fault_is_named() {
+    if nvrtc().is_none() {
+        return;
+    }
+    let graph = trace(|t| t.input("x", f32([4, 3])).gather(t.input("i", egret_ir::i64([2])), 0)).unwrap();
+    let mut session = load(&graph, &device()).unwrap().session().unwrap();
+    let x = fill(DType::F32, &[4, 3], 1);
+    let index = |i: i64| Tensor::new(&[2], &[1i64, i]).unwrap();
+    for _ in 0..3 {
+        session.run(&[("x", &x), ("i", &index(3))]).unwrap();
+        let error = session.run(&[("x", &x), ("i", &index(4))]).unwrap_err();
+        assert!(matches!(&error, RuntimeError::Fault { origin, .. } if origin.contains("cuda_programs")), "{error}");
+    }
+}
+
+#[test]
+fn memory_that_is_short_is_explained() {
+    if nvrtc().is_none() {
+        return;
+    }
+    let small = DeviceDescription { memory_bytes: 1 << 20, ..DeviceDescription::named("sm_90a").unwrap() };
+    let device = Device::simulated(&small).unwrap();
+    let graph = trace(|t| t.input("x", f32(["n".into(), egret_ir::Dim::from(64)] as [egret_ir::Dim; 2])).softmax(-1));
+    let graph = graph.unwrap();
+    let mut session = load(&graph, &device).unwrap().session().unwrap();
+    let error = session.run(&borrowed(&inputs(&graph, 4096))).unwrap_err();
+    let RuntimeError::Cuda(CudaError::Memory { largest, total, .. }) = &error else { panic!("{error}") };
+    assert_eq!((largest[0].0.as_str(), *total), ("input `x`", 1 << 20), "{error}");
+    assert_eq!(error.code(), "E0524");
+    // what fits still runs
+    check("softmax", &mut session, &graph, 8);
+}
+
+#[test]
+fn a_lost_gpu_is_an_error_and_another_goes_on() {
+    if nvrtc().is_none() {
+        return;
+    }
+    let (lost, other) = (device(), device());
+    let graph = graphs::softmax();
+    let sessions = [&lost, &other].map(|device| load(&graph, device).unwrap().session().unwrap());
+    let [mut first, mut second] = sessions;
+    check("softmax", &mut first, &graph, graphs::BATCH);
+    lost.unplug();
+    let error = first.run(&borrowed(&inputs(&graph, graphs::BATCH))).unwrap_err();
+    assert!(matches!(error, RuntimeError::Cuda(CudaError::Lost { .. })), "{error}");
+    assert!(error.to_string().contains("taken away"), "{error}");
+    check("softmax", &mut second, &graph, graphs::BATCH);
+}

@@ -1,0 +1,194 @@
+//! Compiled kernels on disk, so that a second process starts warm.
+//!
+//! An entry's name is the hash of all that its content depends on. It is written beside its place and then renamed, so
+//! that another process sees it whole or not at all; what is read is checked, and what is damaged is removed. A folder that
+//! cannot be written costs time, not results.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::SystemTime;
+
+/// Before the content of an entry.
+const MAGIC: &[u8; 8] = b"EGRETK1\n";
+/// Bytes that the cache may take; the entries that were used longest ago go first.
+const MOST_BYTES: u64 = 1 << 30;
+/// How the files are called.
+const EXTENSION: &str = "image";
+
+/// A folder of compiled kernels.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    folder: Option<PathBuf>,
+}
+
+/// An entry of the cache.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Its file.
+    pub path: PathBuf,
+    /// The kernel, the architecture, and what compiled it.
+    pub about: String,
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// When it was written or last used.
+    pub used: SystemTime,
+}
+
+impl Cache {
+    /// The user's: below `EGRET_CACHE`, `XDG_CACHE_HOME` or `~/.cache`; none where there is no such folder.
+    pub fn standard() -> Cache {
+        let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let folder = variable("EGRET_CACHE")
+            .or_else(|| variable("XDG_CACHE_HOME").map(|f| f.join("egret")))
+            .or_else(|| variable("HOME").map(|f| f.join(".cache").join("egret")));
+        Cache { folder: folder.map(|f| f.join("kernels")) }
+    }
+
+    /// A cache in a folder, which is made when something is first written.
+    pub fn at(folder: impl Into<PathBuf>) -> Cache {
+        Cache { folder: Some(folder.into()) }
+    }
+
+    /// No cache.
+    pub fn none() -> Cache {
+        Cache { folder: None }
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
+    }
+
+    /// The key of what `parts` make.
+    pub fn key(parts: &[&[u8]]) -> u128 {
+        // FNV-1a, 128 bits; lengths keep parts apart
+        let mut hash: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+        let mut byte = |b: u8| hash = (hash ^ u128::from(b)).wrapping_mul(0x0100_0000_0000_0000_0000_013b);
+        for part in parts {
+            (part.len() as u64).to_le_bytes().into_iter().chain(part.iter().copied()).for_each(&mut byte);
+        }
+        hash
+    }
+
+    fn path(&self, key: u128) -> Option<PathBuf> {
+        Some(self.folder.as_ref()?.join(format!("{key:032x}.{EXTENSION}")))
+    }
+
+    /// Whether there is an entry, without reading it.
+    pub fn has(&self, key: u128) -> bool {
+        self.path(key).is_some_and(|path| path.exists())
+    }
+
+    /// An entry, if there is one and it is whole.
+    pub fn get(&self, key: u128) -> Option<Vec<u8>> {
+        let path = self.path(key)?;
+        let bytes = fs::read(&path).ok()?;
+        let Some((_, content)) = parse(&bytes) else {
+            let _ = fs::remove_file(&path);
+            tracing::warn!(path = %path.display(), "a damaged cache entry was removed");
+            return None;
+        };
+        // what is used stays; a folder that cannot be written is no reason to complain
+        let now = fs::File::options().append(true).open(&path).and_then(|f| f.set_modified(SystemTime::now()));
+        let _ = now;
+        Some(content.to_vec())
+    }
+
+    /// Writes an entry; `about` says what it is, in one line. A failure is not the caller's concern.
+    pub fn put(&self, key: u128, about: &str, content: &[u8]) {
+        let Some(path) = self.path(key) else { return };
+        if let Err(error) = write(&path, about, content) {
+            tracing::debug!(path = %path.display(), %error, "a kernel is not cached");
+            return;
+        }
+        self.trim(MOST_BYTES);
+    }
+
+    /// All whole entries, the latest first.
+    pub fn entries(&self) -> Vec<Entry> {
+        let mut entries = self.files();
+        entries.retain_mut(|entry| {
+            let Ok(bytes) = fs::read(&entry.path) else { return false };
+            let about = parse(&bytes).map(|(about, _)| about.to_string());
+            entry.about = about.clone().unwrap_or_default();
+            about.is_some()
+        });
+        entries
+    }
+
+    /// The files, the latest first; what they hold is not read.
+    fn files(&self) -> Vec<Entry> {
+        let Some(folder) = &self.folder else { return Vec::new() };
+        let Ok(files) = fs::read_dir(folder) else { return Vec::new() };
+        let entry = |file: fs::DirEntry| {
+            let (path, data) = (file.path(), file.metadata().ok()?);
+            (path.extension()? == EXTENSION).then_some(())?;
+            let used = data.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+            Some(Entry { path, about: String::new(), bytes: data.len(), used })
+        };
+        let mut entries: Vec<Entry> = files.flatten().filter_map(entry).collect();
+        entries.sort_by(|a, b| b.used.cmp(&a.used).then_with(|| a.path.cmp(&b.path)));
+        entries
+    }
+
+    /// Removes all entries; how many there were.
+    ///
+    /// # Errors
+    /// The first file that cannot be removed.
+    pub fn clear(&self) -> std::io::Result<usize> {
+        let entries = self.files();
+        for entry in &entries {
+            match fs::remove_file(&entry.path) {
+                // another process was faster
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                other => other?,
+            }
+        }
+        Ok(entries.len())
+    }
+
+    /// Removes what was used longest ago until no more than `most` bytes are left.
+    pub fn trim(&self, most: u64) {
+        let mut total = 0;
+        for entry in self.files() {
+            total += entry.bytes;
+            if total > most {
+                let _ = fs::remove_file(&entry.path);
+            }
+        }
+    }
+}
+
+fn write(path: &Path, about: &str, content: &[u8]) -> std::io::Result<()> {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder)?;
+    let about = about.replace('\n', " ");
+    let mut bytes = Vec::with_capacity(content.len() + about.len() + 16);
+    bytes.extend(MAGIC);
+    bytes.extend([0; 4]);
+    bytes.extend((about.len() as u32).to_le_bytes());
+    bytes.extend(about.as_bytes());
+    bytes.extend(content);
+    let sum = crc32fast::hash(&bytes[12..]);
+    bytes[8..12].copy_from_slice(&sum.to_le_bytes());
+    let aside = folder.join(format!(".{}-{}.tmp", std::process::id(), NUMBER.fetch_add(1, Relaxed)));
+    let done = fs::write(&aside, &bytes).and_then(|()| fs::rename(&aside, path));
+    if done.is_err() {
+        let _ = fs::remove_file(&aside);
+    }
+    done
+}
+
+/// What an entry is, and its content.
+fn parse(bytes: &[u8]) -> Option<(&str, &[u8])> {
+    let rest = bytes.strip_prefix(MAGIC)?;
+    let (sum, rest) = rest.split_first_chunk::<4>()?;
+    if crc32fast::hash(rest) != u32::from_le_bytes(*sum) {
+        return None;
+    }
+    let (len, rest) = rest.split_first_chunk::<4>()?;
+    let (about, content) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
+    Some((std::str::from_utf8(about).ok()?, content))
+}
