@@ -44,7 +44,7 @@ pub enum CudaError {
         /// The graph's nodes that it computes.
         origin: String,
         /// Why.
-        source: NvrtcError,
+        source: Box<NvrtcError>,
     },
     /// Too little memory on the GPU.
     #[error("{asked} bytes of GPU memory cannot be had, {free} of {total} are free{}", listed(.largest))]

@@ -71,7 +71,8 @@ pub fn compile(
                 }
                 Err(source) => {
                     let origin = origin(program, at);
-                    let error = CudaError::Compile { kernel: kernel.name.clone(), origin, source };
+                    let (kernel, source) = (kernel.name.clone(), Box::new(source));
+                    let error = CudaError::Compile { kernel, origin, source };
                     let mut first = failed.lock().unwrap_or_else(PoisonError::into_inner);
                     if first.as_ref().is_none_or(|(have, _)| at < *have) {
                         *first = Some((at, error));
