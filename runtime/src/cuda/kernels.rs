@@ -13,7 +13,7 @@ use super::cache::Cache;
 use super::device::Device;
 use super::driver::check;
 use super::error::CudaError;
-use super::nvrtc::Nvrtc;
+use super::nvrtc::{Nvrtc, NvrtcError};
 use crate::cpu::bind::every_step;
 
 /// Shared memory that needs no leave.
@@ -34,7 +34,7 @@ pub struct CompileReport {
 ///
 /// # Errors
 /// No NVRTC: its version is part of what an image depends on.
-pub fn cache_key(code: &CudaCode, arch: &str, image: Image) -> Result<u128, super::nvrtc::NvrtcError> {
+pub fn cache_key(code: &CudaCode, arch: &str, image: Image) -> Result<u128, NvrtcError> {
     let (major, minor) = Nvrtc::get()?.version();
     let kind: &[u8] = match image {
         Image::Cubin => b"cubin",
@@ -55,47 +55,111 @@ pub fn compile(
     cache: &Cache,
 ) -> Result<(Vec<Option<Vec<u8>>>, CompileReport), CudaError> {
     let start = Instant::now();
+    let made = for_each(program, |kernel, code| one(kernel, code, arch, image, cache))?;
+    let hits = made.iter().flatten().filter(|(_, hit)| *hit).count();
+    let report = CompileReport { compiled: made.iter().flatten().count() - hits, cached: hits, time: start.elapsed() };
+    Ok((made.into_iter().map(|made| made.map(|(bytes, _)| bytes)).collect(), report))
+}
+
+/// Does something with the code of every CUDA kernel of a program, on all processors; the results by kernel, or what went
+/// wrong with the first that failed.
+fn for_each<T: Send>(
+    program: &Program,
+    work: impl Fn(&Kernel, &CudaCode) -> Result<T, NvrtcError> + Sync,
+) -> Result<Vec<Option<T>>, CudaError> {
     let count = program.kernels.len();
-    let images: Mutex<Vec<Option<Vec<u8>>>> = Mutex::new(vec![None; count]);
-    let failed: Mutex<Option<(usize, CudaError)>> = Mutex::new(None);
-    let (next, compiled, cached) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
-    let work = || {
+    let next = AtomicUsize::new(0);
+    let done: Mutex<Vec<(usize, Result<T, NvrtcError>)>> = Mutex::new(Vec::with_capacity(count));
+    let some = || {
         loop {
             let at = next.fetch_add(1, Relaxed);
             let Some(kernel) = program.kernels.get(at) else { return };
             let KernelBody::Cuda(code) = &kernel.body else { continue };
-            match one(kernel, code, arch, image, cache) {
-                Ok((bytes, hit)) => {
-                    (if hit { &cached } else { &compiled }).fetch_add(1, Relaxed);
-                    images.lock().unwrap_or_else(PoisonError::into_inner)[at] = Some(bytes);
-                }
-                Err(source) => {
-                    let origin = origin(program, at);
-                    let (kernel, source) = (kernel.name.clone(), Box::new(source));
-                    let error = CudaError::Compile { kernel, origin, source };
-                    let mut first = failed.lock().unwrap_or_else(PoisonError::into_inner);
-                    if first.as_ref().is_none_or(|(have, _)| at < *have) {
-                        *first = Some((at, error));
-                    }
-                    // the rest need not be tried
-                    next.store(count, Relaxed);
-                }
+            let result = work(kernel, code);
+            if result.is_err() {
+                // the rest need not be tried
+                next.store(count, Relaxed);
             }
+            done.lock().unwrap_or_else(PoisonError::into_inner).push((at, result));
         }
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(count);
     std::thread::scope(|scope| {
         for _ in 1..threads {
-            scope.spawn(work);
+            scope.spawn(some);
         }
-        work();
+        some();
     });
-    if let Some((_, error)) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        return Err(error);
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_by_key(|(at, _)| *at);
+    let mut results: Vec<Option<T>> = (0..count).map(|_| None).collect();
+    for (at, result) in done {
+        results[at] = Some(result.map_err(|source| CudaError::Compile {
+            kernel: program.kernels[at].name.clone(),
+            origin: origin(program, at),
+            source: Box::new(source),
+        })?);
     }
-    let images = images.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let (compiled, cached) = (compiled.into_inner(), cached.into_inner());
-    Ok((images, CompileReport { compiled, cached, time: start.elapsed() }))
+    Ok(results)
+}
+
+/// What NVRTC says of a kernel, and what follows from that.
+#[derive(Clone, Debug)]
+pub struct KernelStats {
+    /// Its number in the program.
+    pub kernel: usize,
+    /// Threads of a block.
+    pub threads: u32,
+    /// Registers of a thread.
+    pub registers: u32,
+    /// Bytes of shared memory of a block.
+    pub shared_bytes: u32,
+    /// Bytes of stack of a thread.
+    pub stack_bytes: u32,
+    /// Bytes that are stored and loaded because registers ran out.
+    pub spill_bytes: u32,
+    /// Blocks that a multiprocessor holds at once.
+    pub blocks: u32,
+    /// Its PTX.
+    pub ptx: String,
+}
+
+/// Registers of a multiprocessor, from 8.0 on, and of a warp those in units of which they are given.
+const REGISTERS: u32 = 65_536;
+const REGISTER_UNIT: u32 = 256;
+/// Bytes of shared memory that the system takes of each block.
+const SYSTEM_SHARED_BYTES: u32 = 1024;
+
+/// Compiles the kernels of a program for an architecture, and tells what they need; `shared_bytes` is what a block may have
+/// of shared memory. No GPU is needed, and no cache is used.
+///
+/// # Errors
+/// [`CudaError::Compile`] where there is no NVRTC, or it refuses a kernel.
+pub fn stats(program: &Program, arch: &str, shared_bytes: u32) -> Result<Vec<KernelStats>, CudaError> {
+    // of a multiprocessor; 8.6 and 8.9 hold less
+    let most_threads = if matches!(arch, "sm_86" | "sm_89" | "sm_120") { 1536 } else { 2048 };
+    let made = for_each(program, |kernel, code| {
+        let made = Nvrtc::get()?.compile(&code.source, &kernel.name, arch, &[])?;
+        let found = made.kernels.into_iter().next().unwrap_or_default();
+        let threads = code.threads.iter().product::<u32>().max(1);
+        let shared = found.shared_bytes.saturating_add(code.shared_bytes);
+        let warp_registers = (32 * found.registers.max(1)).next_multiple_of(REGISTER_UNIT);
+        let by_registers = REGISTERS / warp_registers / threads.div_ceil(32);
+        let by_shared = (shared_bytes + SYSTEM_SHARED_BYTES) / (shared + SYSTEM_SHARED_BYTES);
+        let blocks = by_registers.min(by_shared).min(most_threads / threads).min(32);
+        Ok(KernelStats {
+            kernel: 0,
+            threads,
+            registers: found.registers,
+            shared_bytes: shared,
+            stack_bytes: found.stack_bytes,
+            spill_bytes: found.spill_bytes,
+            blocks,
+            ptx: made.ptx,
+        })
+    })?;
+    let numbered = made.into_iter().enumerate().filter_map(|(i, stats)| Some(KernelStats { kernel: i, ..stats? }));
+    Ok(numbered.collect())
 }
 
 /// A kernel's image, and whether the cache had it.
@@ -105,7 +169,7 @@ fn one(
     arch: &str,
     image: Image,
     cache: &Cache,
-) -> Result<(Vec<u8>, bool), super::nvrtc::NvrtcError> {
+) -> Result<(Vec<u8>, bool), NvrtcError> {
     let nvrtc = Nvrtc::get()?;
     let key = cache_key(code, arch, image)?;
     if let Some(bytes) = cache.get(key) {

@@ -17,6 +17,6 @@ pub use cache::Cache;
 pub use device::Device;
 pub use error::CudaError;
 pub use executable::{Executable, LoadOptions};
-pub use kernels::{CompileReport, compile};
+pub use kernels::{CompileReport, KernelStats, cache_key, compile, stats};
 pub use session::Session;
 pub use state::State;

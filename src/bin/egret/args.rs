@@ -42,12 +42,18 @@ pub enum Command {
     Export(ExportArgs),
     /// Model time and memory on devices that need not be there.
     Estimate(EstimateArgs),
+    /// List, explain or clear what is kept of kernels compiled for GPUs.
+    #[cfg(feature = "cuda")]
+    Cache(CacheArgs),
+    /// Compile the kernels of a model for GPUs, and run them on simulated ones with all checks.
+    #[cfg(feature = "sim")]
+    CheckKernels(CheckArgs),
 }
 
 /// How a model is compiled, and for what.
 #[derive(Args)]
 pub struct TargetArgs {
-    /// Where it runs: cpu, interpreter.
+    /// Where it runs: cpu, interpreter, cuda:N; with the feature `sim`, cuda-sim:NAME of a shipped description.
     #[arg(long, default_value = "cpu")]
     pub device: Device,
     /// Threads; as many as the process may use if not given.
@@ -168,6 +174,12 @@ pub enum Stage {
     Asm,
     /// CUDA C.
     Cuda,
+    /// What NVRTC makes of that.
+    #[cfg(feature = "cuda")]
+    Ptx,
+    /// Registers, spills, shared memory, occupancy and modelled time of each CUDA kernel.
+    #[cfg(feature = "cuda")]
+    Stats,
 }
 
 /// How a graph is written.
@@ -279,6 +291,46 @@ pub struct SaveArgs {
     /// The file of the program and its weights.
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
+}
+
+/// `egret cache`.
+#[cfg(feature = "cuda")]
+#[derive(Args)]
+pub struct CacheArgs {
+    /// What is done.
+    #[command(subcommand)]
+    pub action: CacheAction,
+}
+
+/// What is done with the cache.
+#[cfg(feature = "cuda")]
+#[derive(Subcommand)]
+pub enum CacheAction {
+    /// Says what is kept, the latest first.
+    List,
+    /// Says of each kernel of a model whether it is kept.
+    Explain {
+        /// The model.
+        model: PathBuf,
+        /// The shipped description of a GPU.
+        #[arg(long, value_name = "NAME", default_value = "sm_80")]
+        arch: String,
+    },
+    /// Removes all.
+    Clear,
+}
+
+/// `egret check-kernels`.
+#[cfg(feature = "sim")]
+#[derive(Args)]
+pub struct CheckArgs {
+    /// The model.
+    pub model: PathBuf,
+    /// Shipped descriptions of GPUs.
+    #[arg(long, value_name = "NAME", default_values = ["sm_80", "sm_90a"])]
+    pub arch: Vec<String>,
+    #[command(flatten)]
+    pub inputs: InputArgs,
 }
 
 /// `egret export`.

@@ -28,6 +28,8 @@ pub fn dump(args: &DumpArgs) -> Result<(), Failure> {
     let description = match (&args.arch, args.stage) {
         (Some(name), _) => model::description(name)?,
         (None, Stage::Cuda) => model::description(CUDA)?,
+        #[cfg(feature = "cuda")]
+        (None, Stage::Ptx | Stage::Stats) => model::description(CUDA)?,
         (None, _) => args
             .compile
             .target
@@ -37,15 +39,36 @@ pub fn dump(args: &DumpArgs) -> Result<(), Failure> {
     };
     match args.stage {
         Stage::Cuda => {
-            let rewritten = egret_compiler::optimise(&graph, &description, &options)?.rewritten.graph;
+            if description.is_cpu() {
+                return Err(Diagnostic::new("E0462", format!("`{}` is no GPU", description.name)).into());
+            }
+            let program = egret_compiler::compile(&graph, &description, &options)?.program;
             let mut out = String::new();
-            for kernel in egret_compiler::cuda::kernels(&rewritten, &description)? {
-                for origin in &kernel.origin {
+            for (i, kernel) in program.kernels.iter().enumerate() {
+                let egret_program::KernelBody::Cuda(code) = &kernel.body else { continue };
+                for origin in origins(&program, i) {
                     let _ = writeln!(out, "// {origin}");
                 }
-                let _ = writeln!(out, "{}\n", kernel.source.text.trim_end());
+                let _ = writeln!(out, "{}\n", code.source.trim_end());
             }
             write_text(args, &out)
+        }
+        #[cfg(feature = "cuda")]
+        Stage::Ptx | Stage::Stats => {
+            let egret_program::Target::Cuda { arch, shared_bytes, .. } = &description.target else {
+                return Err(Diagnostic::new("E0462", format!("`{}` is no GPU", description.name)).into());
+            };
+            let program = egret_compiler::compile(&graph, &description, &options)?.program;
+            let stats = egret_runtime::cuda::stats(&program, arch, *shared_bytes)
+                .map_err(|e| egret::Error::from(egret_runtime::RuntimeError::from(e)))?;
+            if args.stage == Stage::Stats {
+                return write_text(args, &table(&program, &description, &stats));
+            }
+            let text = |s: &egret_runtime::cuda::KernelStats| {
+                let origins: String = origins(&program, s.kernel).iter().map(|o| format!("// {o}\n")).collect();
+                format!("{origins}{}\n", s.ptx.trim_end())
+            };
+            write_text(args, &stats.iter().map(text).collect::<Vec<_>>().join("\n"))
         }
         Stage::Raised => write_graph(args, &egret_compiler::optimise(&graph, &description, &options)?.raised),
         Stage::Rewritten => {
@@ -70,6 +93,56 @@ pub fn dump(args: &DumpArgs) -> Result<(), Failure> {
 
 /// What CUDA C is written for when no architecture is named: it runs on all later ones.
 const CUDA: &str = "sm_80";
+
+/// Where the nodes came from that a kernel computes, over all its launches, first seen first.
+pub(crate) fn origins(program: &Program, kernel: usize) -> Vec<String> {
+    let mut origins: Vec<String> = Vec::new();
+    for launch in program.launches() {
+        let origin = launch.origin.replace(['\n', '\r'], "?");
+        if launch.kernel.0 as usize == kernel && !origin.is_empty() && !origins.contains(&origin) {
+            origins.push(origin);
+        }
+    }
+    origins
+}
+
+/// A line for each kernel: what it needs, and the modelled time of one launch.
+#[cfg(feature = "cuda")]
+pub(crate) fn table(
+    program: &Program,
+    description: &egret::DeviceDescription,
+    stats: &[egret_runtime::cuda::KernelStats],
+) -> String {
+    let mut out = format!(
+        "{:<22} {:<10} {:>7} {:>9} {:>7} {:>6} {:>6} {:>9} {:>8} {:>9}\n",
+        "kernel", "family", "threads", "registers", "shared", "stack", "spills", "blocks/SM", "launches", "µs"
+    );
+    for s in stats {
+        let kernel = &program.kernels[s.kernel];
+        let launches: Vec<_> = program.launches().into_iter().filter(|l| l.kernel.0 as usize == s.kernel).collect();
+        let hint = |dim: &egret::Dim| dim.hint(egret_compiler::cost::SYMBOL_HINT) as f64;
+        let time = launches.first().map_or(0.0, |launch| {
+            let (flops, bytes) = (hint(&launch.flops), hint(&launch.bytes));
+            let sketch = egret_compiler::cost::Sketch { flops, bytes, efficiency: 0.85, launches: 1.0 };
+            egret_compiler::cost::kernel(&sketch, description)
+        });
+        let _ = writeln!(
+            out,
+            "{:<22} {:<10} {:>7} {:>9} {:>7} {:>6} {:>6} {:>9} {:>8} {:>9.2}",
+            kernel.name,
+            kernel.family,
+            s.threads,
+            s.registers,
+            s.shared_bytes,
+            s.stack_bytes,
+            s.spill_bytes,
+            s.blocks,
+            launches.len(),
+            time
+        );
+    }
+    out
+}
 
 fn write_graph(args: &DumpArgs, graph: &Graph) -> Result<(), Failure> {
     match (args.format, &args.output) {

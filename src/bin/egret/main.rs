@@ -3,6 +3,10 @@
 mod args;
 mod batch;
 mod bench;
+#[cfg(feature = "cuda")]
+mod cache;
+#[cfg(feature = "sim")]
+mod check;
 mod compile;
 mod dump;
 mod estimate;
@@ -40,6 +44,10 @@ fn main() -> ExitCode {
         Command::Compile(args) => compile::compile(args, json),
         Command::Export(args) => export::export(args, json),
         Command::Estimate(args) => estimate::run(args, json),
+        #[cfg(feature = "cuda")]
+        Command::Cache(args) => cache::cache(args, json),
+        #[cfg(feature = "sim")]
+        Command::CheckKernels(args) => check::check(args, json),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
