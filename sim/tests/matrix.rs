@@ -111,7 +111,8 @@ fn a_copy_without_its_mask_leaves_the_matrix() {
 #[test]
 fn a_part_of_a_warp_cannot_multiply() {
     let at = TEXT.find("mma.sync").expect("a product");
-    let text = format!("{}@%p1 {}", &TEXT[..at], &TEXT[at..]);
+    let text = format!("{}setp.lt.u32 %p150, %r1, 40; @%p150 {}", &TEXT[..at], &TEXT[at..]);
+    let text = text.replace("%p<150>", "%p<151>");
     let kinds = faults(&text, [72, 40, 40]);
     assert!(kinds.iter().any(|kind| matches!(kind, FaultKind::WarpMask { .. })), "{kinds:?}");
 }
