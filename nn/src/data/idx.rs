@@ -1,38 +1,20 @@
 //! IDX files, plain or compressed by gzip: the form of MNIST.
 
-use std::fs::File;
-use std::io::{BufReader, Read};
 use std::path::Path;
 
 use egret_ir::{DType, ScalarValue, Tensor};
-use flate2::read::MultiGzDecoder;
 
 use super::Images;
+use super::unpack::{find, unpacked};
 use crate::error::DataError;
-
-/// Most bytes that a file may unpack to; a larger one is refused, not unpacked.
-const MOST_BYTES: u64 = 1 << 32;
 
 /// Reads an IDX file; one that begins as gzip does is unpacked.
 ///
 /// # Errors
 /// When the file cannot be read or is no IDX file.
 pub fn read_idx(path: &Path) -> Result<Tensor, DataError> {
-    let read = |source| DataError::Read { path: path.to_path_buf(), source };
-    let mut file = BufReader::new(File::open(path).map_err(read)?);
-    let mut start = [0; 2];
-    let got = file.read(&mut start).map_err(read)?;
-    let whole = start[..got].chain(file);
-    let mut bytes = Vec::new();
-    let count = if start == [0x1f, 0x8b] {
-        MultiGzDecoder::new(whole).take(MOST_BYTES + 1).read_to_end(&mut bytes)
-    } else {
-        whole.take(MOST_BYTES + 1).read_to_end(&mut bytes)
-    };
     let format = |why: String| DataError::Format { path: path.to_path_buf(), why };
-    if count.map_err(read)? as u64 > MOST_BYTES {
-        return Err(format(format!("holds more than {MOST_BYTES} bytes")));
-    }
+    let bytes = unpacked(path)?;
     parse(&bytes).map_err(format)
 }
 
@@ -74,12 +56,8 @@ pub fn mnist(folder: &Path) -> Result<(Images, Images), DataError> {
 }
 
 fn pair(folder: &Path, part: &str) -> Result<Images, DataError> {
-    let find = |name: String| {
-        let (plain, packed) = (folder.join(&name), folder.join(format!("{name}.gz")));
-        [plain, packed].into_iter().find(|p| p.is_file()).ok_or(DataError::Missing { folder: folder.into(), name })
-    };
-    let (image_path, label_path) =
-        (find(format!("{part}-images-idx3-ubyte"))?, find(format!("{part}-labels-idx1-ubyte"))?);
+    let image_path = find(folder, &format!("{part}-images-idx3-ubyte"))?;
+    let label_path = find(folder, &format!("{part}-labels-idx1-ubyte"))?;
     let (images, labels) = (read_idx(&image_path)?, read_idx(&label_path)?);
     let wrong = |path: &Path, why: String| DataError::Format { path: path.to_path_buf(), why };
     if images.dtype() != DType::U8 || images.shape().len() != 3 {

@@ -1,0 +1,52 @@
+//! What the examples share: how they end, what they give, how pictures are shown on a terminal.
+
+#![allow(dead_code, reason = "each example reads a part of it")]
+
+use egret::nn::data::{Batch, DataSet, Subset};
+use egret::{Epoch, History, Tensor};
+
+/// What was to become less, at the beginning of a run and at its end: a loss, as a rule.
+#[derive(Clone, Copy, Debug)]
+pub struct Learnt {
+    pub first: f64,
+    pub last: f64,
+}
+
+/// The mean losses of the first and of the last epoch.
+pub fn learnt(history: &History) -> Learnt {
+    let loss = |epoch: Option<&Epoch>| epoch.map_or(f64::NAN, |epoch| epoch.loss);
+    Learnt { first: loss(history.epochs.first()), last: loss(history.epochs.last()) }
+}
+
+/// Runs an example; an error is said, and ends the process with status 1.
+pub fn run(example: impl FnOnce() -> egret::Result<Learnt>) {
+    if let Err(error) = example() {
+        eprintln!("error: {}", error.diagnostic());
+        std::process::exit(1);
+    }
+}
+
+/// The first examples of a set: those of `steps` batches, or all of them.
+pub fn first(data: &dyn DataSet, steps: Option<usize>, batch: usize) -> Subset<'_> {
+    let count = steps.map_or(data.len(), |steps| data.len().min(steps.saturating_mul(batch)));
+    Subset::new(data, (0..count).collect())
+}
+
+/// Grey pictures side by side, from 0 (blank) to 1, two rows of pixels a line of text.
+pub fn show(pictures: &[&[f32]], width: usize) {
+    const INK: [char; 5] = [' ', '░', '▒', '▓', '█'];
+    let height = pictures.first().map_or(0, |pixels| pixels.len() / width);
+    let shade = |pixels: &[f32], row: usize, column: usize| {
+        let two = [row, (row + 1).min(height - 1)].map(|row| pixels[row * width + column]);
+        INK[(((two[0] + two[1]) / 2.0).clamp(0.0, 0.999) * INK.len() as f32) as usize]
+    };
+    for row in (0..height).step_by(2) {
+        let line = |pixels: &&[f32]| (0..width).map(|column| shade(pixels, row, column)).collect::<String>();
+        println!("  {}", pictures.iter().map(line).collect::<Vec<_>>().join("  "));
+    }
+}
+
+/// The tensors of a batch as sessions take them.
+pub fn named(batch: &Batch) -> Vec<(&str, &Tensor)> {
+    batch.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect()
+}
