@@ -17,7 +17,7 @@ use egret::nn::{Adam, Flatten, Layer, Linear, Schedule, Sequential, loss};
 use egret::{Device, Fit, Objective, Progress, ScalarFn, Trainer, f32, shape};
 
 #[derive(Parser)]
-pub struct Args {
+pub(crate) struct Args {
     /// Folder with MNIST's files.
     #[arg(long)]
     data: Option<PathBuf>,
@@ -51,7 +51,7 @@ fn unlabelled(images: &Images) -> egret::Result<Table> {
     Ok(Table::new(images.batch(&all)?.into_iter().take(1))?)
 }
 
-pub fn learn(args: &Args) -> egret::Result<Learnt> {
+pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
     let (training, test) = match &args.data {
         Some(folder) => data::mnist(folder)?,
         None => {

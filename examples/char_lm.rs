@@ -23,7 +23,7 @@ use egret::nn::{
 use egret::{DType, Device, Dim, Objective, Tensor, TensorType, Trainer, Var};
 
 #[derive(Parser)]
-pub struct Args {
+pub(crate) struct Args {
     /// Folder with `input.txt`.
     #[arg(long)]
     data: Option<PathBuf>,
@@ -69,7 +69,7 @@ fn main() {
     common::run(|| learn(&Args::parse()));
 }
 
-pub fn learn(args: &Args) -> egret::Result<Learnt> {
+pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
     let text = match &args.data {
         Some(folder) => data::read_text(folder, "input.txt")?,
         None => {

@@ -26,7 +26,7 @@ const NOISE: usize = 16;
 const CLOUDS: usize = 8;
 
 #[derive(Parser)]
-pub struct Args {
+pub(crate) struct Args {
     /// Folder with MNIST's files.
     #[arg(long)]
     data: Option<PathBuf>,
@@ -85,7 +85,7 @@ fn rate<'t>(t: &Tracer<'t>) -> Var<'t> {
     t.input("rate", TensorType::new(DType::F64, shape![]))
 }
 
-pub fn learn(args: &Args) -> egret::Result<Learnt> {
+pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
     let (images, features) = match &args.data {
         Some(folder) => {
             let images = data::mnist(folder)?.0;

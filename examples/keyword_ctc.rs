@@ -27,7 +27,7 @@ const WORDS: [&str; 12] = ["yes", "no", "up", "down", "left", "right", "on", "of
 const SOUND: [usize; 2] = [32, 12];
 
 #[derive(Parser)]
-pub struct Args {
+pub(crate) struct Args {
     /// Folder with `sounds.npy` and `words.txt`.
     #[arg(long)]
     data: Option<PathBuf>,
@@ -55,7 +55,7 @@ fn main() {
     common::run(|| learn(&Args::parse()));
 }
 
-pub fn learn(args: &Args) -> egret::Result<Learnt> {
+pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
     let (sounds, words) = match &args.data {
         Some(folder) => {
             let words = data::read_text(folder, "words.txt")?;

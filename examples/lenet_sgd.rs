@@ -16,7 +16,7 @@ use egret::nn::{AvgPool2d, Conv2d, Flatten, Layer, Linear, Schedule, Sequential,
 use egret::{Device, Fit, Objective, Progress, ScalarFn, Trainer, f32, i64, shape};
 
 #[derive(Parser)]
-pub struct Args {
+pub(crate) struct Args {
     /// Folder with MNIST's files.
     #[arg(long)]
     data: Option<PathBuf>,
@@ -41,7 +41,7 @@ fn main() {
     common::run(|| learn(&Args::parse()));
 }
 
-pub fn learn(args: &Args) -> egret::Result<Learnt> {
+pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
     let (training, test) = match &args.data {
         Some(folder) => data::mnist(folder)?,
         None => {

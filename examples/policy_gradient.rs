@@ -22,7 +22,7 @@ const LONGEST: usize = 200;
 const CARTS: usize = 16;
 
 #[derive(Parser)]
-pub struct Args {
+pub(crate) struct Args {
     /// Steps of training, of 16 episodes each.
     #[arg(long, default_value_t = 100)]
     steps: u64,
@@ -68,7 +68,7 @@ fn main() {
     common::run(|| learn(&Args::parse()));
 }
 
-pub fn learn(args: &Args) -> egret::Result<Learnt> {
+pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
     println!("The cart and its pole are simulated by this program.");
     let device = Device::cpu();
     let policy = Sequential::new().layer(Linear::new(64)).layer(ScalarFn::Tanh).named("out", Linear::new(2));

@@ -17,7 +17,7 @@ use egret::nn::{Init, Mode, Params, data};
 use egret::{Device, Tensor, Var, f32, shape};
 
 #[derive(Parser)]
-pub struct Args {
+pub(crate) struct Args {
     /// Folder with MNIST's files.
     #[arg(long)]
     data: Option<PathBuf>,
@@ -74,7 +74,7 @@ fn main() {
     common::run(|| learn(&Args::parse()));
 }
 
-pub fn learn(args: &Args) -> egret::Result<Learnt> {
+pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
     let images = match &args.data {
         Some(folder) => data::mnist(folder)?.0,
         None => {

@@ -25,7 +25,7 @@ use egret::{Device, Fit, Objective, Progress, ScalarFn, Tensor, Trainer, f32, i6
 const WIDTH: usize = 8;
 
 #[derive(Parser)]
-pub struct Args {
+pub(crate) struct Args {
     /// Folder with `ratings.csv`.
     #[arg(long)]
     data: Option<PathBuf>,
@@ -59,7 +59,7 @@ fn main() {
     common::run(|| learn(&Args::parse()));
 }
 
-pub fn learn(args: &Args) -> egret::Result<Learnt> {
+pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
     let ratings = match &args.data {
         Some(folder) => Ratings::parse(&data::read_text(folder, "ratings.csv")?),
         None => {

@@ -19,7 +19,7 @@ use egret::nn::{Adam, Clip, ClipBy, Embedding, Gru, Layer, Linear, Params, Sched
 use egret::{DType, Device, Fit, Literal, Objective, Progress, Tensor, Trainer, Var, i64, shape};
 
 #[derive(Parser)]
-pub struct Args {
+pub(crate) struct Args {
     /// Folder with `pairs.tsv`.
     #[arg(long)]
     data: Option<PathBuf>,
@@ -75,7 +75,7 @@ fn main() {
     common::run(|| learn(&Args::parse()));
 }
 
-pub fn learn(args: &Args) -> egret::Result<Learnt> {
+pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
     let pairs: Vec<(String, String)> = match &args.data {
         Some(folder) => {
             let text = data::read_text(folder, "pairs.tsv")?;

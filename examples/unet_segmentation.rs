@@ -23,7 +23,7 @@ use egret::{Device, Fit, Objective, Progress, ScalarFn, Tensor, Trainer, Var, f3
 const EXTENT: usize = 32;
 
 #[derive(Parser)]
-pub struct Args {
+pub(crate) struct Args {
     /// Folder with `images.npy` and `masks.npy`.
     #[arg(long)]
     data: Option<PathBuf>,
@@ -75,7 +75,7 @@ fn unet<'t>(p: &Params<'_, 't>, images: Var<'t>, channels: usize, classes: usize
     Conv2d::new(classes, 1).forward(&p.at("out"), x).transpose(&[0, 2, 3, 1])
 }
 
-pub fn learn(args: &Args) -> egret::Result<Learnt> {
+pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
     let (images, masks) = match &args.data {
         Some(folder) => (read_npy(&folder.join("images.npy"))?, read_npy(&folder.join("masks.npy"))?),
         None => {

@@ -1,6 +1,6 @@
 //! Each example for a few steps: it ends well, and what it learns by becomes less.
 
-#![allow(dead_code, reason = "the entry points of the examples")]
+#![allow(dead_code, clippy::duplicate_mod, reason = "each example has an entry point and what all share")]
 
 use clap::Parser;
 
