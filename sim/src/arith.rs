@@ -173,6 +173,19 @@ pub(crate) fn ternary(op: Ternary, ty: Type, flags: Flags, a: u64, b: u64, c: u6
             };
             finish(ty, flags, out)
         }
+        Ternary::Dot { halves, high, signed } => {
+            let part = |word: u64, i: u32, bits: u32, signed: bool| {
+                let field = (word as u32) >> (i * bits) << (32 - bits);
+                if signed { (field as i32) >> (32 - bits) } else { (field >> (32 - bits)) as i32 }
+            };
+            let terms = if halves { 2 } else { 4 };
+            let sum = (0..terms).fold(c as u32 as i32, |sum, i| {
+                let x = part(a, i, if halves { 16 } else { 8 }, signed[0]);
+                let y = part(b, if halves && high { i + 2 } else { i }, 8, signed[1]);
+                sum.wrapping_add(x.wrapping_mul(y))
+            });
+            u64::from(sum as u32)
+        }
         Ternary::Mad => mul(Binary::Mul).wrapping_add(c) & ty.mask(),
         Ternary::MadHi => mul(Binary::MulHi).wrapping_add(c) & ty.mask(),
         Ternary::MadWide => mul(Binary::MulWide).wrapping_add(c) & (u64::MAX >> (64 - 2 * ty.bits().min(32))),
@@ -321,6 +334,17 @@ pub(crate) fn atomic(op: Atomic, ty: Type, old: u64, b: u64, c: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn products_of_parts() {
+        let dot = |halves, high, signed, a: u32, b: u32, c: u32| {
+            let op = Ternary::Dot { halves, high, signed };
+            ternary(op, Type::U32, Flags::default(), a.into(), b.into(), c.into()) as u32
+        };
+        assert_eq!(dot(true, false, [false; 2], 0x0003_0002, 0xff05_0704, 10), 2 * 4 + 3 * 7 + 10);
+        assert_eq!(dot(true, true, [false; 2], 0x0003_0002, 0xff05_0704, 10), 2 * 5 + 3 * 255 + 10);
+        assert_eq!(dot(false, false, [true; 2], 0xff02_0304, 0x0102_ff05, 0) as i32, 20 - 3 + 4 - 1);
+    }
 
     #[test]
     fn sums_are_rounded_as_asked() {

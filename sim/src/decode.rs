@@ -161,6 +161,26 @@ impl Cx<'_, '_> {
                 let (a, b) = if negated { (2, 1) } else { (1, 2) };
                 return Ok(Op::Selp { dst: self.dst(0)?, a: self.value(a, ty)?, b: self.value(b, ty)?, pred });
             }
+            "dp2a" | "dp4a" => {
+                let halves = name == "dp2a";
+                let high = self.take("hi");
+                self.take("lo");
+                let (a, b) = (self.ty()?, self.ty()?);
+                if ![a, b].iter().all(|ty| matches!(ty, Type::U32 | Type::S32)) {
+                    return Err(format!("`{name}` of a type that it does not have"));
+                }
+                let op = Ternary::Dot { halves, high, signed: [a.is_signed(), b.is_signed()] };
+                let (x, y, z) = (self.value(1, a)?, self.value(2, b)?, self.value(3, Type::U32)?);
+                return Ok(Op::Ternary {
+                    op,
+                    ty: Type::U32,
+                    flags: Flags::default(),
+                    dst: self.dst(0)?,
+                    a: x,
+                    b: y,
+                    c: z,
+                });
+            }
             "slct" => {
                 self.take("ftz");
                 let (ty, by) = (self.ty()?, self.ty()?);

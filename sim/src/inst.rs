@@ -128,7 +128,16 @@ pub(crate) enum Ternary {
     Bfe,
     Prmt,
     Lop3(u8),
-    Shf { left: bool, wrap: bool },
+    Shf {
+        left: bool,
+        wrap: bool,
+    },
+    /// The sum of products of parts of two words and a third one: two halves by bytes, or four bytes by bytes.
+    Dot {
+        halves: bool,
+        high: bool,
+        signed: [bool; 2],
+    },
 }
 
 /// How two values are compared.

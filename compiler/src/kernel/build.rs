@@ -77,8 +77,13 @@ impl KernelBuilder {
 
     /// Another buffer parameter.
     pub fn buffer(&mut self, dtype: DType, access: Access) -> Memory {
-        self.kernel.buffers.push(BufferParam { dtype, access });
+        self.kernel.buffers.push(BufferParam { dtype, access, align: 0 });
         Memory::Buffer(self.kernel.buffers.len() as u32 - 1)
+    }
+
+    /// States that every buffer so far starts at a multiple of so many bytes.
+    pub fn align_buffers(&mut self, bytes: u32) {
+        self.kernel.buffers.iter_mut().for_each(|b| b.align = bytes);
     }
 
     /// Another dim parameter.

@@ -58,6 +58,8 @@ pub struct BufferParam {
     pub dtype: DType,
     /// What the kernel does with it.
     pub access: Access,
+    /// Bytes of which its start is a multiple, where that is more than the element's own: vectors may be loaded and stored.
+    pub align: u32,
 }
 
 /// Where scratch memory lives.

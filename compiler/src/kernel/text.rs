@@ -29,7 +29,8 @@ impl Kernel {
                 Access::Write => "write",
                 Access::ReadWrite => "read write",
             };
-            writeln!(w, "  b{i}: {access} {}", b.dtype)?;
+            write!(w, "  b{i}: {access} {}", b.dtype)?;
+            writeln!(w, "{}", if b.align == 0 { String::new() } else { format!(" align {}", b.align) })?;
         }
         writeln!(w, "  dims {}", self.dims)?;
         for (i, s) in self.scratch.iter().enumerate() {

@@ -59,6 +59,11 @@ impl Planner<'_> {
                 made.kernel.buffers[i].access = kernel::Access::ReadInPlace;
             }
         }
+        for (param, arg) in made.kernel.buffers.iter_mut().zip(&args) {
+            if param.align > 0 && !self.starts_at(arg.buffer, i64::from(param.align)) {
+                param.align = 0;
+            }
+        }
         let clear = self.halos(frame, group.root);
         let family = match group.family {
             Family::Map => "map",
@@ -84,6 +89,15 @@ impl Planner<'_> {
         launch.faults = faults;
         steps.push(Step::Launch(launch));
         Ok(())
+    }
+
+    /// Whether a buffer always starts at a multiple of so many bytes: allocations do, slices as far as their strides do.
+    fn starts_at(&self, buffer: BufferId, bytes: i64) -> bool {
+        match &self.program.buffer(buffer).place {
+            Place::Slice { of, stride } => stride.modulo(&Dim::from(bytes)).is(0) && self.starts_at(*of, bytes),
+            Place::Part { of, offset } => offset.modulo(&Dim::from(bytes)).is(0) && self.starts_at(*of, bytes),
+            _ => true,
+        }
     }
 
     /// A generated kernel, each text once.

@@ -21,7 +21,12 @@ pub fn build(scope: &mut Scope, outputs: &[NodeId]) {
         return blocked_loops(scope, root, |scope, index, live| store(scope, outputs, &memories, index, live));
     }
     match flat_axis(scope, outputs) {
-        Some(axis) => {
+        Some((axis, leaves)) if scope.is_gpu() => {
+            let total = scope.graph.tensor_type(root).shape.elements();
+            let outputs: Vec<_> = outputs.iter().copied().zip(memories).collect();
+            cuda::map::vectors(scope, &total, axis, &outputs, &leaves);
+        }
+        Some((axis, _)) => {
             let total = scope.graph.tensor_type(root).shape.elements();
             let rank = scope.graph.tensor_type(root).shape.rank();
             flat_loop(scope, &total, |scope, at| {
@@ -150,12 +155,13 @@ pub fn blocked_loops(scope: &mut Scope, root: NodeId, body: impl FnOnce(&mut Sco
 }
 
 /// The axis along which a flat index may run, when everything that is read has the result's shape row-major, or is one
-/// element.
-fn flat_axis(scope: &Scope, outputs: &[NodeId]) -> Option<usize> {
+/// element; and what is read element by element.
+fn flat_axis(scope: &Scope, outputs: &[NodeId]) -> Option<(usize, Vec<NodeId>)> {
     let graph = scope.graph;
     let shape = &graph.tensor_type(outputs[0]).shape;
     let mut seen: SmallVec<[NodeId; 16]> = SmallVec::new();
     let mut todo: SmallVec<[NodeId; 16]> = SmallVec::new();
+    let mut leaves = Vec::new();
     let expand = |id: NodeId, todo: &mut SmallVec<[NodeId; 16]>| match graph.node(id).op {
         Op::Pointwise(_) | Op::Cast(_) | Op::StopGradient(_) => {
             todo.extend(graph.node(id).operands.iter().copied());
@@ -177,6 +183,9 @@ fn flat_axis(scope: &Scope, outputs: &[NodeId]) -> Option<usize> {
         let one = ty.shape.iter().all(|d| d.is(1));
         let fits = one || ty.shape == *shape;
         let stored = scope.stored.layout(value_of(graph, id));
+        if stored.is_some() && !one {
+            leaves.push(id);
+        }
         let ok = match stored {
             Some(layout) => fits && (one || *layout == Layout::RowMajor),
             None => match &graph.node(id).op {
@@ -189,7 +198,8 @@ fn flat_axis(scope: &Scope, outputs: &[NodeId]) -> Option<usize> {
             return None;
         }
     }
-    Some(shape.iter().rposition(|dim| !dim.is(1)).unwrap_or(0))
+    leaves.sort_unstable();
+    Some((shape.iter().rposition(|dim| !dim.is(1)).unwrap_or(0), leaves))
 }
 
 /// Builds a concatenation: each grid point copies its stretch of every part.

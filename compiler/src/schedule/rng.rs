@@ -3,8 +3,9 @@
 use egret_ir::ops::Rng;
 use egret_ir::{DType, Dim, NodeId};
 
+use super::cuda;
 use super::scope::Scope;
-use crate::kernel::{BinaryOp, Expr, Literal, LoopKind};
+use crate::kernel::{BinaryOp, Expr, Literal, LoopKind, Memory};
 
 const MULTIPLIERS: [i64; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const STEPS: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
@@ -19,11 +20,19 @@ pub fn build(scope: &mut Scope, id: NodeId, rng: &Rng) {
     let out = scope.write((id, 0));
     let elements = scope.dim(&total);
     let blocks = total.ceil_div(&Dim::from(4));
+    if scope.is_gpu() {
+        return cuda::map::flat(scope, &blocks, |scope, at| block(scope, rng, counter, &at, out, &elements));
+    }
     let end = scope.dim(&blocks);
     let chunks = scope.dim(&blocks.ceil_div(&Dim::from(CHUNK)));
     let chunk = scope.k.grid(chunks);
     let first = scope.k.bind(chunk * Expr::int(CHUNK));
     let stop = scope.k.bind((first.clone() + Expr::int(CHUNK)).min(end));
+    scope.for_(first, stop, LoopKind::Serial, |scope, at| block(scope, rng, counter, &at, out, &elements));
+}
+
+/// Four words.
+fn block(scope: &mut Scope, rng: &Rng, counter: NodeId, block: &Expr, out: Memory, elements: &Expr) {
     let counter = scope.element(counter, &[]).cast(DType::U64);
     let counter = scope.k.bind(counter);
     let wide = |v: i64| Expr::Literal(Literal::Int(DType::U64, v));
@@ -33,32 +42,30 @@ pub fn build(scope: &mut Scope, id: NodeId, rng: &Rng) {
         [scope.k.bind(of.cast(DType::U32)), scope.k.bind(high)]
     };
     let [low, high] = halves(scope, counter);
-    scope.for_(first, stop, LoopKind::Serial, |scope, block| {
-        let [a, b] = halves(scope, block.clone().cast(DType::U64));
-        let mut c = [a, b, low, high];
-        let mut key = [rng.stream as u32, (rng.stream >> 32) as u32];
-        for round in 0..10 {
-            if round > 0 {
-                key = [key[0].wrapping_add(STEPS[0]), key[1].wrapping_add(STEPS[1])];
-            }
-            let product = |scope: &mut Scope, of: &Expr, by: i64| {
-                let product = scope.k.bind(of.clone().cast(DType::U64) * wide(by));
-                halves(scope, product)
-            };
-            let [low_a, high_a] = product(scope, &c[0], MULTIPLIERS[0]);
-            let [low_b, high_b] = product(scope, &c[2], MULTIPLIERS[1]);
-            let mix = |scope: &mut Scope, a: Expr, b: &Expr, key: u32| {
-                let mixed = a.binary(BinaryOp::Xor, b.clone()).binary(BinaryOp::Xor, word(key));
-                scope.k.bind(mixed)
-            };
-            let x = mix(scope, high_b, &c[1], key[0]);
-            let z = mix(scope, high_a, &c[3], key[1]);
-            c = [x, low_b, z, low_a];
+    let [a, b] = halves(scope, block.clone().cast(DType::U64));
+    let mut c = [a, b, low, high];
+    let mut key = [rng.stream as u32, (rng.stream >> 32) as u32];
+    for round in 0..10 {
+        if round > 0 {
+            key = [key[0].wrapping_add(STEPS[0]), key[1].wrapping_add(STEPS[1])];
         }
-        let at = scope.k.bind(block * Expr::int(4));
-        for (i, word) in c.into_iter().enumerate() {
-            let place = at.clone() + Expr::int(i as i64);
-            scope.if_(place.less(elements.clone()), |scope| scope.k.store(out, place.clone(), word));
-        }
-    });
+        let product = |scope: &mut Scope, of: &Expr, by: i64| {
+            let product = scope.k.bind(of.clone().cast(DType::U64) * wide(by));
+            halves(scope, product)
+        };
+        let [low_a, high_a] = product(scope, &c[0], MULTIPLIERS[0]);
+        let [low_b, high_b] = product(scope, &c[2], MULTIPLIERS[1]);
+        let mix = |scope: &mut Scope, a: Expr, b: &Expr, key: u32| {
+            let mixed = a.binary(BinaryOp::Xor, b.clone()).binary(BinaryOp::Xor, word(key));
+            scope.k.bind(mixed)
+        };
+        let x = mix(scope, high_b, &c[1], key[0]);
+        let z = mix(scope, high_a, &c[3], key[1]);
+        c = [x, low_b, z, low_a];
+    }
+    let at = scope.k.bind(block * Expr::int(4));
+    for (i, word) in c.into_iter().enumerate() {
+        let place = at.clone() + Expr::int(i as i64);
+        scope.if_(place.less(elements.clone()), |scope| scope.k.store(out, place.clone(), word));
+    }
 }

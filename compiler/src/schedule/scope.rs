@@ -55,6 +55,8 @@ pub struct Scope<'g> {
     pub faults: Vec<FaultText>,
     /// Threads of a CUDA block; 0 on the CPU.
     pub threads: i64,
+    /// Neighbouring elements that a thread loads at once make vectors, where buffers start at multiples of them.
+    pub vectors: bool,
     dim_exprs: FxHashMap<Dim, Expr>,
     reads: FxHashMap<Value, Memory>,
     elements: Vec<FxHashMap<(NodeId, Vec<Expr>), Expr>>,
@@ -87,6 +89,7 @@ impl<'g> Scope<'g> {
             dims: Vec::new(),
             faults: Vec::new(),
             threads,
+            vectors: false,
             dim_exprs: FxHashMap::default(),
             reads: FxHashMap::default(),
             elements: vec![FxHashMap::default()],
@@ -294,7 +297,7 @@ impl<'g> Scope<'g> {
     }
 
     /// Remembers an element until the current loop or mask ends.
-    pub(super) fn remember(&mut self, id: NodeId, index: &[Expr], value: &Expr) {
+    pub fn remember(&mut self, id: NodeId, index: &[Expr], value: &Expr) {
         if let Some(scope) = self.elements.last_mut() {
             scope.insert((id, index.to_vec()), value.clone());
         }

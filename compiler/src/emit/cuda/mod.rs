@@ -112,6 +112,9 @@ impl Printer<'_> {
         let threads = k.block_threads();
         let _ =
             writeln!(self.out, "extern \"C\" __global__ void __launch_bounds__({threads}, 1)\n{name}({parameters}) {{");
+        for (i, b) in k.buffers.iter().enumerate().filter(|(_, b)| b.align > 0) {
+            self.line(&format!("b{i} = aligned<{}>(b{i});", b.align));
+        }
         self.scratch();
         self.grid()?;
         self.block(&k.body)?;

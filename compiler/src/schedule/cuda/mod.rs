@@ -11,8 +11,8 @@ pub mod row;
 pub mod row_stage;
 pub mod scatter;
 
-use egret_ir::ops::{Places, Scatter, ScatterKind};
-use egret_ir::{DType, Diagnostic, Dim, Graph, NodeId, Op};
+use egret_ir::ops::{Places, Scatter};
+use egret_ir::{Diagnostic, Dim, Graph, NodeId, Op};
 
 use super::Generated;
 use super::row::anchor;
@@ -40,8 +40,8 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, exact: bool) 
         Family::Window => super::window::build(&mut scope, id),
         Family::Reduce | Family::Row => {
             let dtype = graph.tensor_type(graph.node(id).operands[0]).dtype;
-            // halves are summed in f32
-            if !dtype.is_float() && !matches!(dtype, DType::I32 | DType::I64) {
+            // rows are norms and the like; halves are summed in f32
+            if group.family == Family::Row && !dtype.is_float() {
                 return Err(unsupported(graph, id, &format!("over {dtype}")));
             }
             if group.family == Family::Row {
@@ -51,8 +51,8 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, exact: bool) 
             }
         }
         Family::Scatter => match &graph.node(id).op {
-            Op::Scatter(Scatter { places: Places::Rows { .. }, kind: ScatterKind::Add }) => {
-                scatter::build(&mut scope, id)
+            Op::Scatter(scatter @ Scatter { places: Places::Rows { axis } | Places::Elements { axis }, .. }) => {
+                scatter::build(&mut scope, id, scatter, *axis)
             }
             _ => return Err(unsupported(graph, id, "of this form")),
         },
@@ -61,10 +61,16 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, exact: bool) 
                 problem::Problem::new(&mut scope, id).ok_or_else(|| unsupported(graph, id, "of this form"))?;
             contract::build(&mut scope, &problem);
         }
+        Family::Cumulative => match &graph.node(id).op {
+            Op::Cumulative(op) => super::cumulative::build(&mut scope, id, op),
+            _ => return Err(unsupported(graph, id, "of this form")),
+        },
+        Family::Rng => match &graph.node(id).op {
+            Op::Rng(op) => super::rng::build(&mut scope, id, op),
+            _ => return Err(unsupported(graph, id, "of this form")),
+        },
         Family::Attention
         | Family::AttentionGrad
-        | Family::Cumulative
-        | Family::Rng
         | Family::Select
         | Family::Bits
         | Family::Branch
@@ -73,7 +79,10 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, exact: bool) 
             return Err(unsupported(graph, id, "of any form"));
         }
     }
-    let Scope { k, args, dims, faults, .. } = scope;
+    let Scope { mut k, args, dims, faults, vectors, .. } = scope;
+    if vectors {
+        k.align_buffers(map::VECTOR_BYTES as u32);
+    }
     let kernel = k.finish().map_err(|findings| beyond(graph, id, findings))?.with_wide_halves();
     Ok(Generated { kernel, args, dims, faults })
 }

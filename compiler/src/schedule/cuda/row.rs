@@ -7,6 +7,8 @@ use super::expected;
 use crate::kernel::{Expr, LoopKind, Memory, Space};
 use crate::schedule::scope::Scope;
 
+/// Elements of a vector: 16 bytes of f32.
+const WIDTH: i64 = 4;
 /// Bytes of shared memory in which the rows of a block wait.
 const STAGED_BYTES: usize = 40 * 1024;
 
@@ -28,8 +30,7 @@ pub fn each(
 ) {
     let extents: SmallVec<[Dim; 4]> = axes.iter().map(|axis| shape[*axis].clone()).collect();
     let length = extents.iter().fold(Dim::ONE, |n, d| n * d.clone());
-    let end = scope.dim(&length);
-    scope.for_(Expr::int(0), end, LoopKind::Thread(0), |scope, at| {
+    deal(scope, shape, axes, &length, &mut |scope, at| {
         let mut index: SmallVec<[Expr; 6]> = outer.into();
         for (axis, i) in axes.iter().zip(scope.unflatten(at.clone(), &extents)) {
             index[*axis] = i;
@@ -38,6 +39,27 @@ pub fn each(
             scope.remember(*id, &index, &memory.load(&at));
         }
         body(scope, &index);
+    });
+}
+
+/// Deals the elements of a row to the threads, always in the same way: by vectors where a row is one stretch of memory that
+/// vectors divide.
+fn deal(scope: &mut Scope, shape: &Shape, axes: &[usize], length: &Dim, body: &mut dyn FnMut(&mut Scope, Expr)) {
+    let wide = axes.iter().filter(|axis| !shape[**axis].is(1)).count() <= 1
+        && axes.last().is_some_and(|axis| shape[axis + 1..].iter().all(|d| d.is(1)))
+        && length.as_const().is_some_and(|n| n >= WIDTH && n % WIDTH == 0);
+    if !wide {
+        let end = scope.dim(length);
+        return scope.for_(Expr::int(0), end, LoopKind::Thread(0), body);
+    }
+    scope.vectors = true;
+    let end = scope.dim(&length.floor_div(&Dim::from(WIDTH)));
+    scope.for_(Expr::int(0), end, LoopKind::Thread(0), |scope, part| {
+        let base = scope.k.bind(part * WIDTH);
+        scope.for_(Expr::int(0), Expr::int(WIDTH), LoopKind::Unroll, |scope, i| {
+            let at = scope.k.bind(&base + i);
+            body(scope, at);
+        });
     });
 }
 
@@ -66,8 +88,8 @@ pub fn stage(
         return staged;
     }
     let extents: SmallVec<[Dim; 4]> = axes.iter().map(|axis| shape[*axis].clone()).collect();
-    let end = scope.dim(&extents.iter().fold(Dim::ONE, |n, d| n * d.clone()));
-    scope.for_(Expr::int(0), end, LoopKind::Thread(0), |scope, at| {
+    let length = extents.iter().fold(Dim::ONE, |n, d| n * d.clone());
+    deal(scope, shape, axes, &length, &mut |scope, at| {
         let mut index: SmallVec<[Expr; 6]> = outer.into();
         for (axis, i) in axes.iter().zip(scope.unflatten(at.clone(), &extents)) {
             index[*axis] = i;

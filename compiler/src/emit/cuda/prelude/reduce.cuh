@@ -19,6 +19,10 @@
     }
 #define REDUCTIONS(type, least, greatest) \
     REDUCE(sum, SUM, type, 0) REDUCE(prod, PROD, type, 1) REDUCE(max, MAX, type, least) REDUCE(min, MIN, type, greatest)
+REDUCE(max, MAX, bool, false) REDUCE(min, MIN, bool, true)
+REDUCTIONS(i8, -128, 127) REDUCTIONS(u8, 0, 255)
+REDUCTIONS(i16, -32768, 32767) REDUCTIONS(u16, 0, 65535)
+REDUCTIONS(u32, 0, 0xffffffffu) REDUCTIONS(u64, 0, 0xffffffffffffffffull)
 REDUCTIONS(f32, -INF_F32, INF_F32)
 REDUCTIONS(f64, -INF_F64, INF_F64)
 REDUCTIONS(i32, -2147483647 - 1, 2147483647)

@@ -24,6 +24,9 @@ DEVICE f32 f32_from(bf16 x) { return __uint_as_float((u32)x.bits << 16); }
 DEVICE f16 f16_from(f32 x) { f16 y; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x)); return y; }
 DEVICE bf16 bf16_from(f32 x) { bf16 y; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x)); return y; }
 
+// A pointer that is known to be a multiple of so many bytes: what follows may be loaded and stored as vectors.
+template <int bytes, typename T> DEVICE T* aligned(T* p) { return (T*)__builtin_assume_aligned(p, bytes); }
+
 // Float to integer truncates and saturates; NaN gives 0.
 DEVICE i32 i32_from(f32 x) { return __float2int_rz(x); }
 DEVICE u32 u32_from(f32 x) { return __float2uint_rz(x); }
