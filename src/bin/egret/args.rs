@@ -198,6 +198,8 @@ pub enum Format {
 pub enum Against {
     /// The reference interpreter.
     Interpreter,
+    /// The host's processor: quicker, for a GPU.
+    Cpu,
     /// Nothing: that it compiles and runs is enough.
     None,
 }

@@ -1,4 +1,4 @@
-//! `egret verify`: a compiled model against the reference interpreter, and where they part.
+//! `egret verify`: a compiled model against the reference interpreter or the CPU, and where they part.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -19,6 +19,7 @@ type Named = Vec<(String, Tensor)>;
 /// How results are made and compared.
 struct Check {
     device: Device,
+    against: Against,
     options: CompileOptions,
     rtol: f64,
     atol: f64,
@@ -26,7 +27,22 @@ struct Check {
 
 impl Check {
     fn compiled(&self, graph: &Graph, inputs: &[(String, Tensor)]) -> Result<Named, Failure> {
-        let exe = egret::compile_with(graph, &self.device, &self.options)?;
+        self.compiled_for(graph, &self.device, inputs)
+    }
+
+    /// What results are compared with.
+    fn reference(&self, graph: &Graph, inputs: &[(String, Tensor)]) -> Result<Named, Failure> {
+        match self.against {
+            Against::Cpu => self.compiled_for(graph, &Device::cpu(), inputs),
+            Against::Interpreter | Against::None => {
+                let given: Tensors = inputs.iter().cloned().collect();
+                Ok(interpret(graph, &given, &Tensors::new()).map_err(Diagnostic::from)?.outputs)
+            }
+        }
+    }
+
+    fn compiled_for(&self, graph: &Graph, device: &Device, inputs: &[(String, Tensor)]) -> Result<Named, Failure> {
+        let exe = egret::compile_with(graph, device, &self.options)?;
         let mut session = exe.session()?;
         let outputs = session.run(&model::borrowed(inputs))?;
         Ok(outputs.iter().map(|output| (output.name().to_string(), output.to_tensor())).collect())
@@ -34,7 +50,7 @@ impl Check {
 
     /// The difference of each output.
     fn differences(&self, graph: &Graph, inputs: &[(String, Tensor)]) -> Result<Vec<(String, Difference)>, Failure> {
-        let (have, want) = (self.compiled(graph, inputs)?, reference(graph, inputs)?);
+        let (have, want) = (self.compiled(graph, inputs)?, self.reference(graph, inputs)?);
         let pairs = have.into_iter().zip(want);
         Ok(pairs
             .map(|((name, have), (_, want))| (name, tensors::compare(&have, &want, self.rtol, self.atol)))
@@ -47,11 +63,6 @@ impl Check {
         let inputs = read_by(&part, inputs);
         Ok(self.differences(&part, &inputs)?.iter().any(|(_, difference)| !difference.is_none()))
     }
-}
-
-fn reference(graph: &Graph, inputs: &[(String, Tensor)]) -> Result<Named, Failure> {
-    let given: Tensors = inputs.iter().cloned().collect();
-    Ok(interpret(graph, &given, &Tensors::new()).map_err(Diagnostic::from)?.outputs)
 }
 
 /// Those inputs that a graph has.
@@ -111,7 +122,8 @@ pub fn verify(args: &VerifyArgs, as_json: bool) -> Result<(), Failure> {
     let model::Given { graph, inputs, .. } = model::given(&args.compile.model, &args.inputs)?;
     egret::ir::verify(&graph)?;
     let target = &args.compile.target;
-    let check = Check { device: target.device(), options: target.options(), rtol: args.rtol, atol: args.atol };
+    let (device, options) = (target.device(), target.options());
+    let check = Check { device, against: args.against, options, rtol: args.rtol, atol: args.atol };
     if args.against == Against::None {
         check.compiled(&graph, &inputs)?;
         match as_json {
@@ -139,12 +151,10 @@ pub fn verify(args: &VerifyArgs, as_json: bool) -> Result<(), Failure> {
                 "max_relative_error": d.relative, "wrong": d.wrong, "mismatch": d.types })
             })
             .collect();
+        let against = if args.against == Against::Cpu { "cpu" } else { "interpreter" };
         let first =
             found.as_ref().map(|f| json!({ "node": f.node, "origin": f.origin, "graph": f.path, "nodes": f.nodes }));
-        println!(
-            "{:#}",
-            json!({ "ok": wrong.is_none(), "against": "interpreter", "outputs": outputs, "first": first })
-        );
+        println!("{:#}", json!({ "ok": wrong.is_none(), "against": against, "outputs": outputs, "first": first }));
     } else if let Some(found) = &found {
         println!("the first value that differs is {} ({})", found.node, found.origin);
         println!(
@@ -203,7 +213,8 @@ impl Found {
             size = kept.len();
             let ids: Vec<NodeId> = cut.keys().copied().collect();
             let above = copied(graph, &whole, &BTreeMap::new(), &ids)?;
-            let given: Named = reference(&above, &read_by(&above, inputs))?
+            let given: Named = check
+                .reference(&above, &read_by(&above, inputs))?
                 .into_iter()
                 .zip(cut.values())
                 .map(|((_, tensor), name)| (name.clone(), tensor))
