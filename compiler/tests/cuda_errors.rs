@@ -95,6 +95,16 @@ fn programs_of_other_devices_are_refused() {
 }
 
 #[test]
+fn what_has_no_kernel_is_named() {
+    let found = egret_ir::trace(|t| t.input("x", egret_ir::f32([7])).non_zero());
+    let error = match compile(&found.unwrap(), &description(), &CompileOptions::default()) {
+        Ok(_) => panic!("a data-dependent size has no kernel for a GPU"),
+        Err(error) => error,
+    };
+    assert!(error.code == "E0465" && error.message.contains("non_zero") && !error.origin.is_empty(), "{error}");
+}
+
+#[test]
 fn kernels_that_do_not_compile_or_launch() {
     if nvrtc().is_none() {
         return;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use egret_compiler::{CompileOptions, compile};
 use egret_ir::bound::{Bounded, interpret_bounded};
 use egret_ir::ops::{CumulativeKind, Places, ScatterKind};
-use egret_ir::{DType, Graph, Op, ScalarValue, Tensor, TensorType, Tensors, f32, i64, trace};
+use egret_ir::{DType, Graph, Literal, Op, ScalarValue, Tensor, TensorType, Tensors, f32, i64, trace};
 use egret_program::DeviceDescription;
 use egret_runtime::RuntimeError;
 use egret_runtime::cuda::{Cache, CudaError, Device, Executable, LoadOptions, Session, State};
@@ -146,7 +146,18 @@ fn further() -> Vec<(&'static str, Graph)> {
             words.reduce_max(&[0], false),
             words.reduce_prod(&[1], false),
             words.reduce_min(&[0, 1], true),
+            (words - t.scalar(Literal::int(1, DType::I16))).pow(words - t.scalar(Literal::int(2, DType::I16))),
         ]
+    });
+    let sorted = trace(|t| {
+        let x = t.input("x", f32([3, 50, 2]));
+        let i = t.input("i", i64([4, 21]));
+        // half of them NaN or equal
+        let some = x.greater(1.0).select(x * f64::NAN, (x * 2.0).round());
+        let (values, places) = some.top_k(1, 7, true);
+        let (all, where_) = some.sort(1, false);
+        let (least, of) = i.top_k(-1, 21, false);
+        vec![values, places, all, where_, least, of]
     });
     // lengths that vectors divide and that they do not, at a multiple of a block and beyond
     let flat = |n: i64| {
@@ -165,6 +176,7 @@ fn further() -> Vec<(&'static str, Graph)> {
         ("cumulative", cumulative),
         ("scattered", scattered),
         ("integers", integers),
+        ("sorted", sorted),
         ("flat_2048", flat(2048)),
         ("flat_1028", flat(1028)),
         ("flat_1031", flat(1031)),

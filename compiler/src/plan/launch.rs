@@ -25,6 +25,9 @@ impl Planner<'_> {
         for (i, id) in outputs.enumerate() {
             self.result(frame, (id, 0), &place, direct.filter(|_| i == 0));
         }
+        for part in 1..frame.graph.ty(group.root).parts().len() {
+            self.result(frame, (group.root, part), &place, None);
+        }
         // pixels that lie a vector apart are read one by one: the driver that moves them is faster
         let rows = matches!(group.family, Family::Map | Family::Concat | Family::Window | Family::Row);
         let copies = rows && !matches!(frame.layouts.get(&(group.root, 0)), Some(Layout::Blocked { .. }));
@@ -74,6 +77,7 @@ impl Planner<'_> {
             Family::Scatter => "scatter",
             Family::Cumulative => "cumulative",
             Family::Rng => "rng",
+            Family::Select => "top_k",
             _ => "contract",
         };
         let faults =

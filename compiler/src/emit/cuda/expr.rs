@@ -113,6 +113,7 @@ impl Printer<'_> {
         let suffix = if dtype == DType::F32 { "f" } else { "" };
         match op {
             BinaryOp::Max | BinaryOp::Min => call(&format!("{}_{ty}", op.name())),
+            BinaryOp::Pow if !dtype.is_float() => call(&format!("pow_{ty}")),
             BinaryOp::Pow => call(&format!("pow{suffix}")),
             BinaryOp::Rem if dtype.is_float() => call(&format!("fmod{suffix}")),
             BinaryOp::Div | BinaryOp::Rem if !dtype.is_float() => {

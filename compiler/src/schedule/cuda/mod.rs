@@ -10,6 +10,7 @@ pub mod reduce;
 pub mod row;
 pub mod row_stage;
 pub mod scatter;
+pub mod select;
 
 use egret_ir::ops::{Places, Scatter};
 use egret_ir::{Diagnostic, Dim, Graph, NodeId, Op};
@@ -69,13 +70,11 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, exact: bool) 
             Op::Rng(op) => super::rng::build(&mut scope, id, op),
             _ => return Err(unsupported(graph, id, "of this form")),
         },
-        Family::Attention
-        | Family::AttentionGrad
-        | Family::Select
-        | Family::Bits
-        | Family::Branch
-        | Family::While
-        | Family::Scan => {
+        Family::Select => match &graph.node(id).op {
+            Op::TopK(top) => select::build(&mut scope, id, top),
+            _ => return Err(unsupported(graph, id, "of any form")),
+        },
+        Family::Attention | Family::AttentionGrad | Family::Bits | Family::Branch | Family::While | Family::Scan => {
             return Err(unsupported(graph, id, "of any form"));
         }
     }

@@ -19,6 +19,16 @@ DEVICE f64 sigmoid_f64(f64 x) { return 1.0 / (1.0 + exp(-x)); }
     DEVICE type rem_##type(type a, type b) { return b == 0 ? 0 : a % b; } \
     DEVICE type abs_##type(type a) { return a; } \
     DEVICE type sign_##type(type a) { return a > 0; }
+// Powers wrap; a negative exponent gives 0, but for the base 1; exponents beyond 32 bits count as the greatest of those.
+#define POWER(type) \
+    DEVICE type pow_##type(type a, type b) { \
+        if ((i64)b < 0 && (type)-1 < (type)1) return a == 1; \
+        u64 n = (u64)b > 0xffffffffull ? 0xffffffffull : (u64)b; \
+        type power = 1; \
+        for (; n; n >>= 1, a = (type)((u64)a * (u64)a)) if (n & 1) power = (type)((u64)power * (u64)a); \
+        return power; \
+    }
+POWER(i8) POWER(i16) POWER(i32) POWER(i64) POWER(u8) POWER(u16) POWER(u32) POWER(u64)
 #define ORDERED(type) \
     DEVICE type max_##type(type a, type b) { return a > b ? a : b; } \
     DEVICE type min_##type(type a, type b) { return a < b ? a : b; }
