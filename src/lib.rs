@@ -21,7 +21,8 @@
 //!
 //! - [`trace`], [`Tracer`], [`Var`]: build graphs; [`onnx`]: read them.
 //! - [`compile`], [`Device`], [`Executable`], [`Session`], [`State`]: run them.
-//! - [`nn`] and [`Trainer`]: layers, losses, optimisers, training.
+//! - [`nn`] and [`Trainer`]: layers, losses, optimisers, training. Gradients of one's own: [`Tracer::grad`],
+//!   [`Tracer::value_and_grad`], [`Tracer::custom_vjp`], [`Var::stop_gradient`].
 //! - [`interpret`]: the reference that everything is checked against; as a device, [`Device::interpreter`].
 
 mod compile;

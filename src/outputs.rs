@@ -104,12 +104,15 @@ impl<'s> Outputs<'s> {
         (0..this.len()).filter_map(move |i| this.at(i))
     }
 
-    /// The one element of the output of that name, if it is a scalar of f32 or f64.
+    /// The one element of the output of that name, if it is a float.
     pub fn scalar(&self, name: &str) -> Option<f64> {
         let output = self.get(name)?;
         match (output.as_slice::<f32>(), output.as_slice::<f64>()) {
             (Some([value]), _) => Some(f64::from(*value)),
             (_, Some([value])) => Some(*value),
+            _ if output.dtype().is_float() && output.bytes().len() == output.dtype().size() => {
+                Some(output.to_tensor().get(0).as_f64())
+            }
             _ => None,
         }
     }

@@ -12,7 +12,7 @@ use crate::diagnostic::{Diagnostic, Origin};
 use crate::dim::Dim;
 use crate::dtype::DType;
 use crate::graph::{Graph, NodeId};
-use crate::ops::{Broadcast, Op, Proj, ReduceKind};
+use crate::ops::{Broadcast, Op, Proj, ReduceKind, has_custom, inline};
 use crate::scalar::Literal;
 use crate::tracer::{Tracer, Var, extend};
 use crate::types::{Shape, TensorType, Type};
@@ -130,6 +130,17 @@ pub fn expand_traced(graph: &Graph) -> Result<(Graph, Vec<Option<NodeId>>), Diag
 }
 
 fn expand_mapped(graph: &Graph, unreached: Unreached) -> Result<(Graph, Vec<Option<NodeId>>), Diagnostic> {
+    let (expanded, mut map) = differentiate(graph, unreached)?;
+    if !has_custom(&expanded) {
+        return Ok((expanded, map));
+    }
+    let (whole, further) = inline(&expanded)?;
+    map.iter_mut().for_each(|id| *id = id.and_then(|id| further[id.index()]));
+    Ok((whole, map))
+}
+
+/// [`expand_mapped`], functions with their own gradients left: a graph around this one may still ask for them.
+fn differentiate(graph: &Graph, unreached: Unreached) -> Result<(Graph, Vec<Option<NodeId>>), Diagnostic> {
     let mut failed = None;
     let mut map = Vec::new();
     let built = extend(Graph::new(), |t| {
@@ -147,10 +158,15 @@ fn expand_mapped(graph: &Graph, unreached: Unreached) -> Result<(Graph, Vec<Opti
     Ok((expanded, map))
 }
 
-/// Whether a `grad` node is left, in regions too.
+/// Whether [`expand`] has anything to replace: a `grad` node, or a function with its own gradient, in regions too.
 pub fn has_grad(graph: &Graph) -> bool {
+    differentiates(graph) || has_custom(graph)
+}
+
+/// Whether a `grad` node is left, in regions too.
+fn differentiates(graph: &Graph) -> bool {
     graph.nodes().iter().any(|node| {
-        matches!(node.op, Op::Grad(_)) || node.op.home().regions().into_iter().any(|region| has_grad(region))
+        matches!(node.op, Op::Grad(_)) || node.op.home().regions().into_iter().any(|region| differentiates(region))
     })
 }
 
@@ -171,8 +187,8 @@ fn rebuild<'t>(t: &Tracer<'t>, graph: &Graph, unreached: Unreached) -> Result<Ve
             op => {
                 let mut op = op.clone();
                 for region in op.regions_mut() {
-                    if has_grad(region) {
-                        *region = Arc::new(expand_with(region, unreached)?);
+                    if differentiates(region) {
+                        *region = Arc::new(differentiate(region, unreached)?.0);
                     }
                 }
                 // a gradient reads what each step began with

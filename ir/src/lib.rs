@@ -30,7 +30,7 @@ pub use interpret::{InterpretError, Outcome, interpret, interpret_watched};
 pub use ops::{InferCx, Op, Operator};
 pub use scalar::{ExprKind, Literal, ScalarExpr, ScalarFn, ScalarValue};
 pub use tensor::{Element, Tensor};
-pub use tracer::{Generator, Operand, Outputs, Scalar, Tracer, Var, trace};
+pub use tracer::{Backward, Generator, Operand, Outputs, Scalar, Tracer, Var, trace};
 pub use types::{Shape, TensorType, Type, f32, i64};
 pub use verify::verify;
 pub use weights::{Weight, Weights};

@@ -21,6 +21,7 @@
 //! assert_eq!(step.updates().len(), 4 * 3 + 3, "four parameters with two moments each, two corrections, steps");
 //! ```
 
+pub mod augment;
 pub mod data;
 mod error;
 mod imported;
@@ -36,7 +37,9 @@ pub use init::Init;
 pub use layers::{
     AvgPool2d, BatchNorm, Conv1d, Conv2d, Conv3d, ConvNd, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d,
     ConvTransposeNd, Dropout, Embedding, Flatten, GlobalAvgPool, GroupNorm, Gru, Layer, LayerNorm, Linear, Lstm,
-    MaxPool2d, MultiHeadAttention, Residual, RmsNorm, Rnn, Sequential, TransformerBlock,
+    MaxPool2d, MultiHeadAttention, Precision, Residual, RmsNorm, Rnn, Sequential, TransformerBlock,
 };
-pub use optimiser::{Adagrad, Adam, Clip, ClipBy, Gradient, Optimiser, RmsProp, Schedule, Sgd};
+pub use optimiser::{
+    Accumulate, Adagrad, Adam, Clip, ClipBy, Ema, Gradient, LossScaled, Optimiser, RmsProp, Schedule, Sgd, Step, Update,
+};
 pub use params::{Mode, Parameter, Params};

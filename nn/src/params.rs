@@ -34,6 +34,10 @@ struct Shared<'t> {
     mode: Mode,
     seed: u64,
     dtype: Cell<DType>,
+    /// What layers compute in, where that is not the parameters' own element type.
+    compute: Cell<Option<DType>>,
+    /// Whether averages stand for parameters.
+    averaged: Cell<bool>,
     given: BTreeMap<String, Tensor>,
     made: RefCell<Vec<Parameter<'t>>>,
     /// The state that random numbers are counted by, once a layer asked for it.
@@ -68,6 +72,8 @@ impl<'a, 't> Params<'a, 't> {
             mode,
             seed,
             dtype: Cell::new(DType::F32),
+            compute: Cell::new(None),
+            averaged: Cell::new(false),
             given,
             made: RefCell::default(),
             counter: Cell::new(None),
@@ -86,6 +92,39 @@ impl<'a, 't> Params<'a, 't> {
     /// The element type of parameters.
     pub fn dtype(&self) -> DType {
         self.shared.dtype.get()
+    }
+
+    /// What layers compute in: parameters are rounded to it where they are read. `None`: in their own element type.
+    pub fn compute(&self) -> Option<DType> {
+        self.shared.compute.get()
+    }
+
+    /// Runs `build` with layers that compute in `dtype`; [`Precision`](crate::Precision) does for a layer.
+    pub fn computing<R>(&self, dtype: Option<DType>, build: impl FnOnce() -> R) -> R {
+        let before = self.shared.compute.replace(dtype);
+        let result = build();
+        self.shared.compute.set(before);
+        result
+    }
+
+    /// Whether parameters of [`Mode::Evaluate`] are the averages that [`Ema`](crate::Ema) keeps.
+    pub fn averaged(&self, averaged: bool) -> &Params<'a, 't> {
+        self.shared.averaged.set(averaged);
+        self
+    }
+
+    /// Where these parameters are: what their names begin with; empty at the root.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The parameters made so far below this path, in order.
+    pub fn below(&self) -> Vec<Parameter<'t>> {
+        let below = |name: &str| {
+            let rest = name.strip_prefix(self.path.as_str());
+            self.path.is_empty() || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        self.shared.made.borrow().iter().filter(|p| below(&p.name)).cloned().collect()
     }
 
     /// The graph under construction.
@@ -108,10 +147,11 @@ impl<'a, 't> Params<'a, 't> {
         self.shared.made.borrow().clone()
     }
 
-    /// A parameter; the same name gives the same value again.
+    /// A parameter; the same name gives the same value again. Rounded to what layers [compute](Params::compute) in.
     pub fn get(&self, name: &str, shape: &[usize], init: Init) -> Var<'t> {
         let Some(value) = self.first(name, self.dtype(), shape, init) else { return self.fail_silently() };
-        self.make(name, value)
+        let value = self.make(name, value);
+        self.compute().map_or(value, |dtype| value.cast(dtype))
     }
 
     /// A parameter that begins with a value, unless another was given for its name.
@@ -154,7 +194,8 @@ impl<'a, 't> Params<'a, 't> {
 
     fn make(&self, name: &str, value: Weight) -> Var<'t> {
         let name = self.named(name);
-        let value = self.leaf(&name, value);
+        let averaged = self.shared.averaged.get() && self.mode() == Mode::Evaluate;
+        let value = self.leaf(&if averaged { average_of(&name) } else { name.clone() }, value);
         let mut made = self.shared.made.borrow_mut();
         if made.iter().all(|p| p.name != name) {
             made.push(Parameter { name, value });
@@ -236,6 +277,11 @@ impl<'a, 't> Params<'a, 't> {
     fn named(&self, name: &str) -> String {
         if self.path.is_empty() { name.to_string() } else { format!("{}.{name}", self.path) }
     }
+}
+
+/// The state that holds the average of a parameter.
+pub(crate) fn average_of(name: &str) -> String {
+    format!("{name}.average")
 }
 
 /// A seed for one name (FNV-1a over the name, from the common seed).

@@ -155,7 +155,7 @@ impl Trainer {
 
 /// The loss that a run gave.
 pub(super) fn loss_of(outputs: &Outputs<'_>) -> Result<f64> {
-    let unknown = || Error::UnknownOutput { name: "loss".into(), known: "none that is a scalar of f32 or f64".into() };
+    let unknown = || Error::UnknownOutput { name: "loss".into(), known: "none that is one float".into() };
     outputs.scalar("loss").ok_or_else(unknown)
 }
 

@@ -41,17 +41,26 @@ pub struct Objective<'t> {
     pub outputs: Vec<(&'static str, Var<'t>)>,
     /// Logits `[…, classes]` and integer labels `[…]`.
     pub classes: Option<(Var<'t>, Var<'t>)>,
+    /// The path below which parameters are trained; empty: all.
+    pub path: String,
 }
 
 impl<'t> Objective<'t> {
     /// A loss and nothing else.
     pub fn new(loss: Var<'t>) -> Objective<'t> {
-        Objective { loss, outputs: Vec::new(), classes: None }
+        Objective { loss, outputs: Vec::new(), classes: None, path: String::new() }
     }
 
     /// With logits `[…, classes]` and integer labels `[…]`, so that evaluation counts what is classified right.
     pub fn classes(mut self, logits: Var<'t>, labels: Var<'t>) -> Objective<'t> {
         self.classes = Some((logits, labels));
+        self
+    }
+
+    /// Trains the parameters below a path only, and keeps what the optimiser remembers of none in particular there: one half
+    /// of a GAN.
+    pub fn below(mut self, path: impl Into<String>) -> Objective<'t> {
+        self.path = path.into();
         self
     }
 
@@ -105,6 +114,19 @@ impl Trainer {
         Trainer::with_values(device, optimiser, seed, &BTreeMap::new(), &CompileOptions::default(), model)
     }
 
+    /// [`Trainer::new`] on states that another trainer has: those of the same names are one, the others are added. The two
+    /// halves of a GAN are two trainers, each with an objective [below](Objective::below) a path of its own.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`]; states of another device.
+    pub fn sharing<F>(state: &State, device: &Device, optimiser: &dyn Optimiser, seed: u64, model: F) -> Result<Trainer>
+    where
+        F: for<'a, 't> Fn(&Params<'a, 't>) -> Objective<'t>,
+    {
+        let options = CompileOptions::default();
+        Trainer::build(device, optimiser, seed, &BTreeMap::new(), &options, Some(state), model)
+    }
+
     /// [`Trainer::new`], with first values of parameters by name and options of the compiler.
     ///
     /// # Errors
@@ -120,17 +142,34 @@ impl Trainer {
     where
         F: for<'a, 't> Fn(&Params<'a, 't>) -> Objective<'t>,
     {
+        Trainer::build(device, optimiser, seed, values, options, None, model)
+    }
+
+    fn build<F>(
+        device: &Device,
+        optimiser: &dyn Optimiser,
+        seed: u64,
+        values: &BTreeMap<String, Tensor>,
+        options: &CompileOptions,
+        shared: Option<&State>,
+        model: F,
+    ) -> Result<Trainer>
+    where
+        F: for<'a, 't> Fn(&Params<'a, 't>) -> Objective<'t>,
+    {
         let mut parameters = Vec::new();
         let step: Graph = trace(|t| {
             let p = Params::with_values(t, Mode::Train, seed, values.clone());
             let objective = model(&p);
             let rate = t.input(RATE, TensorType::new(DType::F64, shape![]));
-            optimiser.minimise(&p, objective.loss, rate);
-            parameters = p.all().into_iter().map(|parameter| parameter.name).collect();
+            let trained = p.at(&objective.path);
+            optimiser.minimise(&trained, objective.loss, rate);
+            parameters = trained.below().into_iter().map(|parameter| parameter.name).collect();
             [("loss", objective.loss)]
         })?;
         let evaluation: Graph = trace(|t| {
             let p = Params::with_values(t, Mode::Evaluate, seed, values.clone());
+            p.averaged(optimiser.averages());
             let objective = model(&p);
             t.output("loss", objective.loss);
             objective.outputs.into_iter().for_each(|(name, value)| t.output(name, value));
@@ -141,7 +180,11 @@ impl Trainer {
         })?;
         let step = compile_with(&step, device, options)?;
         let evaluation = compile_with(&evaluation, device, options)?;
-        let state = step.state()?;
+        let state = match shared {
+            Some(state) => state.clone(),
+            None => step.state()?,
+        };
+        state.add(&step)?;
         state.add(&evaluation)?;
         Ok(Trainer {
             step: step.session_with(&state)?,
@@ -176,7 +219,7 @@ impl Trainer {
         self.evaluation.run(batch)
     }
 
-    /// Names of the parameters, in order of creation.
+    /// Names of the parameters that are trained, in order of creation.
     pub fn parameters(&self) -> &[String] {
         &self.parameters
     }

@@ -127,6 +127,7 @@ mod control;
 mod conv;
 mod cross_entropy;
 mod cumulative;
+mod custom_vjp;
 mod dot_general;
 mod fused;
 mod gather;
@@ -154,6 +155,8 @@ pub use control::{If, While};
 pub use conv::{Conv, ConvForm};
 pub use cross_entropy::CrossEntropy;
 pub use cumulative::{Cumulative, CumulativeKind};
+pub use custom_vjp::CustomVjp;
+pub(crate) use custom_vjp::{has_custom, inline};
 pub use dot_general::{DotGeneral, Labels};
 pub use fused::Fused;
 pub use gather::{Gather, Places};
@@ -250,6 +253,7 @@ macro_rules! operators {
                     Op::Scan(scan) => smallvec![&mut scan.body],
                     Op::If(branch) => smallvec![&mut branch.then, &mut branch.otherwise],
                     Op::While(looped) => smallvec![&mut looped.condition, &mut looped.body],
+                    Op::CustomVjp(custom) => smallvec![&mut custom.forward, &mut custom.backward],
                     _ => SmallVec::new(),
                 }
             }
@@ -264,7 +268,7 @@ operators! {
     DotGeneral, Conv, Reduce, ReduceWindow, ReduceWindowGrad,
     Softmax, SoftmaxGrad, CrossEntropy, Norm, NormGrad, Attention, AttentionGrad,
     Gather, Scatter, Generate, TopK, Cumulative, NonZero, Unique, NonMaxSuppression, Rng,
-    Scan, If, While, Fused, Proj, Grad, StopGradient,
+    Scan, If, While, Fused, Proj, Grad, StopGradient, CustomVjp,
 }
 
 /// Strides, pads and window extents this small cannot overflow when they are added and multiplied.
@@ -319,6 +323,7 @@ pub(crate) fn read(name: &str, a: &Attributes) -> Result<Op, Diagnostic> {
         generate::read,
         top_k::read,
         cumulative::read,
+        custom_vjp::read,
         non_zero::read,
         unique::read,
         nms::read,

@@ -11,9 +11,9 @@ use crate::ops::{If, Proj, Scan, While};
 use crate::types::TensorType;
 
 /// A region that has been traced, and the values from outside that it reads.
-struct Region<'t> {
-    graph: Arc<Graph>,
-    captured: Vec<Var<'t>>,
+pub(super) struct Region<'t> {
+    pub(super) graph: Arc<Graph>,
+    pub(super) captured: Vec<Var<'t>>,
 }
 
 impl<'t> Tracer<'t> {
@@ -139,7 +139,7 @@ impl<'t> Tracer<'t> {
     }
 
     /// Traces a region; `None` after an error, which is recorded.
-    fn region<R>(
+    pub(super) fn region<R>(
         &self,
         kind: Kind,
         caller: &'static Location<'static>,

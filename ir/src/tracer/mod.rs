@@ -14,6 +14,7 @@
 //! ```
 
 mod control;
+mod custom;
 mod generate;
 mod operators;
 mod outputs;
@@ -37,6 +38,7 @@ use crate::tensor::Tensor;
 use crate::types::{TensorType, Type};
 use crate::weights::Weight;
 
+pub use custom::Backward;
 pub use generate::{Beside, Generator, Scalar};
 pub use outputs::Outputs;
 pub use var::{Operand, Var};

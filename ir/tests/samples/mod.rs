@@ -78,11 +78,12 @@ pub fn kind(op: &Op) -> &'static str {
         Op::Proj(_) => "proj",
         Op::Grad(_) => "grad",
         Op::StopGradient(_) => "stop_gradient",
+        Op::CustomVjp(_) => "custom_vjp",
     }
 }
 
 /// The kinds that every sample may use besides the one under test.
-pub const KINDS: usize = 43;
+pub const KINDS: usize = 44;
 
 /// Whether a sample is of a scalar function of integers or truth values.
 pub fn needs_integers(name: &str) -> bool {
@@ -191,6 +192,16 @@ pub fn samples() -> Vec<Sample> {
     one!("param", [], |t, dtype, _| vec![t.param("p", Tensor::splat(Literal::int(1, dtype), &[2]))]);
     one!("state", [], |t, dtype, _| vec![t.state("s", Tensor::splat(Literal::int(1, dtype), &[2]))]);
     one!("stop_gradient", [values(&[3])], |_, _, x| vec![x[0].stop_gradient()]);
+    one!("custom_vjp", [values(&[3]), values(&[3])], |t, _, x| {
+        t.custom_vjp(
+            x,
+            |_, x| vec![x[0] * x[1]],
+            |_, b| match b.operands[0].dtype().is_float() {
+                true => vec![b.upstream[0] * b.operands[1], b.upstream[0] * b.operands[0]],
+                false => Vec::new(),
+            },
+        )
+    });
 
     for spec in ["ab,bc->ac", "abc,dbc->bad", "ab,cb->c"] {
         let shapes: [&[usize]; 2] = match spec {

@@ -1,5 +1,7 @@
 //! What a data set is, and sets in memory.
 
+use std::path::Path;
+
 use egret_ir::Tensor;
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
@@ -70,6 +72,16 @@ impl Table {
             len = Some(rows);
         }
         Ok(Table { tensors, len: len.unwrap_or(0) })
+    }
+
+    /// The tensors of an `.npz`, `.npy` or safetensors file; safetensors are mapped, not read.
+    ///
+    /// # Errors
+    /// `E0603` a file that cannot be read, or whose tensors have unequal numbers of rows.
+    pub fn read(path: &Path) -> Result<Table, DataError> {
+        let wrong = |why: String| DataError::Format { path: path.into(), why };
+        let tensors = egret_ir::files::read(path).map_err(|e| wrong(e.message))?;
+        Table::new(tensors).map_err(|e| wrong(e.to_string()))
     }
 
     /// The tensors by name.
@@ -203,6 +215,25 @@ mod tests {
         assert!(matches!(table.batch(&[5]), Err(DataError::Row { row: 5, len: 5 })));
         assert!(matches!(table.clone().renamed("x", "y"), Err(DataError::Rows { .. })));
         assert!(matches!(table.renamed("a", "c"), Err(DataError::Rows { .. })));
+    }
+
+    #[test]
+    fn files_of_tensors_are_tables() {
+        let folder = std::env::temp_dir().join(format!("egret-table-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let tensors = egret_ir::Tensors::from([("a".to_string(), ramp(3, 2)), ("b".to_string(), ramp(3, 1))]);
+        let (npz, mapped) = (folder.join("x.npz"), folder.join("x.safetensors"));
+        egret_ir::files::write_npz(&npz, &tensors).unwrap();
+        egret_ir::files::write_safetensors(&mapped, &tensors).unwrap();
+        for path in [&npz, &mapped] {
+            let batch = Table::read(path).unwrap().batch(&[2]).unwrap();
+            assert_eq!(batch[0].1.as_slice::<i64>().unwrap(), [4, 5]);
+        }
+        let uneven = egret_ir::Tensors::from([("a".to_string(), ramp(3, 2)), ("b".to_string(), ramp(2, 1))]);
+        egret_ir::files::write_npz(&npz, &uneven).unwrap();
+        assert!(Table::read(&npz).unwrap_err().to_string().ends_with("x.npz: `a` has 3 rows, `b` 2"));
+        assert!(matches!(Table::read(&folder.join("none.npz")), Err(DataError::Format { .. })));
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod conv;
 mod linear;
 mod norm;
 mod pool;
+mod precision;
 mod recurrent;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ pub use conv::{Conv1d, Conv2d, Conv3d, ConvNd, ConvTranspose1d, ConvTranspose2d,
 pub use linear::{Embedding, Linear};
 pub use norm::{BatchNorm, GroupNorm, LayerNorm, RmsNorm};
 pub use pool::{AvgPool2d, Dropout, GlobalAvgPool, MaxPool2d};
+pub use precision::Precision;
 pub use recurrent::{Gru, Lstm, Rnn};
 
 /// A function of one value with parameters. Plain data; it may be applied in many graphs.

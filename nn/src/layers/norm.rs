@@ -3,6 +3,7 @@
 use egret_ir::{Dim, Literal, Var};
 
 use super::Layer;
+use super::precision::in_full;
 use crate::init::Init;
 use crate::params::{Mode, Params};
 
@@ -28,8 +29,10 @@ impl LayerNorm {
 impl Layer for LayerNorm {
     fn build<'t>(&self, p: &Params<'_, 't>, x: Var<'t>) -> Var<'t> {
         let features = p.extent(x, -1);
-        let weight = p.get("weight", &[features], Init::ONES);
-        x.layer_norm(-1, self.eps) * weight + p.get("bias", &[features], Init::ZEROS)
+        in_full(p, x, |x| {
+            let weight = p.get("weight", &[features], Init::ONES);
+            x.layer_norm(-1, self.eps) * weight + p.get("bias", &[features], Init::ZEROS)
+        })
     }
 }
 
@@ -54,7 +57,8 @@ impl RmsNorm {
 
 impl Layer for RmsNorm {
     fn build<'t>(&self, p: &Params<'_, 't>, x: Var<'t>) -> Var<'t> {
-        x.rms_norm(-1, self.eps) * p.get("weight", &[p.extent(x, -1)], Init::ONES)
+        let features = p.extent(x, -1);
+        in_full(p, x, |x| x.rms_norm(-1, self.eps) * p.get("weight", &[features], Init::ONES))
     }
 }
 
@@ -86,8 +90,10 @@ impl Layer for GroupNorm {
             return p.fail(format!("{} groups do not divide the {channels} channels of {}", self.groups, x.ty()));
         }
         let inner = shape[2..].iter().fold(Dim::from(channels / self.groups), |n, extent| n * extent.clone());
-        let grouped = x.reshape([shape[0].clone(), self.groups.into(), inner]).layer_norm(2, self.eps);
-        per_channel(p, grouped.reshape(shape), channels)
+        in_full(p, x, |x| {
+            let grouped = x.reshape([shape[0].clone(), self.groups.into(), inner]).layer_norm(2, self.eps);
+            per_channel(p, grouped.reshape(shape), channels)
+        })
     }
 }
 
@@ -127,6 +133,12 @@ impl BatchNorm {
 
 impl Layer for BatchNorm {
     fn build<'t>(&self, p: &Params<'_, 't>, x: Var<'t>) -> Var<'t> {
+        in_full(p, x, |x| self.normalised(p, x))
+    }
+}
+
+impl BatchNorm {
+    fn normalised<'t>(&self, p: &Params<'_, 't>, x: Var<'t>) -> Var<'t> {
         let channels = p.extent(x, 1);
         let running_mean = p.buffer("running_mean", &[channels], Init::ZEROS);
         let running_var = p.buffer("running_var", &[channels], Init::ONES);

@@ -1,8 +1,6 @@
 //! Adam and AdamW.
 
-use egret_ir::{Tracer, Var};
-
-use super::{Gradient, Optimiser, state_like, zero};
+use super::{Gradient, Optimiser, Step, Update};
 
 /// Adam (Kingma and Ba, 2015), PyTorch's rule: moments corrected for their start from zero, `eps` outside the root of
 /// the corrected second moment. With `decoupled`, weight decay is AdamW's: `w *= 1 − rate·decay` before the step.
@@ -34,20 +32,21 @@ impl Adam {
 }
 
 impl Optimiser for Adam {
-    fn update<'t>(&self, t: &Tracer<'t>, rate: Var<'t>, gradients: &[Gradient<'t>]) {
-        let Some(first) = gradients.first() else { return };
+    fn updates<'t>(&self, step: &Step<'_, 't>) -> Vec<Update<'t>> {
+        let Some(first) = step.gradients.first() else { return Vec::new() };
+        let mut updates = Vec::new();
         let dtype = first.parameter.dtype();
         // 1 − βⁿ = β (1 − βⁿ⁻¹) + (1 − β): kept from step to step, it loses no digits, as the difference would in f32
-        let correction = |name: &str, beta: f64| {
-            let kept = t.state(&format!("optimiser.{name}"), zero(dtype, &[]));
+        let mut correction = |name: &str, beta: f64| {
+            let kept = step.state(name, dtype, 0.0);
             let next = kept * beta + (1.0 - beta);
-            t.update(kept, next);
+            updates.push(Update { state: kept, value: next });
             next
         };
         let (correct1, correct2) = (correction("correction1", self.beta1), correction("correction2", self.beta2));
-        for Gradient { name, parameter, gradient } in gradients {
+        for of @ Gradient { parameter, gradient, .. } in step.gradients {
             let (mut w, mut g) = (*parameter, *gradient);
-            let (rate, c1, c2) = (rate.cast(w.dtype()), correct1.cast(w.dtype()), correct2.cast(w.dtype()));
+            let (rate, c1, c2) = (step.rate.cast(w.dtype()), correct1.cast(w.dtype()), correct2.cast(w.dtype()));
             if self.weight_decay != 0.0 {
                 if self.decoupled {
                     w = w * (1.0 - rate * self.weight_decay);
@@ -55,12 +54,13 @@ impl Optimiser for Adam {
                     g = g + w * self.weight_decay;
                 }
             }
-            let (m, v) = (state_like(t, &format!("{name}.mean"), w), state_like(t, &format!("{name}.square"), w));
+            let (m, v) = (step.beside(of, "mean"), step.beside(of, "square"));
             let next_m = m * self.beta1 + g * (1.0 - self.beta1);
             let next_v = v * self.beta2 + g * g * (1.0 - self.beta2);
-            t.update(m, next_m);
-            t.update(v, next_v);
-            t.update(*parameter, w - rate / c1 * next_m / ((next_v / c2).sqrt() + self.eps));
+            let moved = w - rate / c1 * next_m / ((next_v / c2).sqrt() + self.eps);
+            let of = [(m, next_m), (v, next_v), (*parameter, moved)];
+            updates.extend(of.map(|(state, value)| Update { state, value }));
         }
+        updates
     }
 }

@@ -1,8 +1,9 @@
 //! Gradients that are cut to a length.
 
-use egret_ir::{Tracer, Var};
+use egret_ir::Var;
 
-use super::{Gradient, Optimiser};
+use super::{Gradient, Optimiser, Step, Update};
+use crate::params::Params;
 
 /// What is bounded.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,7 +29,8 @@ impl<O: Optimiser> Clip<O> {
 }
 
 impl<O: Optimiser> Optimiser for Clip<O> {
-    fn update<'t>(&self, t: &Tracer<'t>, rate: Var<'t>, gradients: &[Gradient<'t>]) {
+    fn updates<'t>(&self, step: &Step<'_, 't>) -> Vec<Update<'t>> {
+        let gradients = step.gradients;
         let scale = match self.by {
             ClipBy::Value(_) => None,
             ClipBy::Norm(bound) => {
@@ -44,6 +46,14 @@ impl<O: Optimiser> Optimiser for Clip<O> {
         };
         let gradients: Vec<Gradient> =
             gradients.iter().map(|g| Gradient { gradient: clipped(g.gradient), ..g.clone() }).collect();
-        self.inner.update(t, rate, &gradients);
+        self.inner.updates(&Step { gradients: &gradients, ..*step })
+    }
+
+    fn loss<'t>(&self, p: &Params<'_, 't>, loss: Var<'t>) -> Var<'t> {
+        self.inner.loss(p, loss)
+    }
+
+    fn averages(&self) -> bool {
+        self.inner.averages()
     }
 }

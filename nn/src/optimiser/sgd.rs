@@ -1,8 +1,6 @@
 //! Gradient descent.
 
-use egret_ir::{Tracer, Var};
-
-use super::{Gradient, Optimiser, state_like};
+use super::{Gradient, Optimiser, Step, Update};
 
 /// Stochastic gradient descent: `v = momentum·v + g`, `w −= rate·v` (PyTorch's rule, without dampening).
 ///
@@ -25,19 +23,21 @@ impl Sgd {
 }
 
 impl Optimiser for Sgd {
-    fn update<'t>(&self, t: &Tracer<'t>, rate: Var<'t>, gradients: &[Gradient<'t>]) {
-        for Gradient { name, parameter, gradient } in gradients {
+    fn updates<'t>(&self, step: &Step<'_, 't>) -> Vec<Update<'t>> {
+        let mut updates = Vec::new();
+        for of @ Gradient { parameter, gradient, .. } in step.gradients {
             let w = *parameter;
             let g = if self.weight_decay == 0.0 { *gradient } else { *gradient + w * self.weight_decay };
-            let step = if self.momentum == 0.0 {
+            let along = if self.momentum == 0.0 {
                 g
             } else {
-                let v = state_like(t, &format!("{name}.momentum"), w);
+                let v = step.beside(of, "momentum");
                 let next = v * self.momentum + g;
-                t.update(v, next);
+                updates.push(Update { state: v, value: next });
                 if self.nesterov { g + next * self.momentum } else { next }
             };
-            t.update(w, w - rate.cast(w.dtype()) * step);
+            updates.push(Update { state: w, value: w - step.rate.cast(w.dtype()) * along });
         }
+        updates
     }
 }

@@ -1,8 +1,6 @@
 //! Rules that divide by the root of past squares alone.
 
-use egret_ir::{Tracer, Var};
-
-use super::{Gradient, Optimiser, state_like};
+use super::{Gradient, Optimiser, Step, Update};
 
 /// RMSprop (Hinton, 2012), PyTorch's rule: `v = decay·v + (1 − decay)·g²`, a step along `g / (√v + eps)`, with momentum
 /// along `b = momentum·b + g / (√v + eps)`.
@@ -25,21 +23,23 @@ impl Default for RmsProp {
 }
 
 impl Optimiser for RmsProp {
-    fn update<'t>(&self, t: &Tracer<'t>, rate: Var<'t>, gradients: &[Gradient<'t>]) {
-        for Gradient { name, parameter, gradient } in gradients {
+    fn updates<'t>(&self, step: &Step<'_, 't>) -> Vec<Update<'t>> {
+        let mut updates = Vec::new();
+        for of @ Gradient { parameter, gradient, .. } in step.gradients {
             let w = *parameter;
             let g = if self.weight_decay == 0.0 { *gradient } else { *gradient + w * self.weight_decay };
-            let v = state_like(t, &format!("{name}.square"), w);
+            let v = step.beside(of, "square");
             let next = v * self.decay + g * g * (1.0 - self.decay);
-            t.update(v, next);
-            let mut step = g / (next.sqrt() + self.eps);
+            updates.push(Update { state: v, value: next });
+            let mut along = g / (next.sqrt() + self.eps);
             if self.momentum != 0.0 {
-                let b = state_like(t, &format!("{name}.momentum"), w);
-                step = b * self.momentum + step;
-                t.update(b, step);
+                let b = step.beside(of, "momentum");
+                along = b * self.momentum + along;
+                updates.push(Update { state: b, value: along });
             }
-            t.update(w, w - rate.cast(w.dtype()) * step);
+            updates.push(Update { state: w, value: w - step.rate.cast(w.dtype()) * along });
         }
+        updates
     }
 }
 
@@ -59,14 +59,17 @@ impl Default for Adagrad {
 }
 
 impl Optimiser for Adagrad {
-    fn update<'t>(&self, t: &Tracer<'t>, rate: Var<'t>, gradients: &[Gradient<'t>]) {
-        for Gradient { name, parameter, gradient } in gradients {
+    fn updates<'t>(&self, step: &Step<'_, 't>) -> Vec<Update<'t>> {
+        let mut updates = Vec::new();
+        for of @ Gradient { parameter, gradient, .. } in step.gradients {
             let w = *parameter;
             let g = if self.weight_decay == 0.0 { *gradient } else { *gradient + w * self.weight_decay };
-            let v = state_like(t, &format!("{name}.square"), w);
+            let v = step.beside(of, "square");
             let next = v + g * g;
-            t.update(v, next);
-            t.update(w, w - rate.cast(w.dtype()) * (g / (next.sqrt() + self.eps)));
+            updates.push(Update { state: v, value: next });
+            let along = g / (next.sqrt() + self.eps);
+            updates.push(Update { state: w, value: w - step.rate.cast(w.dtype()) * along });
         }
+        updates
     }
 }

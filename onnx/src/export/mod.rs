@@ -201,6 +201,11 @@ impl<'g> Export<'g> {
             Op::Scan(scan) => return self.scan(scan, x),
             Op::If(branch) => return self.branch(branch, x, ty),
             Op::While(looped) => return self.looped(looped, x),
+            Op::CustomVjp(custom) => {
+                // what it computes; ONNX knows no gradients
+                let names: Vec<String> = x.iter().map(|arg| arg.name.to_string()).collect();
+                return self.graph(&custom.forward, &names);
+            }
             Op::Input(_) | Op::Proj(_) => return Err(self.refuse("it has no value of its own")),
             Op::Rng(_) => return Err(self.refuse("its random numbers follow a counter")),
             Op::Fused(_) => return Err(self.refuse("only rewriting makes it")),

@@ -15,7 +15,12 @@ pub use branch::If;
 pub use looped::While;
 
 /// Checks that operands from `first` on fit the inputs of a region, in order.
-fn check_inputs(region: &Graph, operands: &[Type], first: usize, cx: &mut InferCx) -> Result<(), InferError> {
+pub(super) fn check_inputs(
+    region: &Graph,
+    operands: &[Type],
+    first: usize,
+    cx: &mut InferCx,
+) -> Result<(), InferError> {
     let inputs = region.inputs();
     if operands.len().checked_sub(first).is_none_or(|n| n < inputs.len()) {
         return Err(format!("a region takes {} values", inputs.len()));
@@ -34,7 +39,7 @@ fn check_inputs(region: &Graph, operands: &[Type], first: usize, cx: &mut InferC
 }
 
 /// The types of a region's outputs.
-fn output_types(region: &Graph) -> Result<Vec<&TensorType>, InferError> {
+pub(super) fn output_types(region: &Graph) -> Result<Vec<&TensorType>, InferError> {
     let outputs = region.outputs().iter();
     outputs.map(|(_, id)| region.ty(*id).tensor().ok_or_else(|| "a region's output is a tuple".to_string())).collect()
 }
