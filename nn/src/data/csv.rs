@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn cells_have_their_columns() {
-        let csv = Csv::parse(b"a, \"b,c\" ,n\n1,x,10\n-2e-1,\"y \"\"z\"\"\",9\n").unwrap();
+        let csv = Csv::parse(b"a,\"b,c\", n\n1,x,10\n-2e-1,\"y \"\"z\"\"\",9\n").unwrap();
         assert_eq!(csv.names(), ["a", "b,c", "n"]);
         assert_eq!(csv.numbers(&["n", "a"]).unwrap(), Tensor::new(&[2, 2], &[10.0f32, 1.0, 9.0, -0.2]).unwrap());
         assert_eq!(csv.classes("b,c").unwrap().1, ["x", "y \"z\""]);

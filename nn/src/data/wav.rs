@@ -17,14 +17,10 @@ const MOST_SAMPLES: u64 = 1 << 28;
 /// # Errors
 /// `E0602` a file that cannot be read, `E0603` one that is no WAV file, or too long.
 pub fn read_wav(path: &Path) -> Result<(Tensor, u32), DataError> {
-    let failed = |error: hound::Error| match error {
-        hound::Error::IoError(source) if source.kind() != std::io::ErrorKind::UnexpectedEof => {
-            DataError::Read { path: path.into(), source }
-        }
-        other => DataError::Format { path: path.into(), why: other.to_string() },
-    };
     let wrong = |why: String| DataError::Format { path: path.into(), why };
-    let mut reader = WavReader::open(path).map_err(failed)?;
+    let failed = |error: hound::Error| wrong(error.to_string());
+    let file = std::fs::File::open(path).map_err(|source| DataError::Read { path: path.into(), source })?;
+    let mut reader = WavReader::new(std::io::BufReader::new(file)).map_err(failed)?;
     let spec = reader.spec();
     let (channels, count) = (usize::from(spec.channels), u64::from(reader.len()));
     if count > MOST_SAMPLES || channels == 0 {
@@ -64,6 +60,16 @@ impl WavFolder {
     /// `E0602` a folder that cannot be read, `E0603` one without recordings.
     pub fn open(folder: &Path, samples: usize, rate: u32) -> Result<WavFolder, DataError> {
         Ok(WavFolder { found: classes(folder, &["wav"])?, samples, rate })
+    }
+
+    /// [`WavFolder::open`], at as many samples a second as the first recording has.
+    ///
+    /// # Errors
+    /// Also what keeps the first recording from being read.
+    pub fn any_rate(folder: &Path, samples: usize) -> Result<WavFolder, DataError> {
+        let mut set = WavFolder::open(folder, samples, 0)?;
+        set.rate = read_wav(&set.found.files[0].0)?.1;
+        Ok(set)
     }
 
     /// Names of the classes; a label is a place here.
@@ -126,6 +132,7 @@ mod tests {
         let (wave, rate) = read_wav(&folder.join("no/a.wav")).unwrap();
         assert_eq!((wave, rate), (Tensor::new(&[2, 2], &[0.5f32, 0.5, -0.5, 0.5]).unwrap(), 8000));
         let set = WavFolder::open(&folder, 3, 8000).unwrap();
+        assert_eq!(WavFolder::any_rate(&folder, 3).unwrap().rate, 8000);
         let batch = set.batch(&[2, 0]).unwrap();
         assert_eq!(batch[0].1, Tensor::new(&[2, 3], &[0.5f32, -1.0, 0.0, 0.0, 0.5, 0.0]).unwrap());
         assert_eq!(batch[1].1, Tensor::new(&[2], &[1i64, 0]).unwrap());

@@ -36,6 +36,8 @@ pub enum Command {
     Rules(RulesArgs),
     /// Measure compilation and runs.
     Bench(BenchArgs),
+    /// Train a model further on files.
+    Train(TrainArgs),
     /// Write a program that the runtime loads without a compiler.
     Compile(SaveArgs),
     /// Write a graph as an ONNX model.
@@ -346,6 +348,103 @@ pub struct ExportArgs {
     /// The ONNX file.
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
+}
+
+/// What is minimised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LossKind {
+    /// Of classes under the output as logits (or as the softmax that it ends with).
+    CrossEntropy,
+    /// Mean squared difference of output and target.
+    Mse,
+}
+
+/// A rule of training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OptimiserKind {
+    /// Gradient descent.
+    Sgd,
+    /// With momentum 0.9.
+    Momentum,
+    /// Adam.
+    Adam,
+    /// Adam with decoupled weight decay.
+    Adamw,
+    /// RMSprop.
+    Rmsprop,
+    /// Adagrad.
+    Adagrad,
+}
+
+/// `egret train`.
+#[derive(Args)]
+pub struct TrainArgs {
+    #[command(flatten)]
+    pub compile: CompileArgs,
+    /// A folder or file: MNIST's IDX files; `.npz`, `.npy`, `.safetensors` by input name; `.csv`; folders of images or WAV
+    /// files, one a class.
+    #[arg(long, value_name = "PATH")]
+    pub data: PathBuf,
+    /// What is minimised, of the model's first output.
+    #[arg(long)]
+    pub loss: LossKind,
+    /// The tensor or column that is wanted; `target`, `labels`, `label`, `y`, or the last column, if not given.
+    #[arg(long, value_name = "NAME")]
+    pub target: Option<String>,
+    /// Passes over the data.
+    #[arg(long, default_value_t = 10)]
+    pub epochs: u64,
+    /// Examples of a step; that of the model, if it takes no other.
+    #[arg(long, default_value_t = 32)]
+    pub batch: usize,
+    /// Learning rate.
+    #[arg(long, default_value_t = 0.001)]
+    pub rate: f64,
+    /// Takes the rate to 0 along a cosine.
+    #[arg(long)]
+    pub cosine: bool,
+    /// Steps over which the rate rises.
+    #[arg(long, value_name = "STEPS", default_value_t = 0)]
+    pub warm_up: u64,
+    /// The rule.
+    #[arg(long, default_value = "adam")]
+    pub optimiser: OptimiserKind,
+    /// Weight decay.
+    #[arg(long, default_value_t = 0.0)]
+    pub decay: f64,
+    /// Share of the examples that validates.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
+    pub valid: f64,
+    /// Seed of order and parts.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Params whose names begin so stay as they are; may be given often.
+    #[arg(long, value_name = "NAME")]
+    pub freeze: Vec<String>,
+    /// Ends when the loss is no better for so many epochs, with the parameters of the best.
+    #[arg(long, value_name = "EPOCHS")]
+    pub patience: Option<u64>,
+    /// A folder for checkpoints, one after each epoch.
+    #[arg(long, value_name = "DIR")]
+    pub checkpoints: Option<PathBuf>,
+    /// A checkpoint also after each so many steps.
+    #[arg(long, value_name = "STEPS", default_value_t = 0, requires = "checkpoints")]
+    pub every: u64,
+    /// Goes on from the checkpoint in the folder, if there is one.
+    #[arg(long, requires = "checkpoints")]
+    pub resume: bool,
+    /// Writes the losses as PATH.csv and PATH.svg.
+    #[arg(long, value_name = "PATH")]
+    pub curve: Option<PathBuf>,
+    /// Where a value is not finite, names the operator that made it.
+    #[arg(long)]
+    pub check_numerics: bool,
+    /// No progress bars.
+    #[arg(long)]
+    pub quiet: bool,
+    /// The trained model: `.onnx`, its parameters alone as `.safetensors`, or a graph as text.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
 }
 
 /// `egret estimate`.

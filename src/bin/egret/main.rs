@@ -19,6 +19,8 @@ mod rules;
 mod run;
 mod sample;
 mod tensors;
+mod train;
+mod train_data;
 mod verify;
 
 use std::process::ExitCode;
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         Command::Explain(args) => explain::explain(args, json),
         Command::Rules(args) => rules::rules(args, json),
         Command::Bench(args) => bench::bench(args, json),
+        Command::Train(args) => train::train(args, json),
         Command::Compile(args) => compile::compile(args, json),
         Command::Export(args) => export::export(args, json),
         Command::Estimate(args) => estimate::run(args, json),
