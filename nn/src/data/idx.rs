@@ -87,7 +87,8 @@ mod tests {
         std::fs::write(&plain, bytes).unwrap();
         assert_eq!(read_idx(&plain).unwrap(), want);
         let packed = folder.join("packed.gz");
-        let mut gz = flate2::write::GzEncoder::new(std::fs::File::create(&packed).unwrap(), flate2::Compression::fast());
+        let mut gz =
+            flate2::write::GzEncoder::new(std::fs::File::create(&packed).unwrap(), flate2::Compression::fast());
         gz.write_all(&bytes).unwrap();
         gz.finish().unwrap();
         assert_eq!(read_idx(&packed).unwrap(), want);

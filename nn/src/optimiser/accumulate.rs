@@ -1,6 +1,6 @@
 //! Steps over several batches.
 
-use egret_ir::{DType, Var};
+use egret_ir::{DType, Literal, Var};
 
 use super::{Gradient, Optimiser, Step, Update};
 use crate::params::Params;
@@ -26,13 +26,15 @@ impl<O: Optimiser> Optimiser for Accumulate<O> {
     fn updates<'t>(&self, step: &Step<'_, 't>) -> Vec<Update<'t>> {
         let count = step.state("batches", DType::I64, 0.0);
         let next = count + 1i64;
-        let due = next.equal(step.tracer.scalar(egret_ir::Literal::int(i64::from(self.batches), DType::I64)));
-        let mut updates = vec![Update { state: count, value: due.select(count * 0i64, next) }];
+        let due = next.equal(step.tracer.scalar(Literal::int(i64::from(self.batches), DType::I64)));
+        let none = step.tracer.scalar(Literal::int(0, DType::I64));
+        let mut updates = vec![Update { state: count, value: due.select(none, next) }];
         let mut means = Vec::with_capacity(step.gradients.len());
         for gradient in step.gradients {
             let sum = step.beside(gradient, "accumulated");
             let mean = sum + gradient.gradient * (1.0 / f64::from(self.batches));
-            updates.push(Update { state: sum, value: due.select(mean * 0.0, mean) });
+            let none = step.tracer.scalar(Literal::float(0.0, mean.dtype()));
+            updates.push(Update { state: sum, value: due.select(none, mean) });
             means.push(Gradient { gradient: mean, ..gradient.clone() });
         }
         let moved = self.inner.updates(&Step { gradients: &means, ..*step });

@@ -286,6 +286,12 @@ mod tests {
         close(&run(&rule, &gradients, "w"), &[1.0, 1.025, 1.025, 0.7975, 0.7975]);
         close(&run(&rule, &gradients, "w.accumulated"), &[0.25, 0.0, 1.0, 0.0, 3.5]);
         close(&run(&rule, &gradients, "optimiser.batches"), &[1.0, 0.0, 1.0, 0.0, 1.0]);
+        // a step that is left out because it overflows leaves nothing behind
+        let scaled = LossScaled { initial: 1.0, ..LossScaled::new(Sgd::default()) };
+        let both = Accumulate::new(scaled, 2);
+        let gradients = [1.0, f32::INFINITY, 1.0, 1.0];
+        close(&run(&both, &gradients, "w.accumulated"), &[0.5, 0.0, 0.5, 0.0]);
+        close(&run(&both, &gradients, "w"), &[1.0, 1.0, 1.0, 0.8]);
         close(&run(&Accumulate::new(Adam::default(), 1), &gradients, "w"), &run(&Adam::default(), &gradients, "w"));
     }
 

@@ -63,7 +63,7 @@ impl<O: Optimiser> Optimiser for LossScaled<O> {
         let grows = next.equal(t.scalar(Literal::int(self.interval.max(1), DType::I64)));
         let grown = grows.select(scale * self.growth, scale);
         updates.push(Update { state: scale, value: finite.select(grown, scale * self.backoff) });
-        let none = good * 0i64;
+        let none = t.scalar(Literal::int(0, DType::I64));
         updates.push(Update { state: good, value: finite.select(grows.select(none, next), none) });
         updates
     }
