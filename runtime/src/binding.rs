@@ -51,6 +51,7 @@ pub(crate) struct Binding {
     pub(crate) bound: Bound,
     pub(crate) outputs: Vec<BoundOutput>,
     /// By input: bytes of what was given.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "only GPUs need it"))]
     input_bytes: Vec<usize>,
     /// Buffers whose address is another in each run.
     pub(crate) moving: Vec<(usize, Place)>,

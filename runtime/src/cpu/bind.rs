@@ -26,6 +26,7 @@ pub(crate) enum Entry {
     Hook(EpilogueFn),
     Driver,
     /// A function of a CUDA module.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "only GPUs need it"))]
     Device,
 }
 
@@ -62,6 +63,7 @@ pub(crate) enum Op {
         args: Span,
     },
     /// A launch of the kernel of that number on a GPU.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "only GPUs need it"))]
     Device {
         kernel: usize,
         args: Span,

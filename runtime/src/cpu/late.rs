@@ -77,6 +77,7 @@ pub(crate) enum Ready {
     /// Generated code: its dims, points of its grid, and how many chunks they are cut into.
     Code { entry: KernelFn, dims: Vec<i64>, grid: usize, chunks: usize },
     /// A kernel of a GPU: its number, dims, and points of its grid.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "only GPUs need it"))]
     Device { kernel: usize, dims: Vec<i64>, grid: usize },
     /// A driver.
     Driver(Box<DriverPlan>),
