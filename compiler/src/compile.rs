@@ -149,6 +149,10 @@ pub fn raise(
         log.extend(moved.applied);
         graph = moved.graph;
     }
+    if let Some(trimmed) = raise::trim_loops(&graph)? {
+        log.follow(&trimmed.map);
+        graph = trimmed.graph;
+    }
     let spelled = raise::spell_out(&graph, device)?;
     log.follow(&spelled.map);
     log.extend(spelled.applied);

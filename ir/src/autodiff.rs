@@ -3,10 +3,13 @@
 //! [`expand`] replaces each `grad` node by nodes that compute the gradients. Inner ones come first, because a node's
 //! operands come before it. Each operator's home knows its vector-Jacobian product ([`Operator::vjp`]).
 
+mod cotangents;
+
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
-use smallvec::SmallVec;
+
+use cotangents::Cotangents;
 
 use crate::diagnostic::{Diagnostic, Origin};
 use crate::dim::Dim;
@@ -194,7 +197,7 @@ fn rebuild<'t>(t: &Tracer<'t>, graph: &Graph, unreached: Unreached) -> Result<Ve
                 // a gradient reads what each step began with
                 if last_grad.is_some_and(|last| id < last) {
                     op = match op {
-                        Op::Scan(scan) => scan.with_history().into(),
+                        Op::Scan(scan) => scan.with_record().into(),
                         Op::While(looped) if looped.bound.is_some() => looped.with_history().into(),
                         other => other,
                     };
@@ -264,23 +267,19 @@ pub(crate) fn backward<'t>(
         return Ok(vec![None; wrt.len()]);
     };
     let active = t.graph(|graph| reached(graph, wrt, first, end));
-    let mut cotangents: FxHashMap<NodeId, SmallVec<[Option<Var<'t>>; 1]>> = FxHashMap::default();
+    let mut cotangents = Cotangents::default();
     for (y, dy) in seeds {
         if let Some(id) = y.id() {
-            accumulate(&mut cotangents, id, 0, *dy);
+            cotangents.add(id, 0, *dy);
         }
     }
     for index in (first..end).rev().filter(|index| active[*index]) {
         let id = NodeId::new(index);
-        let Some(upstream) = cotangents.get(&id).cloned() else { continue };
-        let (node, origins) = t.graph(|graph| (graph.node(id).clone(), graph.origins(id).clone()));
-        if node.operands.is_empty() {
+        if !cotangents.reaches(id) {
             continue;
         }
-        if let Op::Proj(proj) = &node.op {
-            if let Some(dy) = upstream[0] {
-                accumulate(&mut cotangents, node.operands[0], proj.index, dy);
-            }
+        let (node, origins) = t.graph(|graph| (graph.node(id).clone(), graph.origins(id).clone()));
+        if node.operands.is_empty() {
             continue;
         }
         let derived = origins.iter().map(|o| match &**o {
@@ -288,6 +287,13 @@ pub(crate) fn backward<'t>(
             other => Arc::new(Origin::Gradient(Box::new(other.clone()))),
         });
         t.set_origins(Some(derived.collect()));
+        let mut upstream = cotangents.totals(t, id);
+        if let Op::Proj(proj) = &node.op {
+            if let Some(dy) = upstream[0] {
+                cotangents.add(node.operands[0], proj.index, dy);
+            }
+            continue;
+        }
         let operands: Vec<Var> = node.operands.iter().map(|o| t.var(*o)).collect();
         let wanted: Vec<bool> = node.operands.iter().map(|o| active.get(o.index()).copied() == Some(true)).collect();
         let parts = node.ty.parts().len();
@@ -295,18 +301,17 @@ pub(crate) fn backward<'t>(
             Type::Tensor(_) => vec![t.var(id)],
             Type::Tuple(_) => (0..parts).map(|index| t.add(Proj { index }, &[t.var(id)])).collect(),
         };
-        let mut upstream = upstream.to_vec();
         upstream.resize(parts, None);
         let cx = VjpCx { t, operands: &operands, results: &results, upstream: &upstream, wanted: &wanted };
         let found = node.op.home().vjp(&cx).map_err(|e| at(e, &origins))?;
         for ((operand, gradient), wanted) in node.operands.iter().zip(found).zip(&wanted) {
             if let (Some(gradient), true) = (gradient, *wanted) {
-                accumulate(&mut cotangents, *operand, 0, gradient);
+                cotangents.add(*operand, 0, gradient);
             }
         }
     }
-    let found = |value: &Var<'t>| value.id().and_then(|id| cotangents.get(&id)).and_then(|parts| parts[0]);
-    Ok(wrt.iter().map(found).collect())
+    let mut found = |value: &Var<'t>| cotangents.totals(t, value.id()?).first().copied().flatten();
+    Ok(wrt.iter().map(&mut found).collect())
 }
 
 /// By node below `end`, whether a value of `wrt` reaches it and it can carry a gradient.
@@ -325,20 +330,7 @@ fn reached(graph: &Graph, wrt: &[Var], first: usize, end: usize) -> Vec<bool> {
     active
 }
 
-fn accumulate<'t>(
-    cotangents: &mut FxHashMap<NodeId, SmallVec<[Option<Var<'t>>; 1]>>,
-    id: NodeId,
-    part: usize,
-    gradient: Var<'t>,
-) {
-    let parts = cotangents.entry(id).or_default();
-    if parts.len() <= part {
-        parts.resize(part + 1, None);
-    }
-    parts[part] = Some(parts[part].map_or(gradient, |sum| sum + gradient));
-}
-
-/// Adds the nodes of a region to another graph, its inputs replaced; gives its outputs.
+/// Adds the nodes of a region to another graph, its inputs replaced; gives the value of each.
 pub(crate) fn replay<'t>(t: &Tracer<'t>, region: &Graph, inputs: &[Var<'t>]) -> Vec<Var<'t>> {
     let mut given = region.inputs().iter().zip(inputs);
     let mut values: Vec<Var<'t>> = Vec::with_capacity(region.nodes().len());
@@ -352,5 +344,10 @@ pub(crate) fn replay<'t>(t: &Tracer<'t>, region: &Graph, inputs: &[Var<'t>]) -> 
             op => t.add(op.clone(), &operands),
         });
     }
+    values
+}
+
+/// The outputs of a region among the values of its nodes.
+pub(crate) fn outputs_of<'t>(region: &Graph, values: &[Var<'t>]) -> Vec<Var<'t>> {
     region.outputs().iter().map(|(_, id)| values[id.index()]).collect()
 }

@@ -105,6 +105,14 @@ impl Graph {
         Ok(node)
     }
 
+    /// Lets what reads `from` read `to`, an earlier value of the same type.
+    pub(crate) fn redirect(&mut self, from: NodeId, to: NodeId) {
+        let operands = self.nodes.iter_mut().flat_map(|node| &mut node.operands);
+        let roots = self.outputs.iter_mut().chain(&mut self.updates).map(|(_, id)| id);
+        operands.chain(roots).filter(|id| **id == from).for_each(|id| *id = to);
+        self.users = OnceLock::new();
+    }
+
     /// Names `value` as a result.
     pub fn add_output(&mut self, name: impl Into<String>, value: NodeId) {
         self.outputs.push((name.into(), value));

@@ -140,7 +140,9 @@ impl Planner<'_> {
 
         let stacks: Vec<BufferId> =
             (carried..body.outputs().len()).map(|y| self.result(frame, (id, y + 1), place, None)).collect();
+        body_frame.invariant = body.inputs()[carried..].to_vec();
         let (carried, body) = self.loop_body(&mut body_frame, body, firsts, &stacks)?;
+        steps.append(&mut body_frame.before);
         let condition = condition_steps;
         let step =
             egret_program::While { condition, test, bound: bound.clone(), carried, body, trips: Arg::write(trips) };

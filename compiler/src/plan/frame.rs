@@ -1,7 +1,7 @@
 //! A graph while it is planned: which values are in which buffers, and how they lie.
 
 use egret_ir::{Graph, NodeId, Op};
-use egret_program::BufferId;
+use egret_program::{BufferId, Step};
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
@@ -30,6 +30,10 @@ pub struct Frame {
     pub hosts: FxHashMap<NodeId, Option<BufferId>>,
     /// Values that are written straight into results.
     pub direct: FxHashMap<Value, BufferId>,
+    /// Inputs of a loop's body that are the same in every step.
+    pub invariant: Vec<NodeId>,
+    /// What is done with these once, before the loop.
+    pub before: Vec<Step>,
     lanes: i64,
 }
 
@@ -87,6 +91,8 @@ impl Frame {
             in_place: InPlace::default(),
             hosts: FxHashMap::default(),
             direct: FxHashMap::default(),
+            invariant: Vec::new(),
+            before: Vec::new(),
             lanes,
         };
         for i in 0..frame.graph.nodes().len() {

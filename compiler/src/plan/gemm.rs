@@ -1,13 +1,13 @@
 //! Contractions as products: labels become rows, columns, sums and batches of the driver.
 
-use egret_ir::ops::{Broadcast, Fused};
+use egret_ir::ops::{Broadcast, Fused, Labels, Transpose};
 use egret_ir::{DType, Diagnostic, Dim, NodeId, Op, ScalarExpr};
 use egret_program::driver::{
     BatchDim, Bias, Driver, Epilogue, Finisher, GemmProblem, GemmSchedule, MatrixForm, Operand as Addressing, PackForm,
     PackProblem,
 };
 use egret_program::{Arg, BufferId, Place, Step};
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use super::frame::Frame;
 use super::{DriverLaunch, Operand, Phase, Planner};
@@ -58,7 +58,7 @@ impl Labelled {
     }
 }
 
-fn by_label(operand: Operand, labels: &egret_ir::ops::Labels, strides: &[Dim]) -> Labelled {
+fn by_label(operand: Operand, labels: &Labels, strides: &[Dim]) -> Labelled {
     let mut table: [Option<Dim>; 26] = Default::default();
     for (label, stride) in labels.0.iter().zip(strides) {
         let slot = &mut table[usize::from(label - b'a')];
@@ -92,9 +92,8 @@ impl Planner<'_> {
         if !f32s || !self.device.is_cpu() {
             return Ok(false);
         }
-        let distinct =
-            |labels: &egret_ir::ops::Labels| (0..labels.0.len()).all(|i| !labels.0[..i].contains(&labels.0[i]));
-        let lone = |l: &u8, other: &egret_ir::ops::Labels| !dot.out.has(*l) && !other.has(*l);
+        let distinct = |labels: &Labels| (0..labels.0.len()).all(|i| !labels.0[..i].contains(&labels.0[i]));
+        let lone = |l: &u8, other: &Labels| !dot.out.has(*l) && !other.has(*l);
         if !distinct(&dot.lhs)
             || !distinct(&dot.rhs)
             || dot.lhs.0.iter().any(|l| lone(l, &dot.rhs))
@@ -115,9 +114,35 @@ impl Planner<'_> {
         }
         let extent = |label: u8| extents[usize::from(label - b'a')].clone().unwrap_or(Dim::ONE);
         let (a_operand, a_strides, _) = self.strided(frame, a_node, steps)?;
-        let (b_operand, b_strides, b_source) = self.strided(frame, b_node, steps)?;
-        let a = by_label(a_operand, lhs, &a_strides);
-        let b = by_label(b_operand, rhs, &b_strides);
+        let (b_operand, b_strides, mut b_source) = self.strided(frame, b_node, steps)?;
+        let mut a = by_label(a_operand, lhs, &a_strides);
+        let mut b = by_label(b_operand, rhs, &b_strides);
+        // sums over several axes are one where both operands have these side by side, in one order: else they are copied
+        let summed = |labels: &Labels| labels.0.iter().copied().filter(|l| !dot.out.has(*l)).collect::<Vec<u8>>();
+        let mut order = summed(lhs);
+        if order.len() > 1 {
+            let apart = |x: &Labelled, order: &[u8]| {
+                let axes = order.iter().map(|l| Axis { extent: extent(*l), strides: smallvec![x.stride(*l)] });
+                collapse(axes.collect()).len() > 1
+            };
+            let size = |frame: &Frame, id: NodeId| frame.graph.tensor_type(id).bytes().hint(SYMBOL_HINT);
+            let cost = |frame: &Frame, order: &[u8]| {
+                [(&a, a_node), (&b, b_node)]
+                    .iter()
+                    .map(|(x, id)| if apart(x, order) { size(frame, *id) } else { 0 })
+                    .sum::<i64>()
+            };
+            let other = summed(rhs);
+            if cost(frame, &other) < cost(frame, &order) {
+                order = other;
+            }
+            if apart(&a, &order) {
+                (a, _) = self.summed_first(frame, a_node, lhs, &order, steps)?;
+            }
+            if apart(&b, &order) {
+                (b, b_source) = self.summed_first(frame, b_node, rhs, &order, steps)?;
+            }
+        }
         let out_strides = crate::schedule::view::row_major(&result_type.shape);
 
         let extra_nodes: SmallVec<[NodeId; 8]> =
@@ -143,17 +168,14 @@ impl Planner<'_> {
         let mut columns = if has_rows { column_axes.into_iter().rev().collect() } else { collapse(column_axes) };
         let mut rows = collapse(pick(&|l| lhs.has(l) && !rhs.has(l)));
         let batches = collapse(pick(&|l| lhs.has(l) && rhs.has(l)));
-        let sums = collapse(lhs.0.iter().copied().filter(|l| !dot.out.has(*l)).map(|l| axis(l, &[&a, &b])).collect());
+        let sums = collapse(order.iter().map(|l| axis(*l, &[&a, &b])).collect());
         if sums.len() > 1 {
             return Ok(false);
         }
         let one = || Axis { extent: Dim::ONE, strides: SmallVec::from_elem(Dim::ZERO, tensors.len()) };
         let n = if columns.is_empty() { one() } else { columns.remove(0) };
         let m = if rows.is_empty() { one() } else { rows.remove(0) };
-        let k = sums
-            .into_iter()
-            .next()
-            .unwrap_or(Axis { extent: Dim::ONE, strides: smallvec::smallvec![Dim::ZERO, Dim::ZERO] });
+        let k = sums.into_iter().next().unwrap_or(Axis { extent: Dim::ONE, strides: smallvec![Dim::ZERO, Dim::ZERO] });
         // a column axis that the row operator does not end at cannot be finished
         if has_rows && last.is_none_or(|l| !rhs.has(l) || lhs.has(l)) {
             return Err(Diagnostic::new("E0464", "a row operator joined a product whose rows are not its columns"));
@@ -233,12 +255,31 @@ impl Planner<'_> {
         Ok(true)
     }
 
+    /// A copy of an operand in which the axes of `order` come first, in that order, with the source that it is now.
+    fn summed_first(
+        &mut self,
+        frame: &mut Frame,
+        id: NodeId,
+        labels: &Labels,
+        order: &[u8],
+        steps: &mut Vec<Step>,
+    ) -> Result<(Labelled, NodeId), Diagnostic> {
+        let others = labels.0.iter().copied().filter(|l| !order.contains(l));
+        let moved = Labels(order.iter().copied().chain(others).collect());
+        let place = |l: &u8| labels.0.iter().position(|have| have == l).unwrap_or(0);
+        let permutation = moved.0.iter().map(place).collect();
+        let copy = frame.add(Transpose { permutation }, &[id])?;
+        self.materialise(frame, copy, steps)?;
+        let (operand, strides, source) = self.strided(frame, copy, steps)?;
+        Ok((by_label(operand, &moved, &strides), source))
+    }
+
     /// An extra operand with its strides by label of the result.
     fn extra(
         &mut self,
         frame: &mut Frame,
         extra: NodeId,
-        out: &egret_ir::ops::Labels,
+        out: &Labels,
         shape: &egret_ir::Shape,
         steps: &mut Vec<Step>,
     ) -> Result<Labelled, Diagnostic> {
@@ -262,8 +303,8 @@ impl Planner<'_> {
         Ok(by_label(operand, out, &strides))
     }
 
-    /// The second operand: packed at load when it is known then, else with strides. With packing, the stride of a batch
-    /// of packed matrices.
+    /// The second operand: packed at load when it is known then, before the loop whose steps all read it, else with
+    /// strides. With packing, the stride of a batch of packed matrices.
     fn columns(
         &mut self,
         frame: &mut Frame,
@@ -278,7 +319,8 @@ impl Planner<'_> {
     ) -> (MatrixForm, Arg, Option<Dim>) {
         let plain = (MatrixForm::Strided, b.operand.arg(false), None);
         let known = frame.time(source) < BindingTime::Run && frame.time(b_node) < BindingTime::Run;
-        if !known || phase == Phase::Prepare {
+        let invariant = frame.invariant.contains(&source);
+        if !known && !invariant || phase == Phase::Prepare {
             return plain;
         }
         let batches: SmallVec<[&Axis; 2]> = outer.iter().filter(|axis| !axis.strides[1].is(0)).collect();
@@ -304,7 +346,10 @@ impl Planner<'_> {
             },
         };
         let elements = count * packed_matrix.clone();
-        let buffer = self.packed(frame, b_node, &b.operand, problem, elements, true, steps);
+        let mut before = std::mem::take(&mut frame.before);
+        let once = if known { steps } else { &mut before };
+        let buffer = self.packed(frame, b_node, &b.operand, problem, elements, known, once);
+        frame.before = before;
         (MatrixForm::Packed, Arg::read(buffer), Some(packed_matrix))
     }
 

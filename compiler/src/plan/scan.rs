@@ -39,7 +39,9 @@ impl Planner<'_> {
         }
         let stacks: Vec<BufferId> =
             (scan.carried..body.outputs().len()).map(|y| self.result(frame, (id, y), place, None)).collect();
+        inner.invariant = body.inputs()[scan.carried + scan.scanned..].to_vec();
         let (carried, body) = self.loop_body(&mut inner, body, firsts, &stacks)?;
+        steps.append(&mut inner.before);
         steps.push(Step::Loop(Loop { length: scan.length.clone(), reverse: scan.reverse, carried, body }));
         Ok(())
     }

@@ -13,12 +13,14 @@ mod loops;
 mod score;
 mod simplify;
 mod spell;
+mod trim;
 mod view;
 
 use egret_ir::{Diagnostic, Graph};
 
 pub use loops::move_contractions;
 pub use spell::spell_out;
+pub use trim::trim_loops;
 
 use crate::rewrite::RewriteSet;
 use crate::rewrite::direct::{self, Applied, Builder, Direct};

@@ -280,6 +280,14 @@ fn collect_origins(builder: &Builder, at: NodeId, matched: &[(Op, SmallVec<[Id; 
     }
 }
 
+/// A graph that was rebuilt node by node: `new` tells where each of `graph` went.
+///
+/// # Errors
+/// Never.
+pub(crate) fn moved(graph: &Graph, builder: Builder, new: &[Option<NodeId>]) -> Result<Direct, Diagnostic> {
+    finish(graph, builder, new, Vec::new())
+}
+
 /// Maps outputs, updates and assumptions, and drops dead nodes.
 fn finish(
     graph: &Graph,

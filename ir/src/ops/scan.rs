@@ -6,11 +6,11 @@ use smallvec::{SmallVec, smallvec};
 
 use super::control::check_slice;
 use super::{InferCx, InferError, Op, Operator, Proj, operand};
-use crate::autodiff::{Gradients, VjpCx, backward, replay};
+use crate::autodiff::{Gradients, VjpCx, backward, outputs_of, replay};
 use crate::diagnostic::Diagnostic;
 use crate::dim::Dim;
 use crate::eval::{EvalCx, EvalError, copy_elements, row_major};
-use crate::graph::Graph;
+use crate::graph::{Graph, NodeId};
 use crate::interpret::evaluate;
 use crate::tensor::Tensor;
 use crate::text::{Attr, Attributes};
@@ -37,8 +37,13 @@ pub struct Scan {
 
 impl Scan {
     /// The gradient of the loop, given each carried value when each step begins: a loop the other way, whose step replays
-    /// one step from there.
-    pub(super) fn pull_back<'t>(&self, cx: &VjpCx<'_, 't>, history: &[Var<'t>]) -> Gradients<'t> {
+    /// one step from there. Values of the body of which all steps' are `known` are not computed again.
+    pub(super) fn pull_back<'t>(
+        &self,
+        cx: &VjpCx<'_, 't>,
+        history: &[Var<'t>],
+        known: &[(NodeId, Var<'t>)],
+    ) -> Gradients<'t> {
         let (carries, rest) = cx.operands.split_at(self.carried);
         let (xs, captured) = rest.split_at(self.scanned);
         let float = |v: &Var<'t>| v.dtype().is_float();
@@ -55,15 +60,18 @@ impl Scan {
         let init: Vec<Var> =
             flowing.iter().map(start).chain(summed.iter().map(|i| cx.zeros(captured[*i].ty()))).collect();
         let dys: Vec<Var> = stacked.iter().filter_map(|i| cx.upstream[*i]).collect();
-        let scanned: Vec<Var> = history.iter().chain(xs).chain(&dys).copied().collect();
+        let known_values = known.iter().map(|(_, value)| value);
+        let scanned: Vec<Var> = history.iter().chain(xs).chain(&dys).chain(known_values).copied().collect();
         let mut failed = None;
         let (ends, dxs) = cx.t.scan_of(self.length.clone(), !self.reverse, &init, &scanned, |t, flow, slices| {
             let (state, slices) = slices.split_at(self.carried);
-            let (inputs, dys) = slices.split_at(self.scanned);
+            let (inputs, slices) = slices.split_at(self.scanned);
+            let (dys, known_slices) = slices.split_at(dys.len());
             let outside: Vec<Var> = captured.iter().map(|v| t.capture(*v)).collect();
             let given: Vec<Var> = state.iter().chain(inputs).chain(&outside).copied().collect();
             let first = t.graph(|graph| graph.nodes().len());
-            let results = replay(t, &self.body, &given);
+            let values = replay(t, &self.body, &given);
+            let results = outputs_of(&self.body, &values);
             let seeds: Vec<(Var, Var)> = flowing
                 .iter()
                 .map(|i| results[*i])
@@ -82,7 +90,9 @@ impl Scan {
                 found[self.carried + self.scanned + i].map_or(so_far, |g| so_far + g)
             });
             let next: Vec<Var> = next.chain(sums).collect();
-            (next, sliced.iter().map(|i| of(self.carried + i)).collect())
+            let dxs = sliced.iter().map(|i| of(self.carried + i)).collect();
+            known.iter().zip(known_slices).for_each(|((id, _), slice)| t.redirect(values[id.index()], *slice));
+            (next, dxs)
         });
         if let Some(error) = failed {
             return Err(error);
@@ -172,16 +182,19 @@ impl Operator for Scan {
     }
 
     fn vjp<'t>(&self, cx: &VjpCx<'_, 't>) -> Gradients<'t> {
-        let full = self.clone().with_history();
+        let full = self.clone().with_record();
+        let record = self.record();
         let outputs = full.body.outputs().len();
-        let history: Vec<Var> = match full == *self {
-            true => cx.results[outputs - self.carried..].to_vec(),
+        let values: Vec<Var> = match full == *self {
+            true => cx.results[outputs - record.len()..].to_vec(),
             false => {
                 let again = cx.t.add(full.clone(), cx.operands);
-                (outputs - self.carried..outputs).map(|index| cx.t.add(Proj { index }, &[again])).collect()
+                (outputs - record.len()..outputs).map(|index| cx.t.add(Proj { index }, &[again])).collect()
             }
         };
-        self.pull_back(cx, &history)
+        let (history, known) = values.split_at(self.carried);
+        let known: Vec<(NodeId, Var)> = record[self.carried..].iter().copied().zip(known.iter().copied()).collect();
+        self.pull_back(cx, history, &known)
     }
 
     fn attributes(&self) -> Vec<(&'static str, Attr)> {
@@ -204,26 +217,42 @@ impl Operator for Scan {
 }
 
 impl Scan {
-    /// The loop with one more stacked result for each carried value: its value when each step begins.
-    pub(crate) fn with_history(self) -> Scan {
-        match with_history(&self.body, self.carried) {
+    /// What the gradient reads of each step: its carried values when it begins, and contractions of them, which take
+    /// longer to repeat than to keep.
+    fn record(&self) -> Vec<NodeId> {
+        let body = &*self.body;
+        let history = &body.inputs()[..self.carried];
+        let mut depends = vec![false; body.nodes().len()];
+        history.iter().for_each(|id| depends[id.index()] = true);
+        let mut record = history.to_vec();
+        for (id, node) in body.iter() {
+            depends[id.index()] |= node.operands.iter().any(|o| depends[o.index()]);
+            let contracts = matches!(node.op, Op::DotGeneral(_) | Op::Conv(_));
+            if contracts && depends[id.index()] && check_slice(body, body.tensor_type(id)).is_ok() {
+                record.push(id);
+            }
+        }
+        record
+    }
+
+    /// The loop with the values of [`Scan::record`] as its last stacked results.
+    pub(crate) fn with_record(self) -> Scan {
+        match keeping(&self.body, self.carried, &self.record()) {
             Some(body) => Scan { body: Arc::new(body), ..self },
             None => self,
         }
     }
 }
 
-/// A loop's body with its carried inputs as further outputs; `None` when its last outputs are these already.
-pub(super) fn with_history(body: &Graph, carried: usize) -> Option<Graph> {
-    let (inputs, outputs) = (body.inputs(), body.outputs());
-    let start = outputs.len().checked_sub(carried).filter(|start| *start >= carried);
-    if start.is_some_and(|start| outputs[start..].iter().zip(inputs).all(|((_, output), input)| output == input)) {
+/// A loop's body with `kept` as further outputs; `None` when its last outputs are these already.
+pub(super) fn keeping(body: &Graph, carried: usize, kept: &[NodeId]) -> Option<Graph> {
+    let outputs = body.outputs();
+    let start = outputs.len().checked_sub(kept.len()).filter(|start| *start >= carried);
+    if start.is_some_and(|start| outputs[start..].iter().zip(kept).all(|((_, output), id)| output == id)) {
         return None;
     }
     let mut longer = body.clone();
-    for (i, input) in inputs.iter().take(carried).enumerate() {
-        longer.add_output(format!("history{i}"), *input);
-    }
+    kept.iter().enumerate().for_each(|(i, id)| longer.add_output(format!("kept{i}"), *id));
     Some(longer)
 }
 

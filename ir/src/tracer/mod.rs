@@ -366,6 +366,13 @@ impl<'t> Tracer<'t> {
         with(self.key, |building| building.next_size = building.next_size.max(next));
     }
 
+    /// Lets what reads `from` read `to`, an earlier value of the same type.
+    pub(crate) fn redirect(&self, from: Var<'t>, to: Var<'t>) {
+        if let Some((from, to)) = from.id().zip(to.id()) {
+            with(self.key, |building| building.graph.redirect(from, to));
+        }
+    }
+
     /// Looks at the graph built so far.
     pub fn graph<R>(&self, look: impl FnOnce(&Graph) -> R) -> R {
         match with(self.key, |building| std::mem::take(&mut building.graph)) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use smallvec::{SmallVec, smallvec};
 
 use super::{check_condition, check_inputs, output_types};
-use crate::autodiff::{Gradients, VjpCx, backward, replay};
+use crate::autodiff::{Gradients, VjpCx, backward, outputs_of, replay};
 use crate::diagnostic::Diagnostic;
 use crate::dim::Dim;
 use crate::eval::{EvalCx, EvalError};
@@ -98,7 +98,7 @@ impl Operator for If {
             let (region, range) = self.region(chosen);
             let given: Vec<Var> = cx.operands[range.clone()].iter().map(|v| t.capture(*v)).collect();
             let first = t.graph(|graph| graph.nodes().len());
-            let results = replay(t, region, &given);
+            let results = outputs_of(region, &replay(t, region, &given));
             let seeds: Vec<(Var, Var)> = results
                 .iter()
                 .zip(cx.upstream)

@@ -10,7 +10,7 @@ use crate::diagnostic::Diagnostic;
 use crate::dim::Dim;
 use crate::dtype::DType;
 use crate::eval::{EvalCx, EvalError};
-use crate::graph::Graph;
+use crate::graph::{Graph, NodeId};
 use crate::interpret::evaluate;
 use crate::ops::{InferCx, InferError, Operator, Proj, Scan, operand, scan};
 use crate::scalar::Literal;
@@ -52,7 +52,8 @@ impl While {
 
     /// The loop with one more stacked result for each carried value: its value when each trip begins.
     pub(crate) fn with_history(self) -> While {
-        match scan::with_history(&self.body, self.carried) {
+        let history: Vec<NodeId> = self.body.inputs().iter().take(self.carried).copied().collect();
+        match scan::keeping(&self.body, self.carried, &history) {
             Some(body) => While { body: Arc::new(body), ..self },
             None => self,
         }
@@ -171,7 +172,7 @@ impl Operator for While {
         let steps =
             Scan { body: self.body.clone(), carried: self.carried, scanned: 0, length: self.trips(), reverse: false };
         let inner = VjpCx { t: cx.t, operands: &operands, results: &results, upstream: &upstream, wanted: &wanted };
-        let found = steps.pull_back(&inner, &history)?;
+        let found = steps.pull_back(&inner, &history, &[])?;
         let mut gradients = vec![None; cx.operands.len()];
         kept.iter().zip(found).for_each(|(i, gradient)| gradients[*i] = gradient);
         Ok(gradients)
