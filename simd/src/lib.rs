@@ -16,6 +16,7 @@ mod isa;
 pub mod pack;
 mod peak;
 pub mod pool;
+pub mod pool_gradient;
 mod strips;
 mod tile;
 mod transpose;

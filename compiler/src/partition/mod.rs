@@ -240,6 +240,8 @@ fn cheap_to_repeat(graph: &Graph, root: NodeId, id: NodeId, family: Family) -> b
     let elements = |id: NodeId| graph.tensor_type(id).shape.elements();
     let many_reads = matches!(graph.node(root).op, Op::Generate(_));
     match family {
+        // each window reads what it needs twice over, and mostly a driver does
+        Family::Window if matches!(graph.node(root).op, Op::ReduceWindowGrad(_)) => false,
         Family::Window | Family::Row | Family::Cumulative => !transcendental,
         Family::Map if many_reads => !transcendental,
         // a broadcast reader would compute the value once for each copy

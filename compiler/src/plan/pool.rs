@@ -1,12 +1,12 @@
-//! Pooling in blocked channels on its driver.
+//! Pooling in blocked channels, and its gradient, on their drivers.
 
 use egret_ir::ops::{ReduceWindow, WindowKind};
 use egret_ir::{DType, Diagnostic, Dim, NodeId, Op};
-use egret_program::driver::{Driver, Epilogue, PoolKind, PoolProblem};
+use egret_program::driver::{Driver, Epilogue, PoolGradProblem, PoolKind, PoolProblem};
 use egret_program::{Arg, BufferId, Place, Step};
 use smallvec::SmallVec;
 
-use super::conv::dims;
+use super::conv::{Blocked, dims};
 use super::frame::Frame;
 use super::{DriverLaunch, Planner};
 use crate::layout::Layout;
@@ -39,7 +39,7 @@ impl Planner<'_> {
         direct: Option<BufferId>,
         steps: &mut Vec<Step>,
     ) -> Result<bool, Diagnostic> {
-        let Some(op) = pooling(frame, id) else { return Ok(false) };
+        let Some(op) = pooling(frame, id) else { return self.pool_gradient(frame, id, place, steps) };
         let node = frame.graph.node(id).clone();
         let no_halo: SmallVec<[i64; 3]> = SmallVec::from_elem(0, op.window.size.len());
         let input = self.blocked(frame, node.operands[0], &no_halo, steps)?;
@@ -58,12 +58,7 @@ impl Planner<'_> {
             args.push(out);
         }
         let problem = PoolProblem {
-            kind: match op.kind {
-                WindowKind::Max => PoolKind::Max,
-                WindowKind::Sum => PoolKind::Sum,
-                WindowKind::MeanValid => PoolKind::MeanValid,
-                WindowKind::MeanAll => PoolKind::MeanAll,
-            },
+            kind: kind_of(op.kind),
             lanes: self.lanes as usize,
             batch: x[0].clone(),
             channels: x[1].clone(),
@@ -84,5 +79,65 @@ impl Planner<'_> {
         let driver = Driver::Pool(problem);
         self.drive(frame, id, DriverLaunch { driver, hook, finisher: None, args, clear, family: "pool" }, steps);
         Ok(true)
+    }
+
+    /// Plans the gradient of a pooling in blocked channels; `false` if it has to be generated.
+    fn pool_gradient(
+        &mut self,
+        frame: &mut Frame,
+        id: NodeId,
+        place: &Place,
+        steps: &mut Vec<Step>,
+    ) -> Result<bool, Diagnostic> {
+        let node = frame.graph.node(id).clone();
+        let Op::ReduceWindowGrad(op) = &node.op else { return Ok(false) };
+        let Some(Layout::Blocked { halo }) = frame.layouts.get(&(id, 0)).cloned() else { return Ok(false) };
+        if frame.graph.tensor_type(id).dtype != DType::F32 || op.window.size.len() != halo.len() {
+            return Ok(false);
+        }
+        let no_halo: SmallVec<[i64; 3]> = SmallVec::from_elem(0, halo.len());
+        let dy = self.blocked(frame, node.operands[1], &no_halo, steps)?;
+        // only maxima look at x
+        let x = match op.kind {
+            WindowKind::Max => self.blocked(frame, node.operands[0], &no_halo, steps)?,
+            _ => Blocked { buffer: dy.buffer, halo: no_halo },
+        };
+        let result = self.result(frame, (id, 0), place, None);
+        let shape = frame.graph.tensor_type(id).shape.clone();
+        let windows = frame.graph.tensor_type(node.operands[1]).shape.clone();
+        let pool = PoolProblem {
+            kind: kind_of(op.kind),
+            lanes: self.lanes as usize,
+            batch: shape[0].clone(),
+            channels: shape[1].clone(),
+            in_spatial: shape[2..].to_vec(),
+            out_spatial: windows[2..].to_vec(),
+            kernel: dims(&op.window.size),
+            stride: dims(&op.window.stride),
+            dilation: dims(&op.window.dilation),
+            pad_begin: dims(&op.window.pad_low),
+            in_halo: dims(&x.halo),
+            out_halo: dims(&dy.halo),
+            in_batch_stride: self.item(&shape, &x.halo),
+            out_batch_stride: self.item(&windows, &dy.halo),
+            row_major: false,
+            epilogue: Epilogue::none(),
+        };
+        let dx_batch_stride = self.item(&shape, &halo);
+        let driver = Driver::PoolGrad(PoolGradProblem { pool, dx_halo: dims(&halo), dx_batch_stride });
+        let args = vec![Arg::read(x.buffer), Arg::read(dy.buffer), Arg::write(result)];
+        let clear = self.halos(frame, id);
+        let launch = DriverLaunch { driver, hook: None, finisher: None, args, clear, family: "pool_grad" };
+        self.drive(frame, id, launch, steps);
+        Ok(true)
+    }
+}
+
+fn kind_of(kind: WindowKind) -> PoolKind {
+    match kind {
+        WindowKind::Max => PoolKind::Max,
+        WindowKind::Sum => PoolKind::Sum,
+        WindowKind::MeanValid => PoolKind::MeanValid,
+        WindowKind::MeanAll => PoolKind::MeanAll,
     }
 }

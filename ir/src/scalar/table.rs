@@ -199,7 +199,8 @@ table! {
     // ---- defined
     /// max(x, 0). The gradient at 0 is 0.
     Relu "relu" "Relu" 1 Defined(|a, t| a[0].clone().bin(ScalarFn::Max, c(0.0, t))),
-        d!(|a, _, _, t| Some(E::select(a[0].clone().bin(ScalarFn::Gt, c(0.0, t)), c(1.0, t), c(0.0, t))));
+        // of the result, so that the operand need not be kept
+        d!(|_, y, _, t| Some(E::select(y.clone().bin(ScalarFn::Gt, c(0.0, t)), c(1.0, t), c(0.0, t))));
     /// 1 / x.
     Recip "recip" "Reciprocal" 1 Defined(|a, t| c(1.0, t).div(a[0].clone())), None;
     /// 1 / √x.

@@ -21,7 +21,7 @@ pub use attention::{AttentionGradProblem, AttentionOperand, AttentionProblem, At
 pub use conv::{ConvForm, ConvInput, ConvProblem, ConvSchedule, Split};
 pub use epilogue::{Activation, Bias, Epilogue, Finisher, Operand};
 pub use gemm::{BatchDim, GemmProblem, GemmSchedule, MatrixForm};
-pub use pool::{PoolKind, PoolProblem};
+pub use pool::{PoolGradProblem, PoolKind, PoolProblem};
 pub use relayout::{Direction, PackForm, PackProblem, RelayoutProblem};
 pub use select::{NonZeroProblem, SuppressionProblem, TopKProblem, UniqueProblem};
 
@@ -35,6 +35,8 @@ pub enum Driver<D = usize> {
     Conv(ConvProblem<D>, ConvSchedule),
     /// Pooling.
     Pool(PoolProblem<D>),
+    /// Gradient of pooling.
+    PoolGrad(PoolGradProblem<D>),
     /// Matrix product.
     Gemm(GemmProblem<D>, GemmSchedule),
     /// Attention.
@@ -61,6 +63,7 @@ impl<D> Driver<D> {
         match self {
             Driver::Conv(p, s) => Driver::Conv(p.map(f), s.clone()),
             Driver::Pool(p) => Driver::Pool(p.map(f)),
+            Driver::PoolGrad(p) => Driver::PoolGrad(p.map(f)),
             Driver::Gemm(p, s) => Driver::Gemm(p.map(f), s.clone()),
             Driver::Attention(p, s) => Driver::Attention(p.map(f), s.clone()),
             Driver::AttentionGrad(p, s) => Driver::AttentionGrad(p.map(f), s.clone()),
@@ -79,6 +82,7 @@ impl<D: fmt::Display> fmt::Display for Driver<D> {
         match self {
             Driver::Conv(p, s) => write!(f, "{p}\n{s}"),
             Driver::Pool(p) => write!(f, "{p}"),
+            Driver::PoolGrad(p) => write!(f, "{p}"),
             Driver::Gemm(p, s) => write!(f, "{p}\n{s}"),
             Driver::Attention(p, s) => write!(f, "{p}\n{s}"),
             Driver::AttentionGrad(p, s) => write!(f, "{p}\n{s}"),

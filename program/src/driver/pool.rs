@@ -103,3 +103,33 @@ impl<D: fmt::Display> fmt::Display for PoolProblem<D> {
         write!(f, "  epilogue {}", self.epilogue)
     }
 }
+
+/// The gradient of a pooling by x: from x (read for maxima alone) and the gradient by y, both in blocked channels, as
+/// `pool` has them. The gradient of tied maxima is split. Neither row-major nor with an epilogue.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PoolGradProblem<D = usize> {
+    /// The pooling.
+    pub pool: PoolProblem<D>,
+    /// Halo of the result, which is not written.
+    pub dx_halo: Vec<D>,
+    /// Elements from a batch item of the result to the next.
+    pub dx_batch_stride: D,
+}
+
+impl<D> PoolGradProblem<D> {
+    /// The same with each extent replaced by `f` of it.
+    pub fn map<E>(&self, f: &mut impl FnMut(&D) -> E) -> PoolGradProblem<E> {
+        PoolGradProblem {
+            pool: self.pool.map(f),
+            dx_halo: map_all(&self.dx_halo, f),
+            dx_batch_stride: f(&self.dx_batch_stride),
+        }
+    }
+}
+
+impl<D: fmt::Display> fmt::Display for PoolGradProblem<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "gradient of {}", self.pool)?;
+        write!(f, "  dx halo {} batch_stride {}", List(&self.dx_halo), self.dx_batch_stride)
+    }
+}

@@ -6,8 +6,8 @@ use egret_simd::Isa;
 
 use super::drivers::{
     AttentionArgs, AttentionGradArgs, AttentionGradPlan, AttentionPlan, ConvArgs, ConvPlan, DriverError, GemmArgs,
-    GemmPlan, NonZeroPlan, PackPlan, PoolArgs, PoolPlan, RelayoutPlan, ScratchNeed, ScratchPool, SuppressionArgs,
-    SuppressionPlan, TopKPlan, UniqueArgs, UniquePlan,
+    GemmPlan, NonZeroPlan, PackPlan, PoolArgs, PoolGradArgs, PoolGradPlan, PoolPlan, RelayoutPlan, ScratchNeed,
+    ScratchPool, SuppressionArgs, SuppressionPlan, TopKPlan, UniqueArgs, UniquePlan,
 };
 use super::team::Team;
 
@@ -28,6 +28,7 @@ pub(crate) struct DriverPlan {
 enum Form {
     Conv(Box<ConvPlan>),
     Pool(Box<PoolPlan>),
+    PoolGrad(Box<PoolGradPlan>),
     Gemm(Box<GemmPlan>),
     Attention { plan: Box<AttentionPlan>, lse: bool },
     AttentionGrad(Box<AttentionGradPlan>),
@@ -77,6 +78,7 @@ impl DriverPlan {
                 wants_hook = matches!(problem.epilogue, Epilogue::Hook { .. });
                 (Form::Pool(Box::new(PoolPlan::new(problem, isa)?)), 2)
             }
+            Driver::PoolGrad(problem) => (Form::PoolGrad(Box::new(PoolGradPlan::new(problem, isa)?)), 3),
             Driver::Gemm(problem, schedule) => {
                 (extras, outs) = epilogue_operands(&problem.epilogue);
                 wants_hook = matches!(problem.epilogue, Epilogue::Hook { .. });
@@ -124,6 +126,7 @@ impl DriverPlan {
         match &self.form {
             Form::Conv(plan) => plan.scratch(),
             Form::Pool(plan) => plan.scratch(),
+            Form::PoolGrad(plan) => plan.scratch(),
             Form::Gemm(plan) => plan.scratch(),
             Form::Attention { plan, .. } => plan.scratch(),
             Form::AttentionGrad(plan) => plan.scratch(),
@@ -154,6 +157,9 @@ impl DriverPlan {
                 Form::Pool(plan) => {
                     let (input, output) = (arg(0), arg(1));
                     plan.run(&PoolArgs { input, output, extras, outs, hook: self.hook }, team, scratch);
+                }
+                Form::PoolGrad(plan) => {
+                    plan.run(&PoolGradArgs { x: arg(0), dy: arg(1), dx: arg(2) }, team, scratch);
                 }
                 Form::Gemm(plan) => {
                     let outs = if self.finisher.is_some() { finisher_outs } else { outs };

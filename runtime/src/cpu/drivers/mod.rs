@@ -18,7 +18,7 @@ pub use attention::{AttentionArgs, AttentionGradArgs, AttentionGradPlan, Attenti
 pub use conv::{ConvArgs, ConvPlan};
 pub use epilogue::MAX_VIEWS;
 pub use gemm::{GemmArgs, GemmPlan};
-pub use pool::{PoolArgs, PoolPlan};
+pub use pool::{PoolArgs, PoolGradArgs, PoolGradPlan, PoolPlan};
 pub use relayout::{PackPlan, RelayoutPlan};
 pub use select::{NonZeroPlan, SuppressionArgs, SuppressionPlan, TopKPlan, UniqueArgs, UniquePlan};
 

@@ -29,8 +29,11 @@ pub(super) struct WeightGradient {
     offsets: Vec<usize>,
     /// Offset in x of each output row of a plane.
     rows: Vec<usize>,
-    /// Kernel taps are divided among chunks too, where channels alone give too few.
-    split_taps: bool,
+    /// Offset in x of each row of the products, taps and then channels, of a block with all its channels, and of the last.
+    /// So a tile is full of rows also when there are few channels.
+    row_offsets: [Vec<usize>; 2],
+    /// Rows are divided among chunks too, where channels alone give too few.
+    split_rows: bool,
 }
 
 impl WeightGradient {
@@ -73,7 +76,9 @@ impl WeightGradient {
             y,
             count: shape.y,
             x_step,
-            split_taps: !depthwise && blocks < 16 && offsets.len() > 1,
+            row_offsets: [lanes.min(inputs), inputs.saturating_sub(1) % lanes + 1]
+                .map(|channels| offsets.iter().flat_map(|tap| (0..channels).map(move |i| tap + i)).collect()),
+            split_rows: blocks < 16,
             offsets,
         })
     }
@@ -93,15 +98,14 @@ impl WeightGradient {
             return;
         }
         let (panels, blocks) = (self.outputs.div_ceil(2 * self.lanes), self.inputs.div_ceil(self.lanes));
-        let taps = self.offsets.len();
-        let parts = if self.split_taps { taps } else { 1 };
+        let tiles = self.row_offsets[0].len().div_ceil(self.kernels.max_rows());
+        let parts = if self.split_rows { tiles } else { 1 };
         team.parallel(self.groups * panels * blocks * parts, &|chunk, worker| {
-            let (unit, tap) = (chunk / parts, chunk % parts);
-            let taps = if self.split_taps { tap..tap + 1 } else { 0..taps };
+            let (unit, part) = (chunk / parts, chunk % parts);
             let (group, unit) = (unit / (panels * blocks), unit % (panels * blocks));
             let (panel, block) = (unit / blocks, unit % blocks);
             // SAFETY: chunks write different weights.
-            unsafe { self.dense_block(nest, group, panel, block, taps, scratch.worker(worker)) };
+            unsafe { self.dense_block(nest, group, panel, block, (part, parts), scratch.worker(worker)) };
         });
     }
 
@@ -118,58 +122,55 @@ impl WeightGradient {
         tile
     }
 
-    /// Weights of `2 L` outputs and `L` inputs for some taps: tiles of inputs by outputs in scratch, then scattered.
+    /// Weights of `2 L` outputs by a part of the rows of a block of `L` inputs: tiles in scratch, then scattered.
     unsafe fn dense_block(
         &self,
         nest: &Nest<'_>,
         group: usize,
         panel: usize,
         block: usize,
-        taps: std::ops::Range<usize>,
+        (chunk, chunks): (usize, usize),
         sums: *mut f32,
     ) {
         let l = self.lanes;
         let outputs = (self.outputs - panel * 2 * l).min(2 * l);
         let inputs = (self.inputs - block * l).min(l);
         let vectors = outputs.div_ceil(l);
-        let lane: [usize; MAX_ROWS] = std::array::from_fn(|m| m);
+        let offsets = &self.row_offsets[usize::from((block + 1) * l >= self.inputs)];
+        let (r0, r1) = part(offsets.len(), chunk, chunks);
         let c_rows: [usize; MAX_ROWS] = std::array::from_fn(|m| m * 2 * l);
         let mut tile = self.tile();
-        tile.rows = lane.as_ptr();
         tile.c_rows = c_rows.as_ptr();
         tile.partial_rows = c_rows.as_ptr();
         let x = nest.args.input.wrapping_add((group * self.inputs / l + block) * self.x.block);
         let y_block = (group * self.outputs + panel * 2 * l) / l;
         let y = nest.args.weights.wrapping_add(self.y.origin + y_block * self.y.block);
-        let parts = inputs.div_ceil(self.kernels.max_rows());
+        let tiles = (r1 - r0).div_ceil(self.kernels.max_rows());
         let mut first = true;
         for item in 0..self.batch {
             for plane in 0..self.count[0] {
                 let again = !first;
                 first = false;
-                let x = x.wrapping_add(item * self.x.batch + plane * self.x_step[0]);
+                tile.a = x.wrapping_add(item * self.x.batch + plane * self.x_step[0]);
                 tile.b = y.wrapping_add(item * self.y.batch + plane * self.y.step[0]);
-                for tap in taps.clone() {
-                    for i in 0..parts {
-                        let (m0, m1) = part(inputs, i, parts);
-                        tile.a = x.wrapping_add(self.offsets[tap] + m0);
-                        tile.c = sums.wrapping_add((tap * l + m0) * 2 * l);
-                        tile.partial = if again { tile.c } else { std::ptr::null() };
-                        // SAFETY: bounds were checked when the plan was made.
-                        unsafe { self.kernels.run(&tile, m1 - m0, vectors) };
-                    }
+                for i in 0..tiles {
+                    let (m0, m1) = part(r1 - r0, i, tiles);
+                    tile.rows = offsets[r0 + m0..].as_ptr();
+                    tile.c = sums.wrapping_add(m0 * 2 * l);
+                    tile.partial = if again { tile.c } else { std::ptr::null() };
+                    // SAFETY: bounds were checked when the plan was made.
+                    unsafe { self.kernels.run(&tile, m1 - m0, vectors) };
                 }
             }
         }
         for o in 0..outputs {
-            for i in 0..inputs {
-                let weight = (group * self.outputs + panel * 2 * l + o) * self.inputs + block * l + i;
-                for tap in taps.clone() {
-                    // SAFETY: an element of the weights, and of the scratch. Without pixels nothing was summed.
-                    unsafe {
-                        let sum = if first { 0.0 } else { *sums.add((tap * l + i) * 2 * l + o) };
-                        *nest.args.output.add(weight * self.offsets.len() + tap) = sum;
-                    }
+            let weights = (group * self.outputs + panel * 2 * l + o) * self.inputs + block * l;
+            for row in r0..r1 {
+                let (tap, i) = (row / inputs, row % inputs);
+                // SAFETY: an element of the weights, and of the scratch. Without pixels nothing was summed.
+                unsafe {
+                    let sum = if first { 0.0 } else { *sums.add((row - r0) * 2 * l + o) };
+                    *nest.args.output.add((weights + i) * self.offsets.len() + tap) = sum;
                 }
             }
         }

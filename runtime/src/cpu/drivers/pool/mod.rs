@@ -1,5 +1,11 @@
 //! Pooling in blocked channels: for each row of each block of channels, pixels with equal windows at once.
 
+mod gradient;
+mod windows;
+
+pub use gradient::{PoolGradArgs, PoolGradPlan};
+use windows::{Columns, Windows};
+
 use super::conv::{Hooked, Lattice, Place, Surface, dims};
 use super::kernels::check_isa;
 use super::{DriverError, ScratchNeed, ScratchPool, chunk_count, part};
@@ -34,23 +40,9 @@ pub struct PoolPlan {
     channels: usize,
     read: Surface,
     write: Surface,
-    x: [usize; 3],
-    y: [usize; 3],
-    kernel: [usize; 3],
-    stride: [usize; 3],
-    dilation: [usize; 3],
-    pad: [usize; 3],
-    columns: Vec<Columns>,
+    windows: Windows,
     row_major: bool,
     hooked: Option<Hooked>,
-}
-
-/// Neighbouring output columns whose windows hold the same taps of the last axis.
-#[derive(Clone, Copy, Debug)]
-struct Columns {
-    at: usize,
-    pixels: usize,
-    taps: (usize, usize),
 }
 
 /// The operands, shared by the team.
@@ -59,14 +51,6 @@ struct Nest<'a>(PoolArgs<'a>);
 // SAFETY: operands are read, and rows written by one thread each.
 unsafe impl Sync for Nest<'_> {}
 
-/// Taps of one axis that lie inside, for the window at an output index: from the first to before the last.
-fn inside(at: usize, stride: usize, pad: usize, dilation: usize, kernel: usize, extent: usize) -> (usize, usize) {
-    let origin = (at * stride) as isize - pad as isize;
-    let up = |n: isize| (n.max(0) as usize).div_ceil(dilation).min(kernel);
-    let (low, high) = (up(-origin), up(extent as isize - origin));
-    (low, high.max(low))
-}
-
 impl PoolPlan {
     /// Binds.
     ///
@@ -74,69 +58,43 @@ impl PoolPlan {
     /// If the layout is not that of `isa`, lists differ in length, or the epilogue is a direct one.
     pub fn new(p: &PoolProblem, isa: Isa) -> Result<PoolPlan, DriverError> {
         check_isa(isa, p.lanes)?;
-        let rank = p.in_spatial.len();
-        if rank == 0 || rank > 3 {
-            return Err(DriverError::Unsupported("pooling of other than 1 to 3 spatial dims"));
-        }
-        let lists = [&p.out_spatial, &p.kernel, &p.stride, &p.dilation, &p.pad_begin, &p.in_halo, &p.out_halo];
-        if lists.iter().any(|list| list.len() != rank) {
-            return Err(DriverError::Problem("spatial lists of a pooling differ in length"));
-        }
-        if [&p.kernel, &p.stride, &p.dilation].iter().any(|list| list.contains(&0)) {
-            return Err(DriverError::Problem("kernel, stride and dilation must be at least 1"));
-        }
-        let y = dims(&p.out_spatial, 1);
+        let windows = Windows::new(p)?;
         let hooked = match &p.epilogue {
             epilogue if *epilogue == Epilogue::none() => None,
             Epilogue::Direct { .. } => return Err(DriverError::Unsupported("a direct epilogue of a pooling")),
             Epilogue::Hook { extras, outs, element_bytes } => {
-                Some(Hooked::new(extras, outs, element_bytes, y, p.lanes)?)
+                Some(Hooked::new(extras, outs, element_bytes, windows.y, p.lanes)?)
             }
         };
-        let mut plan = PoolPlan {
+        let plan = PoolPlan {
             kind: p.kind,
             row: pool_row(isa).ok_or(DriverError::Unsupported("this instruction set"))?,
             lanes: p.lanes,
             batch: p.batch,
             channels: p.channels,
-            read: Surface::new(dims(&p.in_spatial, 1), dims(&p.in_halo, 0), p.lanes, p.in_batch_stride),
-            write: Surface::new(y, dims(&p.out_halo, 0), p.lanes, p.out_batch_stride),
-            x: dims(&p.in_spatial, 1),
-            y,
-            kernel: dims(&p.kernel, 1),
-            stride: dims(&p.stride, 1),
-            dilation: dims(&p.dilation, 1),
-            pad: dims(&p.pad_begin, 0),
-            columns: Vec::new(),
+            read: Surface::new(windows.x, dims(&p.in_halo, 0), p.lanes, p.in_batch_stride),
+            write: Surface::new(windows.y, dims(&p.out_halo, 0), p.lanes, p.out_batch_stride),
+            windows,
             row_major: p.row_major,
             hooked,
         };
         if plan.row_major && plan.hooked.is_some() {
             return Err(DriverError::Unsupported("an epilogue of a row-major pooling"));
         }
-        for at in 0..plan.y[2] {
-            let taps = plan.inside(2, at);
-            match plan.columns.last_mut() {
-                Some(last) if last.taps == taps => last.pixels += 1,
-                _ => plan.columns.push(Columns { at, pixels: 1, taps }),
-            }
-        }
         Ok(plan)
-    }
-
-    /// Taps of an axis that lie inside, for the window at an output index.
-    fn inside(&self, d: usize, at: usize) -> (usize, usize) {
-        inside(at, self.stride[d], self.pad[d], self.dilation[d], self.kernel[d], self.x[d])
     }
 
     /// Offsets of a window's taps, and a row of results that go elsewhere than into blocked channels.
     pub fn scratch(&self) -> ScratchNeed {
         let strip = if self.row_major || self.hooked.is_some() { self.strip() * 4 } else { 0 };
-        ScratchNeed { per_worker: strip + self.kernel.iter().product::<usize>() * size_of::<usize>(), shared: 0 }
+        ScratchNeed {
+            per_worker: strip + self.windows.kernel.iter().product::<usize>() * size_of::<usize>(),
+            shared: 0,
+        }
     }
 
     fn strip(&self) -> usize {
-        (self.y[2] * self.lanes).next_multiple_of(16)
+        (self.windows.y[2] * self.lanes).next_multiple_of(16)
     }
 
     /// Computes.
@@ -146,8 +104,8 @@ impl PoolPlan {
     /// at least [`scratch`](PoolPlan::scratch).
     pub unsafe fn run(&self, args: &PoolArgs<'_>, team: &Team, scratch: &ScratchPool) {
         let blocks = self.channels.div_ceil(self.lanes);
-        let rows = self.batch * blocks * self.y[0] * self.y[1];
-        if rows == 0 || self.y[2] == 0 {
+        let rows = self.batch * blocks * self.windows.y[0] * self.windows.y[1];
+        if rows == 0 || self.windows.y[2] == 0 {
             return;
         }
         let nest = &Nest(*args);
@@ -163,11 +121,11 @@ impl PoolPlan {
 
     /// One row of one block of channels.
     unsafe fn one_row(&self, Nest(args): &Nest<'_>, row: usize, blocks: usize, scratch: *mut f32) {
-        let [depths, heights, width] = self.y;
+        let [depths, heights, width] = self.windows.y;
         let (height, rest) = (row % heights, row / heights);
         let (depth, rest) = (rest % depths, rest / depths);
         let (block, item) = (rest % blocks, rest / blocks);
-        let (planes, lines) = (self.inside(0, depth), self.inside(1, height));
+        let (planes, lines) = (self.windows.inside(0, depth), self.windows.inside(1, height));
         let strip = (self.row_major || self.hooked.is_some()).then_some(scratch);
         let taps = scratch.wrapping_add(if strip.is_some() { self.strip() } else { 0 }).cast::<usize>();
         let (dst, dst_step) = match strip {
@@ -179,31 +137,21 @@ impl PoolPlan {
             }
         };
         // The window's corner may lie before the tensor: only taps inside are read.
-        let corner =
-            |d: usize, at: usize| ((at * self.stride[d]) as isize - self.pad[d] as isize) * self.read.step[d] as isize;
+        let windows = &self.windows;
         let base = self.read.origin + item * self.read.batch + block * self.read.block;
-        let base = args.input.wrapping_add(base).wrapping_offset(corner(0, depth) + corner(1, height));
-        for &Columns { at, pixels, taps: columns } in &self.columns {
-            let mut tap_count = 0;
-            for z in planes.0..planes.1 {
-                for y in lines.0..lines.1 {
-                    for x in columns.0..columns.1 {
-                        let offset: usize =
-                            [z, y, x].iter().enumerate().map(|(d, t)| t * self.dilation[d] * self.read.step[d]).sum();
-                        // SAFETY: at most as many taps as the window has.
-                        unsafe { taps.add(tap_count).write(offset) };
-                        tap_count += 1;
-                    }
-                }
-            }
+        let corner = windows.corner(&self.read, 0, depth) + windows.corner(&self.read, 1, height);
+        let base = args.input.wrapping_add(base).wrapping_offset(corner);
+        for &Columns { at, pixels, taps: columns } in &windows.columns {
+            // SAFETY: at most as many taps as the window has.
+            let tap_count = unsafe { windows.taps(&self.read, [planes, lines, columns], taps) };
             let divisor = match self.kind {
-                PoolKind::MeanAll => self.kernel.iter().product::<usize>() as f32,
+                PoolKind::MeanAll => self.windows.kernel.iter().product::<usize>() as f32,
                 PoolKind::MeanValid => tap_count as f32,
                 _ => 1.0,
             };
             let row = PoolRow {
-                src: base.wrapping_offset(corner(2, at)),
-                src_step: self.stride[2] * self.read.step[2],
+                src: base.wrapping_offset(windows.corner(&self.read, 2, at)),
+                src_step: windows.stride[2] * self.read.step[2],
                 taps,
                 tap_count,
                 dst: dst.wrapping_add(at * dst_step),
@@ -316,7 +264,7 @@ mod tests {
         let mut x = Buffer::floats(p.batch * p.in_batch_stride).unwrap();
         let numbers = values(p.batch * p.in_batch_stride, 1);
         for (item, channel) in (0..p.batch).flat_map(|i| (0..p.channels).map(move |c| (i, c))) {
-            for q in positions(plan.x) {
+            for q in positions(plan.windows.x) {
                 let i = at(read, lanes, item, channel, q);
                 x.as_f32_mut()[i] = numbers[i];
             }
@@ -343,18 +291,19 @@ mod tests {
         let got = &results[0];
         let mut touched = vec![false; got.len()];
         for (item, channel) in (0..p.batch).flat_map(|i| (0..p.channels.next_multiple_of(lanes)).map(move |c| (i, c))) {
-            for q in positions(plan.y) {
+            for q in positions(plan.windows.y) {
                 let i = at(write, lanes, item, channel, q);
                 touched[i] = true;
                 if channel >= p.channels {
                     assert_eq!(got[i], 0.0, "absent lane");
                     continue;
                 }
-                let window: Vec<f64> = positions(plan.kernel)
+                let window: Vec<f64> = positions(plan.windows.kernel)
                     .filter_map(|tap| {
                         let at_axis = |d: usize| {
-                            let v = (q[d] * plan.stride[d] + tap[d] * plan.dilation[d]).checked_sub(plan.pad[d])?;
-                            (v < plan.x[d]).then_some(v)
+                            let v = (q[d] * plan.windows.stride[d] + tap[d] * plan.windows.dilation[d])
+                                .checked_sub(plan.windows.pad[d])?;
+                            (v < plan.windows.x[d]).then_some(v)
                         };
                         Some([at_axis(0)?, at_axis(1)?, at_axis(2)?])
                     })
@@ -365,7 +314,7 @@ mod tests {
                     PoolKind::Max => window.iter().copied().fold(f64::NEG_INFINITY, f64::max),
                     PoolKind::Sum => sum,
                     PoolKind::MeanValid => sum / window.len() as f64,
-                    PoolKind::MeanAll => sum / plan.kernel.iter().product::<usize>() as f64,
+                    PoolKind::MeanAll => sum / plan.windows.kernel.iter().product::<usize>() as f64,
                 };
                 if hooked {
                     want = want * f64::from(scale[channel]) + 1.0;
@@ -414,7 +363,7 @@ mod tests {
                 let (_, have) = run(&row_major, blocked.batch * channels * pixels);
                 for (i, have) in have.iter().enumerate() {
                     let (item, channel) = (i / pixels / channels, i / pixels % channels);
-                    let place = positions(plan.y).nth(i % pixels).unwrap();
+                    let place = positions(plan.windows.y).nth(i % pixels).unwrap();
                     assert_eq!(*have, want[at(&plan.write, l, item, channel, place)], "{isa} {i}");
                 }
             }

@@ -1,0 +1,163 @@
+//! Gradients of rows of pooled pixels in blocked channels.
+
+use crate::Isa;
+use crate::vector::{Portable8, Vector};
+
+/// Windows whose taps are the same. All distances are in floats.
+///
+/// ```text
+/// for i in 0..pixels
+///     of the taps where x[i x_step + x_taps[t] ..] is the window's maximum (or of all):
+///         dx[i dx_step + dx_taps[t] ..][0..L] += dy[i dy_step ..][0..L] / (their number, or divisor)
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct PoolGradRow {
+    /// Where the first window's taps count from in x; itself it need not be valid. Read for maxima alone.
+    pub x: *const f32,
+    /// From one window to the next in x.
+    pub x_step: usize,
+    /// Offsets of the taps in x.
+    pub x_taps: *const usize,
+    /// Where the first window's taps count from in dx.
+    pub dx: *mut f32,
+    /// From one window to the next in dx.
+    pub dx_step: usize,
+    /// Offsets of the taps in dx.
+    pub dx_taps: *const usize,
+    /// Number of taps.
+    pub tap_count: usize,
+    /// The gradient by the windows.
+    pub dy: *const f32,
+    /// From one window to the next in dy.
+    pub dy_step: usize,
+    /// Number of windows.
+    pub pixels: usize,
+    /// Maxima instead of sums; the gradient of tied ones is split. NaN is the maximum where there is one.
+    pub max: bool,
+    /// What the gradient of a sum is divided by.
+    pub divisor: f32,
+}
+
+/// Computes a [`PoolGradRow`].
+///
+/// # Safety
+/// Each tap of each window is readable in x and writable in dx, each gradient readable, for `L` floats.
+pub type PoolGradFn = unsafe fn(&PoolGradRow);
+
+/// The kernel for `isa`; `None` if the host lacks it.
+pub fn pool_gradient_row(isa: Isa) -> Option<PoolGradFn> {
+    isa.is_supported().then_some(match isa {
+        Isa::Portable => portable,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => avx2,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => avx512,
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => neon,
+        _ => portable,
+    })
+}
+
+unsafe fn portable(row: &PoolGradRow) {
+    unsafe { windows::<Portable8>(row) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2(row: &PoolGradRow) {
+    unsafe { windows::<std::arch::x86_64::__m256>(row) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")]
+unsafe fn avx512(row: &PoolGradRow) {
+    unsafe { windows::<std::arch::x86_64::__m512>(row) }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+unsafe fn neon(row: &PoolGradRow) {
+    unsafe { windows::<crate::vector::Neon8>(row) }
+}
+
+#[inline(always)]
+unsafe fn windows<V: Vector>(row: &PoolGradRow) {
+    unsafe {
+        let (zero, one) = (V::zero(), V::splat(1.0));
+        for i in 0..row.pixels {
+            let dy = V::load(row.dy.wrapping_add(i * row.dy_step));
+            let dx = row.dx.wrapping_add(i * row.dx_step);
+            if !row.max {
+                let share = if row.divisor == 1.0 { dy } else { dy.div(V::splat(row.divisor)) };
+                for t in 0..row.tap_count {
+                    let at = dx.wrapping_add(*row.dx_taps.add(t));
+                    V::load(at).add(share).store(at);
+                }
+                continue;
+            }
+            let x = row.x.wrapping_add(i * row.x_step);
+            let tap = |t: usize| V::load(x.wrapping_add(*row.x_taps.add(t)));
+            let mut best = V::splat(f32::NEG_INFINITY);
+            for t in 0..row.tap_count {
+                // A NaN stays: `max` gives its second operand if either is NaN.
+                best = V::select(best.eq(best), best.max(tap(t)), best);
+            }
+            // 1 where an element is the maximum; of a NaN, where it is NaN too
+            let wins = |x: V| {
+                let not_a_number = V::select(x.eq(x), zero, one);
+                V::select(x.eq(best), one, V::select(best.eq(best), zero, not_a_number))
+            };
+            let mut ties = zero;
+            for t in 0..row.tap_count {
+                ties = ties.add(wins(tap(t)));
+            }
+            let share = dy.div(ties);
+            for t in 0..row.tap_count {
+                let at = dx.wrapping_add(*row.dx_taps.add(t));
+                let given = V::select(wins(tap(t)).eq(one), share, zero);
+                V::load(at).add(given).store(at);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ties_are_split_and_nan_is_the_maximum() {
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
+            let l = isa.lanes_f32();
+            // two windows of three taps each; lane 0 tied, lane 1 with a NaN
+            let mut x = vec![0.0f32; 6 * l];
+            for (tap, values) in [[2.0, f32::NAN], [1.0, 5.0], [2.0, f32::NAN]].iter().enumerate() {
+                x[tap * l..tap * l + 2].copy_from_slice(values);
+            }
+            x[3 * l..].iter_mut().enumerate().for_each(|(i, v)| *v = (i / l) as f32);
+            let (dy, mut dx) = (vec![6.0f32; 2 * l], vec![1.0f32; 6 * l]);
+            let taps = [0, l, 2 * l];
+            let row = PoolGradRow {
+                x: x.as_ptr(),
+                x_step: 3 * l,
+                x_taps: taps.as_ptr(),
+                dx: dx.as_mut_ptr(),
+                dx_step: 3 * l,
+                dx_taps: taps.as_ptr(),
+                tap_count: 3,
+                dy: dy.as_ptr(),
+                dy_step: l,
+                pixels: 2,
+                max: true,
+                divisor: 1.0,
+            };
+            unsafe { pool_gradient_row(isa).unwrap()(&row) };
+            let lane = |lane: usize| -> Vec<f32> { (0..6).map(|tap| dx[tap * l + lane]).collect() };
+            assert_eq!(lane(0), [4.0, 1.0, 4.0, 1.0, 1.0, 7.0], "{isa}");
+            assert_eq!(lane(1), [4.0, 1.0, 4.0, 1.0, 1.0, 7.0], "{isa}");
+            assert_eq!(lane(2), [3.0, 3.0, 3.0, 1.0, 1.0, 7.0], "{isa}");
+            unsafe { pool_gradient_row(isa).unwrap()(&PoolGradRow { max: false, divisor: 3.0, ..row }) };
+            assert_eq!(dx[0], 6.0);
+        }
+    }
+}
