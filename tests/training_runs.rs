@@ -14,7 +14,7 @@ use egret::nn::{
 use egret::{CompileOptions, DType, Device, Objective, ScalarFn, Tensor, Tensors, Trainer, Var};
 use serde_json::Value;
 
-/// Of a loss: the bounds, some ten times what two implementations in f32 differ by, and what is left of f64 after
+/// Of a loss: some ten times what two implementations in f32 differ by, and what is left of f64 after
 /// twenty steps.
 const LOSS: [(DType, f64); 2] = [(DType::F32, 5e-6), (DType::F64, 1e-10)];
 /// Of the greatest element of a gradient.
