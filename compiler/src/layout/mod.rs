@@ -105,6 +105,7 @@ pub fn layout(graph: &Graph, partition: &Partition, device: &DeviceDescription, 
                 }
                 Family::Map | Family::Concat => {
                     !must_be_row_major[id.index()]
+                        && group.siblings.is_empty()
                         && whole_blocks(graph, id, lanes)
                         && reads_blocked(graph, &blocked, id)
                         && same_axes(graph, &blocked, id)

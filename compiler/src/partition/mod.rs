@@ -4,6 +4,8 @@
 //! read, when one kernel reads it and that kernel is generated; else it is a map of its own. Pure movement (reshape,
 //! transpose, broadcast, slice) is index arithmetic of whoever reads it.
 
+mod siblings;
+
 use egret_ir::{Graph, NodeId, Op};
 use smallvec::SmallVec;
 
@@ -61,8 +63,15 @@ pub struct Group {
     pub family: Family,
     /// The node whose value it writes (a tuple of several).
     pub root: NodeId,
-    /// Further values that it writes: maps over the same elements.
+    /// Further values that it writes: maps over the same elements, which the root reads; ascending.
     pub siblings: SmallVec<[NodeId; 2]>,
+}
+
+impl Group {
+    /// All values that it writes, operands first.
+    pub fn outputs(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.siblings.iter().copied().chain([self.root])
+    }
 }
 
 /// Groups in order of execution.
@@ -168,11 +177,19 @@ pub fn partition(graph: &Graph, live: &[bool], must_store: &[bool], leaf: &dyn F
         }
     }
     store_what_drivers_cannot_read(graph, live, leaf, &mut roots);
+    let homes = siblings::Homes { users: &users, live, home: &home, depth: &depth, roots: &roots };
+    let joined = siblings::join(graph, &homes);
     let mut partition = Partition { groups: Vec::new(), written_by: vec![None; n] };
     for (i, family) in roots.iter().enumerate() {
-        if let Some(family) = family {
+        if let Some(family) = family.filter(|_| !joined.contains_key(&NodeId::new(i))) {
             partition.written_by[i] = Some(partition.groups.len());
-            partition.groups.push(Group { family: *family, root: NodeId::new(i), siblings: SmallVec::new() });
+            partition.groups.push(Group { family, root: NodeId::new(i), siblings: SmallVec::new() });
+        }
+    }
+    for id in (0..n).map(NodeId::new) {
+        if let Some(group) = joined.get(&id).and_then(|root| partition.written_by[root.index()]) {
+            partition.groups[group].siblings.push(id);
+            partition.written_by[id.index()] = Some(group);
         }
     }
     partition

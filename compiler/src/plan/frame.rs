@@ -30,6 +30,8 @@ pub struct Frame {
     pub hosts: FxHashMap<NodeId, Option<BufferId>>,
     /// Values that are written straight into results.
     pub direct: FxHashMap<Value, BufferId>,
+    /// States that are written where they are, by the value that updates them.
+    pub updated: FxHashMap<NodeId, BufferId>,
     /// Inputs of a loop's body that are the same in every step.
     pub invariant: Vec<NodeId>,
     /// What is done with these once, before the loop.
@@ -91,6 +93,7 @@ impl Frame {
             in_place: InPlace::default(),
             hosts: FxHashMap::default(),
             direct: FxHashMap::default(),
+            updated: FxHashMap::default(),
             invariant: Vec::new(),
             before: Vec::new(),
             lanes,
@@ -122,6 +125,12 @@ impl Frame {
         let id = self.graph.add(op, operands)?;
         self.time_node(id, &|_| false);
         Ok(id)
+    }
+
+    /// The state or result into which a row-major value is written at once.
+    pub fn destination(&self, id: NodeId) -> Option<BufferId> {
+        let buffer = self.updated.get(&id).or_else(|| self.direct.get(&(id, 0))).copied();
+        buffer.filter(|_| self.layouts.get(&(id, 0)).is_none_or(|layout| *layout == Layout::RowMajor))
     }
 
     /// Puts a value into a buffer.

@@ -21,9 +21,9 @@ impl Planner<'_> {
         direct: Option<BufferId>,
         steps: &mut Vec<Step>,
     ) -> Result<(), Diagnostic> {
-        let outputs = std::iter::once(group.root).chain(group.siblings.iter().copied());
-        for (i, id) in outputs.enumerate() {
-            self.result(frame, (id, 0), &place, direct.filter(|_| i == 0));
+        for id in group.outputs() {
+            let direct = if id == group.root { direct } else { frame.destination(id) };
+            self.result(frame, (id, 0), &place, direct);
         }
         for part in 1..frame.graph.ty(group.root).parts().len() {
             self.result(frame, (group.root, part), &place, None);
@@ -32,7 +32,7 @@ impl Planner<'_> {
         let rows = matches!(group.family, Family::Map | Family::Concat | Family::Window | Family::Row);
         let copies = rows && !matches!(frame.layouts.get(&(group.root, 0)), Some(Layout::Blocked { .. }));
         if copies {
-            for root in std::iter::once(group.root).chain(group.siblings.iter().copied()) {
+            for root in group.outputs() {
                 for value in frame.blocked_sources(root) {
                     self.unblock(frame, value, steps)?;
                 }
@@ -85,6 +85,14 @@ impl Planner<'_> {
         let points = grid.hint(cost::SYMBOL_HINT).max(1);
         let kernel = self.code(made.kernel, family);
         let mut launch = self.launch(frame, group.root, kernel, args, clear);
+        for id in &group.siblings {
+            let other = self.launch(frame, *id, kernel, Vec::new(), Vec::new());
+            launch.flops = launch.flops + other.flops;
+            launch.bytes = launch.bytes + other.bytes;
+            if !launch.origin.contains(&other.origin) {
+                launch.origin = format!("{}, {}", launch.origin, other.origin);
+            }
+        }
         // below some 30 µs of work a second thread does not pay
         let work = launch.flops.hint(cost::SYMBOL_HINT).max(launch.bytes.hint(cost::SYMBOL_HINT) / 4);
         launch.grain = (points * 32_768 / work.max(1)).max(1);

@@ -263,7 +263,8 @@ impl Planner<'_> {
         let at_load = partition::partition(&graph, &live_at_load, &leaves_at_load, &stored);
         let mut prepare = std::mem::take(&mut self.program.prepare);
         for group in &at_load.groups {
-            let place = if kept[group.root.index()] { Place::Prepared } else { Place::Arena };
+            let kept = group.outputs().any(|id| kept[id.index()]);
+            let place = if kept { Place::Prepared } else { Place::Arena };
             self.group(frame, group, place, None, Phase::Prepare, &mut prepare)?;
         }
         // what regions prepare rests on constants alone
@@ -283,20 +284,19 @@ impl Planner<'_> {
         let (parts, hosts) = (&frame.in_place.parts, &frame.hosts);
         let free = |id: &NodeId| leaves_run[id.index()] || !parts.contains_key(id) && !hosts.contains_key(id);
         frame.direct.retain(|(id, _), _| free(id));
-        let updates = self.updates_in_place(frame, &partition);
-        for (index, group) in partition.groups.iter().enumerate() {
-            let root = group.root.index();
-            let layout = layouts.of[root].clone();
-            let direct = updates.get(&index).or_else(|| frame.direct.get(&(group.root, 0)));
-            let direct = direct.copied().filter(|_| layout == Layout::RowMajor);
-            frame.layouts.insert((group.root, 0), layout);
+        frame.updated = self.updates_in_place(frame, &partition);
+        for group in &partition.groups {
+            for id in group.outputs() {
+                frame.layouts.insert((id, 0), layouts.of[id.index()].clone());
+            }
+            let direct = frame.destination(group.root);
             self.group(frame, group, Place::Arena, direct, Phase::Run, steps)?;
         }
         Ok(())
     }
 
     /// Maps that may write the state that they update: no later group reads it, and they read it only element by element.
-    fn updates_in_place(&self, frame: &Frame, partition: &partition::Partition) -> FxHashMap<usize, BufferId> {
+    fn updates_in_place(&self, frame: &Frame, partition: &partition::Partition) -> FxHashMap<NodeId, BufferId> {
         let graph = &frame.graph;
         let users = graph.users();
         let mut found = FxHashMap::default();
@@ -334,7 +334,7 @@ impl Planner<'_> {
                 && groups.iter().all(|g| *g <= writer)
                 && let Some(buffer) = frame.buffers.get(&(state, 0))
             {
-                found.insert(writer, *buffer);
+                found.insert(*value, *buffer);
             }
         }
         found

@@ -16,8 +16,8 @@ impl Scope<'_> {
             return known;
         }
         let value = value_of(self.graph, id);
-        let result =
-            if self.stored.layout(value).is_some() { self.load(value, index) } else { self.computed(id, index) };
+        let in_memory = self.stored.layout(value).is_some() && !self.own.contains(&id);
+        let result = if in_memory { self.load(value, index) } else { self.computed(id, index) };
         let trivial = matches!(result, Expr::Var(_) | Expr::Literal(_) | Expr::Dim(_));
         let result = if !trivial && self.uses(id) > 1 { self.k.bind(result) } else { result };
         self.remember(id, index, &result);

@@ -12,8 +12,9 @@ use crate::partition::is_inline;
 /// Elements that one grid point of a flat map computes.
 const CHUNK: i64 = 4096;
 
-/// Builds a map: every value of `outputs` has the shape of the first.
+/// Builds a map: every value of `outputs` has the shape of the first, and may be read by those after it.
 pub fn build(scope: &mut Scope, outputs: &[NodeId]) {
+    scope.own = SmallVec::from_slice(&outputs[..outputs.len() - 1]);
     let memories: Vec<Memory> = outputs.iter().map(|id| scope.write((*id, 0))).collect();
     let root = outputs[0];
     let blocked = matches!(scope.stored.layout((root, 0)), Some(Layout::Blocked { .. }));
@@ -43,8 +44,8 @@ pub fn build(scope: &mut Scope, outputs: &[NodeId]) {
 
 /// Stores each output's element; where `live` is false, zero (lanes beyond the channels).
 fn store(scope: &mut Scope, outputs: &[NodeId], memories: &[Memory], index: &[Expr], live: Option<Expr>) {
-    for (id, memory) in outputs.iter().zip(memories) {
-        let address = scope.address((*id, 0), index);
+    let mut values: SmallVec<[Expr; 4]> = SmallVec::new();
+    for id in outputs {
         let value = match &live {
             None => compute(scope, *id, index),
             Some(live) => {
@@ -56,6 +57,11 @@ fn store(scope: &mut Scope, outputs: &[NodeId], memories: &[Memory], index: &[Ex
         // what a later output of the same kernel reads is this element, not memory
         let value = if outputs.len() > 1 { scope.k.bind(value) } else { value };
         scope.remember(*id, index, &value);
+        values.push(value);
+    }
+    // what is written in place may have been read for another result
+    for ((id, memory), value) in outputs.iter().zip(memories).zip(values) {
+        let address = scope.address((*id, 0), index);
         scope.k.store(*memory, address, value);
     }
 }

@@ -46,7 +46,7 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, exact: bool) 
     let id = group.root;
     match group.family {
         Family::Map => {
-            let outputs: Vec<NodeId> = std::iter::once(id).chain(group.siblings.iter().copied()).collect();
+            let outputs: Vec<NodeId> = group.outputs().collect();
             map::build(&mut scope, &outputs);
         }
         Family::Concat => match &graph.node(id).op {

@@ -57,6 +57,8 @@ pub struct Scope<'g> {
     pub threads: i64,
     /// Neighbouring elements that a thread loads at once make vectors, where buffers start at multiples of them.
     pub vectors: bool,
+    /// Values that this kernel writes and reads: computed, though they are stored.
+    pub own: SmallVec<[NodeId; 2]>,
     dim_exprs: FxHashMap<Dim, Expr>,
     reads: FxHashMap<Value, Memory>,
     elements: Vec<FxHashMap<(NodeId, Vec<Expr>), Expr>>,
@@ -90,6 +92,7 @@ impl<'g> Scope<'g> {
             faults: Vec::new(),
             threads,
             vectors: false,
+            own: SmallVec::new(),
             dim_exprs: FxHashMap::default(),
             reads: FxHashMap::default(),
             elements: vec![FxHashMap::default()],

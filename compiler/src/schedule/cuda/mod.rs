@@ -34,7 +34,7 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, exact: bool) 
     let mut scope = Scope::on_gpu(graph, stored, exact, threads(graph, group));
     match group.family {
         Family::Map => {
-            let outputs: Vec<NodeId> = std::iter::once(id).chain(group.siblings.iter().copied()).collect();
+            let outputs: Vec<NodeId> = group.outputs().collect();
             super::map::build(&mut scope, &outputs);
         }
         Family::Concat => super::map::build(&mut scope, &[id]),
