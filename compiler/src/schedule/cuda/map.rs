@@ -108,11 +108,16 @@ pub fn vectors(scope: &mut Scope, total: &Dim, axis: usize, outputs: &[(NodeId, 
         scope.if_((&base + width).greater(&end), |scope| {
             scope.for_(base.clone(), end.clone(), LoopKind::Serial, |scope, at| {
                 let at = index(at);
-                for (id, memory) in outputs {
-                    let address = scope.address((*id, 0), &at);
+                let mut values: SmallVec<[Expr; 4]> = SmallVec::new();
+                for (id, _) in outputs {
                     let value = scope.element_of_root(*id, &at);
                     let value = scope.k.bind(value);
                     scope.remember(*id, &at, &value);
+                    values.push(value);
+                }
+                // what is written in place may have been read for another result
+                for ((id, memory), value) in outputs.iter().zip(values) {
+                    let address = scope.address((*id, 0), &at);
                     scope.k.store(*memory, address, value);
                 }
             });
