@@ -105,14 +105,14 @@ pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
         let real = t.input("real", f32([args.batch, features]));
         let made = pair.samples(&fixed, noise(&p, args.batch)).stop_gradient();
         let loss = (saying(pair.judged(&p, real), 1.0) + saying(pair.judged(&p, made), 0.0)) * 0.5;
-        rule.minimise(&p, loss, rate(t));
+        rule.minimise(&p.at("critic"), loss, rate(t));
         [("loss", loss)]
     })?;
     let generator = egret::trace(|t| {
         let (p, fixed) = (Params::new(t, Mode::Train, args.seed), Params::new(t, Mode::Evaluate, args.seed));
         let made = pair.samples(&p, noise(&p, args.batch));
         let loss = saying(pair.judged(&fixed, made), 1.0);
-        rule.minimise(&p, loss, rate(t));
+        rule.minimise(&p.at("generator"), loss, rate(t));
         [("loss", loss)]
     })?;
     let sampler = egret::trace(|t| {
