@@ -9,8 +9,13 @@
 use std::path::PathBuf;
 
 use clap::Parser;
+use egret::nn::augment::Standardise;
 use egret::nn::{Adam, Conv2d, Flatten, Init, Layer, Linear, MaxPool2d, Schedule, Sequential, data, loss};
 use egret::{Device, Fit, Objective, Progress, ScalarFn, Trainer, f32, i64, shape};
+
+/// Of the pixels of MNIST's training images.
+const MEAN: f64 = 0.1307;
+const DEVIATION: f64 = 0.3081;
 
 #[derive(Parser)]
 struct Args {
@@ -55,6 +60,7 @@ fn train(args: &Args) -> egret::Result<()> {
     let (height, width) = training.extent();
     let glorot = Init::XavierUniform { gain: 1.0 };
     let net = Sequential::new()
+        .layer(Standardise::new(&[MEAN], &[DEVIATION]))
         .named("conv1", Conv2d::new(32, 3).init(glorot))
         .layer(ScalarFn::Relu)
         .layer(MaxPool2d::new(2))

@@ -262,11 +262,14 @@ impl Planner<'_> {
         let stored = |id: NodeId| frame.is_stored(id);
         let at_load = partition::partition(&graph, &live_at_load, &leaves_at_load, &stored);
         let mut prepare = std::mem::take(&mut self.program.prepare);
+        // only a run writes results
+        let direct = std::mem::take(&mut frame.direct);
         for group in &at_load.groups {
             let kept = group.outputs().any(|id| kept[id.index()]);
             let place = if kept { Place::Prepared } else { Place::Arena };
             self.group(frame, group, place, None, Phase::Prepare, &mut prepare)?;
         }
+        frame.direct = direct;
         // what regions prepare rests on constants alone
         self.program.prepare.append(&mut prepare);
 
