@@ -5,7 +5,7 @@ use std::sync::Arc;
 use smallvec::{SmallVec, smallvec};
 
 use super::{InferCx, InferError, Op, Operator, arity, control, operand, scan};
-use crate::autodiff::{Gradients, VjpCx, replay};
+use crate::autodiff::{Gradients, VjpCx, outputs_of, replay};
 use crate::diagnostic::Diagnostic;
 use crate::dim::Dim;
 use crate::eval::{EvalCx, EvalError};
@@ -83,7 +83,7 @@ impl Operator for CustomVjp {
         let upstream = cx.results.iter().zip(cx.upstream);
         let upstream: Vec<Var> = upstream.map(|(y, dy)| dy.unwrap_or_else(|| cx.zeros(y.ty()))).collect();
         let given: Vec<Var> = cx.operands.iter().chain(cx.results).chain(&upstream).copied().collect();
-        let mut found = replay(cx.t, &self.backward, &given).into_iter();
+        let mut found = outputs_of(&self.backward, &replay(cx.t, &self.backward, &given)).into_iter();
         Ok(cx.operands.iter().map(|x| if x.dtype().is_float() { found.next() } else { None }).collect())
     }
 
@@ -120,7 +120,7 @@ pub(crate) fn inline(graph: &Graph) -> Result<(Graph, Vec<Option<NodeId>>), Diag
             let operands: Vec<Var> = node.operands.iter().map(|o| values[o.index()]).collect();
             let value = match &node.op {
                 Op::CustomVjp(custom) => {
-                    parts[id.index()] = replay(t, &custom.forward, &operands);
+                    parts[id.index()] = outputs_of(&custom.forward, &replay(t, &custom.forward, &operands));
                     match parts[id.index()].first() {
                         Some(first) => *first,
                         None => t.fail(Diagnostic::new("E0101", "a function gives no result")),
