@@ -1,6 +1,8 @@
 //! Whole programs for GPUs through the runtime and a driver that stands in for NVIDIA's: kernels are compiled by NVRTC and
 //! run by the simulator with all its checks.
 
+#[path = "support/drawn.rs"]
+mod drawn;
 #[path = "support/graphs.rs"]
 mod graphs;
 #[path = "support/nvrtc.rs"]
@@ -8,10 +10,11 @@ mod support;
 
 use std::sync::Arc;
 
+use drawn::drawn;
 use egret_compiler::{CompileOptions, compile};
 use egret_ir::bound::{Bounded, interpret_bounded};
 use egret_ir::ops::{CumulativeKind, Places, ScatterKind};
-use egret_ir::{DType, Graph, Literal, Op, ScalarValue, Tensor, TensorType, Tensors, f32, i64, trace};
+use egret_ir::{DType, Graph, Literal, Op, Tensor, TensorType, Tensors, f32, i64, trace};
 use egret_program::DeviceDescription;
 use egret_runtime::RuntimeError;
 use egret_runtime::cuda::{Cache, CudaError, Device, Executable, LoadOptions, Session, State};
@@ -36,17 +39,7 @@ fn load(graph: &Graph, device: &Arc<Device>) -> Result<Arc<Executable>, RuntimeE
 
 /// Values in −2 to 2, the same on every run; small integers for indices.
 fn fill(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
-    let mut state = (seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut tensor = Tensor::zeros(dtype, shape);
-    for i in 0..tensor.elements() {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        let value = (state >> 40) as f64 / (1u64 << 22) as f64 - 2.0;
-        let int = ScalarValue::Int((state >> 40) as i128 % 5);
-        tensor.set(i, if dtype.is_float() { ScalarValue::Float(value) } else { int });
-    }
-    tensor
+    drawn(dtype, shape, seed, 2.0, 5)
 }
 
 /// Inputs of a graph whose symbols are all `size`.

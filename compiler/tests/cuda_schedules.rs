@@ -1,5 +1,7 @@
 //! CUDA kernels from traced graphs: their text, what NVRTC makes of them, and what they compute.
 
+#[path = "support/drawn.rs"]
+mod drawn;
 #[path = "support/graphs.rs"]
 mod graphs;
 #[path = "support/lockstep.rs"]
@@ -9,6 +11,7 @@ mod support;
 
 use std::collections::{BTreeMap, HashMap};
 
+use drawn::drawn;
 use egret_compiler::cuda::{self, CudaKernel};
 use egret_compiler::kernel::{Access, Kernel, KernelBuilder, LoopKind, Space};
 use egret_compiler::raise;
@@ -108,17 +111,7 @@ fn every_kernel_compiles_without_spills() {
 
 /// Deterministic values in −2 to 2; small integers for indices.
 fn fill(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
-    let mut state = (seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut tensor = Tensor::zeros(dtype, shape);
-    for i in 0..tensor.elements() {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        let value = (state >> 40) as f64 / (1u64 << 22) as f64 - 2.0;
-        let int = ScalarValue::Int((state >> 40) as i128 % 5);
-        tensor.set(i, if dtype.is_float() { ScalarValue::Float(value) } else { int });
-    }
-    tensor
+    drawn(dtype, shape, seed, 2.0, 5)
 }
 
 fn number(value: ScalarValue) -> f64 {

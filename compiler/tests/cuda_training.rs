@@ -1,6 +1,7 @@
 //! Training steps on a simulated GPU, beside the same steps on the CPU.
 
 mod support {
+    pub mod drawn;
     pub mod host;
     pub mod nvrtc;
     pub mod steps;
@@ -9,10 +10,11 @@ mod support {
 use std::sync::Arc;
 
 use egret_compiler::{CompileOptions, compile};
-use egret_ir::{DType, Graph, Literal, Op, ScalarValue, Tensor, Tracer, Var, Weight, f32, i64, trace};
+use egret_ir::{DType, Graph, Literal, Op, Tensor, Tracer, Var, Weight, f32, i64, trace};
 use egret_program::DeviceDescription;
 use egret_runtime::cuda::{self, Cache};
 use egret_runtime::{Executable, LoadOptions, State};
+use support::drawn::drawn;
 use support::host::description;
 use support::nvrtc::nvrtc;
 use support::steps;
@@ -23,17 +25,7 @@ const STEPS: u64 = 5;
 
 /// Values in −0.5 to 0.5, the same on every run; labels below 10.
 fn fill(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
-    let mut state = (seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut tensor = Tensor::zeros(dtype, shape);
-    for i in 0..tensor.elements() {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        let value = (state >> 40) as f64 / (1u64 << 24) as f64 - 0.5;
-        let int = ScalarValue::Int((state >> 40) as i128 % 10);
-        tensor.set(i, if dtype.is_float() { ScalarValue::Float(value) } else { int });
-    }
-    tensor
+    drawn(dtype, shape, seed, 0.5, 10)
 }
 
 /// Convolution, pool, product, cross entropy, descent with momentum.
