@@ -7,13 +7,13 @@ use egret_program::driver::hook::EpilogueFn;
 use egret_program::{BufferId, Carried, KernelBody, Place, Program, SizeValue, Step, Symbol, memory::ALIGNMENT};
 use egret_simd::{Isa, VectorFunction, vector_function};
 
-use crate::cpu::bind::{Binder, Bound, Entry, KernelFn, bind, every_step, step_at};
+use crate::cpu::bind::{Binder, Bound, Entry, KernelFn, bind, step_at};
 use crate::cpu::code::{Code, Function, Relocation, scalar_function};
 use crate::cpu::drivers::ScratchPool;
 use crate::cpu::launch::{Pointers, Reported, Runner, Stop};
-use crate::cpu::lifetime::roots;
 use crate::cpu::memory::{Buffer, OutOfMemory};
 use crate::cpu::team::Team;
+use crate::params::ParamReads;
 use crate::{RuntimeError, Session, State, validate};
 
 /// How a program is loaded.
@@ -249,22 +249,9 @@ impl Executable {
     /// Runs the preparation.
     fn prepare(&mut self, weights: &dyn Fn(&str) -> Option<Tensor>) -> Result<(), RuntimeError> {
         let program = self.program.clone();
-        let root = roots(&program).unwrap_or_default();
-        let read = |steps: &[Step]| {
-            let mut read = vec![false; program.buffers.len()];
-            for step in every_step(steps) {
-                each_buffer(step, &mut |id| read[root[id.0 as usize]] = true);
-            }
-            read
-        };
-        let mut in_runs = read(&program.steps);
-        program.outputs.iter().for_each(|port| in_runs[port.buffer.0 as usize] = true);
-        for (i, buffer) in program.buffers.iter().enumerate() {
-            if let Place::Param(k) = buffer.place
-                && in_runs[i]
-            {
-                self.param_bytes += self.param(i, k, weights)?;
-            }
+        let params = ParamReads::of(&program);
+        for (buffer, number) in params.of_runs() {
+            self.param_bytes += self.param(*buffer, *number, weights)?;
         }
         if program.prepare.is_empty() {
             return Ok(());
@@ -285,20 +272,14 @@ impl Executable {
         let scratch = ScratchPool::new(team.size(), bound.scratch)?;
         let mut pointers = Pointers::default();
         pointers.reserve(program.buffers.len(), &bound);
-        let by_step: Vec<Vec<bool>> = program.prepare.iter().map(|step| read(std::slice::from_ref(step))).collect();
-        let mut last = vec![None; program.buffers.len()];
-        for (at, used) in by_step.iter().enumerate() {
-            used.iter().enumerate().filter(|(_, used)| **used).for_each(|(i, _)| last[i] = Some(at));
-        }
         let _awake = team.awake();
-        for (at, used) in by_step.iter().enumerate() {
-            for (i, buffer) in program.buffers.iter().enumerate() {
-                if let Place::Param(k) = buffer.place
-                    && used[i]
-                    && self.held[i].is_none()
-                {
-                    self.param(i, k, weights)?;
+        for at in 0..program.prepare.len() {
+            for (buffer, number) in params.of_step(at) {
+                if self.held[*buffer].is_none() {
+                    self.param(*buffer, *number, weights)?;
                 }
+            }
+            for i in 0..program.buffers.len() {
                 let in_arena = bound.offsets[i].map(|offset| arena.as_ptr::<u8>().wrapping_add(offset));
                 pointers.buffers[i] = in_arena.or(self.pointer(i)).unwrap_or(arena.as_ptr());
             }
@@ -309,10 +290,8 @@ impl Executable {
             // SAFETY: `bind` placed what lies in the arena, `lay_out` and `param` the rest; nothing else knows them.
             let ran = unsafe { runner.run(bound.tops[at], bound.tops[at + 1]) };
             ran.map_err(|stop| self.stopped(&program.prepare, stop))?;
-            for (i, buffer) in program.buffers.iter().enumerate() {
-                if matches!(buffer.place, Place::Param(_)) && !in_runs[i] && last[i] == Some(at) {
-                    self.held[i] = None;
-                }
+            for buffer in params.done_after(at) {
+                self.held[*buffer] = None;
             }
         }
         Ok(())

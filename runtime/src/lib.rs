@@ -11,6 +11,7 @@ pub mod cuda;
 mod error;
 mod executable;
 mod outputs;
+mod params;
 mod ports;
 mod session;
 mod state;

@@ -1,7 +1,6 @@
 //! Rows of pooled pixels in blocked channels.
 
-use crate::Isa;
-use crate::vector::{Portable8, Vector};
+use crate::vector::{Vector, by_isa};
 
 /// Pixels whose windows hold the same taps. All distances are in floats.
 ///
@@ -37,40 +36,9 @@ pub struct PoolRow {
 /// Each tap of each pixel is readable, each output writable, for `L` floats.
 pub type PoolFn = unsafe fn(&PoolRow);
 
-/// The kernel for `isa`; `None` if the host lacks it.
-pub fn pool_row(isa: Isa) -> Option<PoolFn> {
-    isa.is_supported().then_some(match isa {
-        Isa::Portable => portable,
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => avx2,
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => avx512,
-        #[cfg(target_arch = "aarch64")]
-        Isa::Neon => neon,
-        _ => portable,
-    })
-}
-
-unsafe fn portable(row: &PoolRow) {
-    unsafe { pooled::<Portable8>(row) }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn avx2(row: &PoolRow) {
-    unsafe { pooled::<std::arch::x86_64::__m256>(row) }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")]
-unsafe fn avx512(row: &PoolRow) {
-    unsafe { pooled::<std::arch::x86_64::__m512>(row) }
-}
-
-#[cfg(target_arch = "aarch64")]
-#[target_feature(enable = "neon")]
-unsafe fn neon(row: &PoolRow) {
-    unsafe { pooled::<crate::vector::Neon8>(row) }
+by_isa! {
+    /// The kernel for `isa`; `None` if the host lacks it.
+    pool_row = pooled(PoolRow)
 }
 
 #[inline(always)]
@@ -116,6 +84,7 @@ unsafe fn pixels<V: Vector, const N: usize>(row: &PoolRow, first: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Isa;
 
     #[test]
     fn rows() {

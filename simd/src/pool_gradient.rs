@@ -1,7 +1,6 @@
 //! Gradients of rows of pooled pixels in blocked channels.
 
-use crate::Isa;
-use crate::vector::{Portable8, Vector};
+use crate::vector::{Vector, by_isa};
 
 /// Windows whose taps are the same. All distances are in floats.
 ///
@@ -44,40 +43,9 @@ pub struct PoolGradRow {
 /// Each tap of each window is readable in x and writable in dx, each gradient readable, for `L` floats.
 pub type PoolGradFn = unsafe fn(&PoolGradRow);
 
-/// The kernel for `isa`; `None` if the host lacks it.
-pub fn pool_gradient_row(isa: Isa) -> Option<PoolGradFn> {
-    isa.is_supported().then_some(match isa {
-        Isa::Portable => portable,
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => avx2,
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => avx512,
-        #[cfg(target_arch = "aarch64")]
-        Isa::Neon => neon,
-        _ => portable,
-    })
-}
-
-unsafe fn portable(row: &PoolGradRow) {
-    unsafe { windows::<Portable8>(row) }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn avx2(row: &PoolGradRow) {
-    unsafe { windows::<std::arch::x86_64::__m256>(row) }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")]
-unsafe fn avx512(row: &PoolGradRow) {
-    unsafe { windows::<std::arch::x86_64::__m512>(row) }
-}
-
-#[cfg(target_arch = "aarch64")]
-#[target_feature(enable = "neon")]
-unsafe fn neon(row: &PoolGradRow) {
-    unsafe { windows::<crate::vector::Neon8>(row) }
+by_isa! {
+    /// The kernel for `isa`; `None` if the host lacks it.
+    pool_gradient_row = windows(PoolGradRow)
 }
 
 #[inline(always)]
@@ -124,6 +92,7 @@ unsafe fn windows<V: Vector>(row: &PoolGradRow) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Isa;
 
     #[test]
     fn ties_are_split_and_nan_is_the_maximum() {

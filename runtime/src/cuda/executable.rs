@@ -15,10 +15,10 @@ use super::kernels::{CompileReport, Functions, compile};
 use super::launch::{Addresses, Queue, fault, largest, reported, step_count};
 use super::memory::{ALIGNMENT, DeviceBuffer, Pinned};
 use super::{Session, State};
-use crate::cpu::bind::{Binder, Bound, Entry, bind, every_step};
-use crate::cpu::lifetime::roots;
+use crate::cpu::bind::{Binder, Bound, Entry, bind};
 use crate::cpu::memory::OutOfMemory;
-use crate::executable::{constant_bytes, each_buffer};
+use crate::executable::constant_bytes;
+use crate::params::ParamReads;
 use crate::{RuntimeError, validate};
 
 /// How a program is loaded.
@@ -227,22 +227,9 @@ impl Executable {
     fn prepare(&mut self, weights: &dyn Fn(&str) -> Option<Tensor>) -> Result<(), RuntimeError> {
         let program = self.program.clone();
         let stream = Stream::new(&self.device)?;
-        let root = roots(&program).unwrap_or_default();
-        let read = |steps: &[Step]| {
-            let mut read = vec![false; program.buffers.len()];
-            for step in every_step(steps) {
-                each_buffer(step, &mut |id| read[root[id.0 as usize]] = true);
-            }
-            read
-        };
-        let mut in_runs = read(&program.steps);
-        program.outputs.iter().for_each(|port| in_runs[port.buffer.0 as usize] = true);
-        for (i, buffer) in program.buffers.iter().enumerate() {
-            if let Place::Param(k) = buffer.place
-                && in_runs[i]
-            {
-                self.param_bytes += self.param(i, k, weights, &stream)?;
-            }
+        let params = ParamReads::of(&program);
+        for (buffer, number) in params.of_runs() {
+            self.param_bytes += self.param(*buffer, *number, weights, &stream)?;
         }
         if program.prepare.is_empty() {
             return Ok(());
@@ -257,19 +244,13 @@ impl Executable {
         unsafe { stream.clear(status.address(), 4 * steps)? };
         let mut addresses = Addresses::default();
         addresses.reserve(program.buffers.len(), &bound);
-        let by_step: Vec<Vec<bool>> = program.prepare.iter().map(|step| read(std::slice::from_ref(step))).collect();
-        let mut last = vec![None; program.buffers.len()];
-        for (at, used) in by_step.iter().enumerate() {
-            used.iter().enumerate().filter(|(_, used)| **used).for_each(|(i, _)| last[i] = Some(at));
-        }
-        for (at, used) in by_step.iter().enumerate() {
-            for (i, buffer) in program.buffers.iter().enumerate() {
-                if let Place::Param(k) = buffer.place
-                    && used[i]
-                    && self.held[i].is_none()
-                {
-                    self.param(i, k, weights, &stream)?;
+        for at in 0..program.prepare.len() {
+            for (buffer, number) in params.of_step(at) {
+                if self.held[*buffer].is_none() {
+                    self.param(*buffer, *number, weights, &stream)?;
                 }
+            }
+            for i in 0..program.buffers.len() {
                 let in_arena = bound.offsets[i].map(|offset| arena.address() + offset as u64);
                 addresses.buffers[i] = in_arena.or(self.address(i)).unwrap_or(arena.address());
             }
@@ -286,11 +267,9 @@ impl Executable {
             };
             // SAFETY: `bind` placed what lies in the arena, `lay_out` and `param` the rest; nothing else knows them.
             unsafe { queue.run(bound.tops[at], bound.tops[at + 1])? };
-            for (i, buffer) in program.buffers.iter().enumerate() {
-                if matches!(buffer.place, Place::Param(_)) && !in_runs[i] && last[i] == Some(at) {
-                    stream.wait()?;
-                    self.held[i] = None;
-                }
+            for buffer in params.done_after(at) {
+                stream.wait()?;
+                self.held[*buffer] = None;
             }
         }
         // SAFETY: both have these bytes, and live until the copy is done.

@@ -14,6 +14,44 @@ mod x86;
 pub(crate) use neon::Neon8;
 pub(crate) use portable::Portable8;
 
+/// A kernel over one struct for every instruction set: `fn name(isa) -> Option<unsafe fn(&Row)>`, made of a generic
+/// `body::<V>(&Row)`.
+macro_rules! by_isa {
+    ($(#[$doc:meta])* $name:ident = $body:ident($row:ty)) => {
+        $(#[$doc])*
+        pub fn $name(isa: $crate::Isa) -> Option<unsafe fn(&$row)> {
+            unsafe fn portable(row: &$row) {
+                unsafe { $body::<$crate::vector::Portable8>(row) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            unsafe fn avx2(row: &$row) {
+                unsafe { $body::<std::arch::x86_64::__m256>(row) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")]
+            unsafe fn avx512(row: &$row) {
+                unsafe { $body::<std::arch::x86_64::__m512>(row) }
+            }
+            #[cfg(target_arch = "aarch64")]
+            #[target_feature(enable = "neon")]
+            unsafe fn neon(row: &$row) {
+                unsafe { $body::<$crate::vector::Neon8>(row) }
+            }
+            isa.is_supported().then_some(match isa {
+                #[cfg(target_arch = "x86_64")]
+                $crate::Isa::Avx2 => avx2,
+                #[cfg(target_arch = "x86_64")]
+                $crate::Isa::Avx512 => avx512,
+                #[cfg(target_arch = "aarch64")]
+                $crate::Isa::Neon => neon,
+                _ => portable,
+            })
+        }
+    };
+}
+pub(crate) use by_isa;
+
 /// A vector of `LANES` floats (or of the same number of 32-bit integers, in the methods that say so).
 pub(crate) trait Vector: Copy {
     const LANES: usize;
