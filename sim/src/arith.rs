@@ -47,6 +47,10 @@ pub(crate) fn unary(op: Unary, ty: Type, flags: Flags, a: u64) -> u64 {
         Unary::Popc => a.count_ones().into(),
         Unary::Clz => u64::from(a.leading_zeros() + bits).saturating_sub(64),
         Unary::Brev => a.reverse_bits() >> (64 - bits),
+        // NaN is one NaN; what is rounded beyond the greatest is infinite
+        Unary::Tf32 if f32::from_bits(a as u32).is_nan() => 0x7fff_ffff,
+        Unary::Tf32 if f32::from_bits(a as u32).is_infinite() => a,
+        Unary::Tf32 => (a + 0x1000) & 0xffff_e000,
     };
     finish(ty, flags, out)
 }

@@ -96,6 +96,8 @@ pub(crate) enum Unary {
     Popc,
     Clz,
     Brev,
+    /// An `f32` to the nearest with 10 bits of fraction, ties away from zero.
+    Tf32,
 }
 
 /// Two operands in.

@@ -4,6 +4,7 @@ use egret_ir::DType;
 
 use super::expr::{Expr, Memory, VectorFunction};
 use super::ir::{Abi, Access, BufferParam, Kernel, LoopKind, ReduceOp, Scratch, Space, Stmt, Strip, Var};
+use super::tile::{MatrixKind, TileStmt};
 use super::verify::Finding;
 
 /// Collects parameters and statements into a [`Kernel`]. Mistakes are found by [`KernelBuilder::finish`], which
@@ -94,8 +95,106 @@ impl KernelBuilder {
 
     /// Another scratch memory.
     pub fn scratch(&mut self, dtype: DType, len: usize, space: Space) -> Memory {
-        self.kernel.scratch.push(Scratch { dtype, len, space });
+        self.kernel.scratch.push(Scratch { dtype, len, space, over: None });
         Memory::Scratch(self.kernel.scratch.len() as u32 - 1)
+    }
+
+    /// Another shared scratch memory, over the start of one that is no shorter.
+    pub fn scratch_over(&mut self, dtype: DType, len: usize, below: Memory) -> Memory {
+        let over = self.number(below, "scratch over a buffer");
+        self.kernel.scratch.push(Scratch { dtype, len, space: Space::Shared, over: Some(over) });
+        Memory::Scratch(self.kernel.scratch.len() as u32 - 1)
+    }
+
+    /// Index of a scratch memory.
+    fn number(&mut self, memory: Memory, otherwise: &str) -> u32 {
+        match memory {
+            Memory::Scratch(scratch) => scratch,
+            Memory::Buffer(_) => {
+                self.untyped.push(Finding::new("undefined", otherwise));
+                u32::MAX
+            }
+        }
+    }
+
+    fn strip(&mut self, memory: Memory, index: impl Into<Expr>) -> Strip {
+        Strip { scratch: self.number(memory, "a strip of a buffer"), index: index.into() }
+    }
+
+    /// States that a buffer starts at a multiple of so many bytes.
+    pub fn align_buffer(&mut self, memory: Memory, bytes: u32) {
+        if let Memory::Buffer(b) = memory
+            && let Some(buffer) = self.kernel.buffers.get_mut(b as usize)
+        {
+            buffer.align = buffer.align.max(bytes);
+        }
+    }
+
+    /// Starts a copy of `len` elements from a buffer to shared scratch; zeros where the mask is false.
+    pub fn copy_async(
+        &mut self,
+        (dst, at): (Memory, Expr),
+        (buffer, index): (Memory, Expr),
+        len: u32,
+        mask: Option<Expr>,
+    ) {
+        let dst = self.strip(dst, at);
+        let Memory::Buffer(buffer) = buffer else {
+            return self.untyped.push(Finding::new("undefined", "a copy that is not from a buffer"));
+        };
+        self.push(Stmt::Tile(TileStmt::CopyAsync { dst, buffer, index, len, mask }));
+    }
+
+    /// The thread's copies since the last group are a group.
+    pub fn commit_copies(&mut self) {
+        self.push(Stmt::Tile(TileStmt::CommitCopies));
+    }
+
+    /// Waits until at most `pending` of the thread's latest groups are on their way.
+    pub fn wait_copies(&mut self, pending: u32) {
+        self.push(Stmt::Tile(TileStmt::WaitCopies { pending }));
+    }
+
+    /// Loads `len` neighbours into registers at once.
+    pub fn load_vector(&mut self, dst: (Memory, impl Into<Expr>), memory: Memory, index: impl Into<Expr>, len: u32) {
+        let (dst, index) = (self.strip(dst.0, dst.1), index.into());
+        self.push(Stmt::Tile(TileStmt::LoadVector { dst, memory, index, len }));
+    }
+
+    /// Stores `len` registers to neighbours at once.
+    pub fn store_vector(&mut self, memory: Memory, index: impl Into<Expr>, src: (Memory, impl Into<Expr>), len: u32) {
+        let (src, index) = (self.strip(src.0, src.1), index.into());
+        self.push(Stmt::Tile(TileStmt::StoreVector { memory, index, src, len }));
+    }
+
+    /// Rounds two `f32` to halves in one register, the first in its lower half.
+    pub fn pack(&mut self, dst: (Memory, impl Into<Expr>), dtype: DType, halves: [Expr; 2]) {
+        let dst = self.strip(dst.0, dst.1);
+        self.push(Stmt::Tile(TileStmt::Pack { dst, dtype, halves }));
+    }
+
+    /// Loads four matrices of 8 rows of 16 bytes into four registers: see [`TileStmt::LoadMatrices`].
+    pub fn load_matrices(&mut self, dst: (Memory, impl Into<Expr>), src: (Memory, Expr), transpose: bool) {
+        let (dst, src) = (self.strip(dst.0, dst.1), self.strip(src.0, src.1));
+        self.push(Stmt::Tile(TileStmt::LoadMatrices { dst, src, transpose }));
+    }
+
+    /// `sums += left · right`, matrices of a warp.
+    pub fn multiply(
+        &mut self,
+        kind: MatrixKind,
+        sums: (Memory, impl Into<Expr>),
+        left: (Memory, impl Into<Expr>),
+        right: (Memory, impl Into<Expr>),
+    ) {
+        let sums = self.strip(sums.0, sums.1);
+        let (left, right) = (self.strip(left.0, left.1), self.strip(right.0, right.1));
+        self.push(Stmt::Tile(TileStmt::Multiply { kind, sums, left, right }));
+    }
+
+    /// A barrier of the warp.
+    pub fn warp_barrier(&mut self) {
+        self.push(Stmt::Tile(TileStmt::WarpBarrier));
     }
 
     /// Another axis of the grid, of an extent over dims; its index. Axes come before every other variable.

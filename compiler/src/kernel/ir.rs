@@ -3,6 +3,7 @@
 use egret_ir::DType;
 
 use super::expr::{BinaryOp, Expr, Memory, VectorFunction};
+use super::tile::TileStmt;
 
 /// A variable of a kernel: an index into [`Kernel::vars`].
 ///
@@ -82,6 +83,9 @@ pub struct Scratch {
     pub len: usize,
     /// Where it lives.
     pub space: Space,
+    /// Shared scratch over whose start it lies, if it has no memory of its own: what is written to one is lost to the
+    /// other.
+    pub over: Option<u32>,
 }
 
 impl Scratch {
@@ -232,6 +236,8 @@ pub enum Stmt {
         /// The operation.
         op: ReduceOp,
     },
+    /// A statement on tiles (CUDA only).
+    Tile(TileStmt),
     /// Where the condition is true, raises the status word to `code` (the greatest code of a run is kept); execution
     /// goes on, so the kernel itself clamps the index or replaces the value.
     Status {

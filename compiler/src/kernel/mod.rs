@@ -28,7 +28,9 @@ mod expr;
 mod ir;
 mod strip;
 mod text;
+mod tile;
 mod verify;
+mod verify_tile;
 mod walk;
 mod widen;
 
@@ -37,4 +39,5 @@ pub use build::{Hook, KernelBuilder, Tile};
 pub use expr::{BinaryOp, CompareOp, Expr, Literal, Memory, UnaryOp, VectorFunction};
 pub use ir::{Abi, Access, BufferParam, Kernel, LoopKind, ReduceOp, Scratch, Space, Stmt, Strip, Var};
 pub use strip::STRIP;
+pub use tile::{MatrixKind, TileStmt};
 pub use verify::{Finding, MAX_SHARED_BYTES, MAX_STACK_BYTES, MAX_STEPS};

@@ -366,7 +366,7 @@ impl Pool {
     fn take(&mut self, kernel: &mut Kernel, dtype: DType) -> Memory {
         let free = (0..self.strips.len()).find(|i| self.strips[*i].0 == dtype && !self.taken.contains(i));
         let index = free.unwrap_or_else(|| {
-            kernel.scratch.push(Scratch { dtype, len: STRIP, space: Space::Local });
+            kernel.scratch.push(Scratch { dtype, len: STRIP, space: Space::Local, over: None });
             self.strips.push((dtype, Memory::Scratch(kernel.scratch.len() as u32 - 1)));
             self.strips.len() - 1
         });

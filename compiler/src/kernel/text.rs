@@ -39,7 +39,8 @@ impl Kernel {
                 Space::Shared => "shared",
                 Space::Register => "register",
             };
-            writeln!(w, "  s{i}: {space} {}[{}]", s.dtype, s.len)?;
+            let over = s.over.map(|over| format!(" over s{over}")).unwrap_or_default();
+            writeln!(w, "  s{i}: {space} {}[{}]{over}", s.dtype, s.len)?;
         }
         for (i, extent) in self.grid.iter().enumerate() {
             writeln!(w, "  grid v{i} < {extent}")?;
@@ -78,6 +79,7 @@ impl Kernel {
                 Stmt::Call { function, dst, src, len } => {
                     writeln!(w, "call {} {dst}, {src}, {len}", function.name())?;
                 }
+                Stmt::Tile(tile) => writeln!(w, "{tile}")?,
                 Stmt::Barrier => writeln!(w, "barrier")?,
                 Stmt::WarpReduce { var, op } => writeln!(w, "warp {} {var}", op.name())?,
                 Stmt::BlockReduce { var, op } => writeln!(w, "block {} {var}", op.name())?,

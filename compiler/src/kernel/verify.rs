@@ -5,7 +5,8 @@ use std::fmt;
 use egret_ir::DType;
 
 use super::expr::{BinaryOp, Expr, Literal, Memory, UnaryOp};
-use super::ir::{Abi, Access, Kernel, LoopKind, ReduceOp, Space, Stmt, Strip, Var};
+use super::ir::{Abi, Access, Kernel, LoopKind, ReduceOp, Scratch, Space, Stmt, Strip, Var};
+use super::verify_tile::Copies;
 
 /// Steps (loads, functions, comparisons, selects, casts, stores) in the straight-line part of one body. Bicubic sampling of a
 /// grid, the longest program that an operator decomposes to, takes several hundred.
@@ -21,7 +22,7 @@ const MAX_UNROLL: i64 = 256;
 
 macro_rules! rules {
     ($($name:ident $text:literal $doc:literal),* $(,)?) => {
-        $(const $name: &str = $text;)*
+        $(pub(super) const $name: &str = $text;)*
         /// Every rule: its name, and what must hold.
         pub(super) const RULES: &[(&str, &str)] = &[$(($text, $doc)),*];
     };
@@ -39,6 +40,10 @@ rules! {
     LOOP "loop" "a step is positive; an unrolled loop has constant bounds and at most 256 copies; vector loops have step 1",
     VECTOR "vector" "a vector loop changes outside variables by accumulation alone, and does not read them",
     UNIFORM "uniform" "barriers are reached by all threads of the block or by none",
+    TILE "tile" "tiles are shared scratch, matrices registers of whole warps; at once go 4, 8 or 16 bytes",
+    ALIGN "align" "what is accessed by several elements at once begins at a multiple of their bytes",
+    WAIT "wait" "what copies bring is read after a wait and a barrier; in a loop both may come before the copy",
+    OVER "over" "what lies over other shared scratch is no longer than that",
     CALL "call" "a call works on strips of f32 scratch of a CPU kernel",
     STATUS "status" "a status code is not zero",
     BUDGET "budget" "steps, depth, shared memory and stack stay within their budgets",
@@ -78,6 +83,8 @@ impl Kernel {
             kernel: self,
             vars: vec![State::default(); self.vars.len()],
             loops: Vec::new(),
+            copies: vec![Copies::default(); self.scratch.len()],
+            met: (false, false),
             findings: Vec::new(),
         };
         check.signature();
@@ -98,19 +105,23 @@ struct State {
     depth: usize,
 }
 
-struct Checker<'a> {
-    kernel: &'a Kernel,
+pub(super) struct Checker<'a> {
+    pub(super) kernel: &'a Kernel,
     vars: Vec<State>,
-    loops: Vec<LoopKind>,
+    pub(super) loops: Vec<LoopKind>,
+    /// By scratch memory.
+    pub(super) copies: Vec<Copies>,
+    /// Whether a wait for copies, and whether a barrier after one, came before.
+    pub(super) met: (bool, bool),
     findings: Vec<Finding>,
 }
 
 impl Checker<'_> {
-    fn report(&mut self, rule: &'static str, detail: impl Into<String>) {
+    pub(super) fn report(&mut self, rule: &'static str, detail: impl Into<String>) {
         self.findings.push(Finding::new(rule, detail));
     }
 
-    fn require(&mut self, holds: bool, rule: &'static str, detail: impl FnOnce() -> String) {
+    pub(super) fn require(&mut self, holds: bool, rule: &'static str, detail: impl FnOnce() -> String) {
         if !holds {
             self.report(rule, detail());
         }
@@ -133,7 +144,15 @@ impl Checker<'_> {
             self.expr(extent, Some(DType::I64));
             self.define(Var(i as u32), DType::I64, false, false);
         }
-        let bytes = |space| -> usize { k.scratch.iter().filter(|s| s.space == space).map(|s| s.bytes()).sum() };
+        for (i, s) in k.scratch.iter().enumerate() {
+            let Some(over) = s.over else { continue };
+            let below = k.scratch[..i].get(over as usize).filter(|b| b.space == Space::Shared && b.over.is_none());
+            let fits = s.space == Space::Shared && below.is_some_and(|b| s.bytes() <= b.bytes());
+            self.require(fits, OVER, || format!("s{i} over s{over}"));
+        }
+        let own = |s: &&Scratch| s.over.is_none();
+        let bytes =
+            |space| -> usize { k.scratch.iter().filter(own).filter(|s| s.space == space).map(|s| s.bytes()).sum() };
         let (shared, mut stack) = (bytes(Space::Shared), bytes(Space::Register));
         if matches!(k.abi, Abi::Hook { .. }) {
             stack += bytes(Space::Local);
@@ -232,7 +251,11 @@ impl Checker<'_> {
                 let one = self.kernel.block_threads() == 1;
                 self.require(one, CALL, || "in a kernel of many threads".into());
             }
-            Stmt::Barrier => self.meeting(uniform, "a barrier"),
+            Stmt::Barrier => {
+                self.meeting(uniform, "a barrier");
+                self.arrive();
+            }
+            Stmt::Tile(tile) => self.tile(tile, uniform),
             Stmt::WarpReduce { var, op } | Stmt::BlockReduce { var, op } => {
                 self.meeting(uniform, "a reduction");
                 let dtype = self.assigned(*var);
@@ -344,7 +367,7 @@ impl Checker<'_> {
         }
     }
 
-    fn meeting(&mut self, uniform: bool, what: &str) {
+    pub(super) fn meeting(&mut self, uniform: bool, what: &str) {
         self.require(uniform, UNIFORM, || format!("{what} where threads diverge"));
         let vector = self.loops.contains(&LoopKind::Vector);
         self.require(!vector, UNIFORM, || format!("{what} in a vector loop"));
@@ -386,7 +409,7 @@ impl Checker<'_> {
     }
 
     /// Checks an expression at the root of a statement; its type.
-    fn expr(&mut self, e: &Expr, expected: Option<DType>) -> Option<DType> {
+    pub(super) fn expr(&mut self, e: &Expr, expected: Option<DType>) -> Option<DType> {
         let dtype = self.typed(e, 0);
         if let (Some(found), Some(expected)) = (dtype, expected) {
             self.require(found == expected, TYPE, || format!("{e} is {found}, not {expected}"));
@@ -426,6 +449,7 @@ impl Checker<'_> {
                 }
                 self.operand(index, depth, DType::I64);
                 self.bounds(*memory, index);
+                self.arrived(*memory);
                 if let Some(mask) = mask {
                     self.operand(mask, depth, DType::Bool);
                 }

@@ -111,6 +111,7 @@ impl Stmt {
                 f(&src.index);
                 f(len);
             }
+            Stmt::Tile(tile) => tile.expressions(f),
             Stmt::Barrier | Stmt::WarpReduce { .. } | Stmt::BlockReduce { .. } => {}
         }
     }
@@ -136,6 +137,7 @@ impl Stmt {
                 f(&mut src.index);
                 f(len);
             }
+            Stmt::Tile(tile) => tile.expressions_mut(f),
             Stmt::Barrier | Stmt::WarpReduce { .. } | Stmt::BlockReduce { .. } => {}
         }
     }

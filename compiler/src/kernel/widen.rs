@@ -3,7 +3,8 @@
 use egret_ir::DType;
 
 use super::expr::{Expr, Literal, Memory};
-use super::ir::{Kernel, Stmt};
+use super::ir::{Kernel, Space, Stmt};
+use super::tile::TileStmt;
 
 fn is_half(dtype: Option<DType>) -> bool {
     matches!(dtype, Some(DType::F16 | DType::BF16))
@@ -15,7 +16,8 @@ fn wide(dtype: DType) -> DType {
 
 impl Kernel {
     /// The kernel with variables, scratch and arithmetic of `f16` and `bf16` in `f32`; values are rounded where they are
-    /// stored to a buffer and at casts, except casts of extents. Kernels without halves stay as they are.
+    /// stored to a buffer and at casts, except casts of extents. Kernels without halves stay as they are, and so do tiles
+    /// that asynchronous copies fill or matrices are loaded from: those are storage, as buffers are.
     pub fn with_wide_halves(mut self) -> Kernel {
         let halves = self.buffers.iter().map(|b| b.dtype).chain(self.vars.iter().copied()).any(|t| is_half(Some(t)));
         let scratch = self.scratch.iter().any(|s| is_half(Some(s.dtype)));
@@ -23,17 +25,61 @@ impl Kernel {
             return self;
         }
         let mut body = std::mem::take(&mut self.body);
-        self.widen_block(&mut body);
+        let mut tiles = vec![false; self.scratch.len()];
+        for s in &body {
+            s.any(&mut |s| {
+                if let Stmt::Tile(TileStmt::CopyAsync { dst: tile, .. } | TileStmt::LoadMatrices { src: tile, .. }) = s
+                    && let Some(tile) = tiles.get_mut(tile.scratch as usize)
+                {
+                    *tile = true;
+                }
+                false
+            });
+        }
+        Widening { kernel: &self, tiles: &tiles }.block(&mut body);
         self.body = body;
         self.vars.iter_mut().for_each(|t| *t = wide(*t));
-        self.scratch.iter_mut().for_each(|s| s.dtype = wide(s.dtype));
+        for (s, _) in self.scratch.iter_mut().zip(tiles).filter(|(s, tile)| !tile || s.space != Space::Shared) {
+            s.dtype = wide(s.dtype);
+        }
         self
     }
+}
 
-    fn widen_block(&self, body: &mut [Stmt]) {
+struct Widening<'k> {
+    kernel: &'k Kernel,
+    /// Scratch memories that hold halves as halves.
+    tiles: &'k [bool],
+}
+
+impl Widening<'_> {
+    fn dtype(&self, e: &Expr) -> Option<DType> {
+        e.dtype(self.kernel)
+    }
+
+    /// Whether halves in a memory stay halves.
+    fn holds_halves(&self, memory: Memory) -> bool {
+        match memory {
+            Memory::Buffer(_) => true,
+            Memory::Scratch(s) => self.tiles.get(s as usize).copied().unwrap_or(false),
+        }
+    }
+
+    fn block(&self, body: &mut [Stmt]) {
         for s in body {
             let into = match s {
-                Stmt::Store { memory: Memory::Buffer(_), value, .. } => value.dtype(self).filter(|t| is_half(Some(*t))),
+                // what is only moved is not converted on the way
+                Stmt::Store { memory, index, value: Expr::Load { memory: from, index: at, mask } }
+                    if self.holds_halves(*memory) && self.holds_halves(*from) =>
+                {
+                    for e in [index, &mut **at].into_iter().chain(mask.as_deref_mut()) {
+                        *e = self.widen(e);
+                    }
+                    continue;
+                }
+                Stmt::Store { memory, value, .. } if self.holds_halves(*memory) => {
+                    self.dtype(value).filter(|t| is_half(Some(*t)))
+                }
                 _ => None,
             };
             s.expressions_mut(|e| *e = self.widen(e));
@@ -43,10 +89,10 @@ impl Kernel {
                         *value = value.clone().cast(dtype);
                     }
                 }
-                Stmt::For { body, .. } => self.widen_block(body),
+                Stmt::For { body, .. } => self.block(body),
                 Stmt::If { then, otherwise, .. } => {
-                    self.widen_block(then);
-                    self.widen_block(otherwise);
+                    self.block(then);
+                    self.block(otherwise);
                 }
                 _ => {}
             }
@@ -58,10 +104,10 @@ impl Kernel {
             Expr::Literal(Literal::Float(t, bits)) => Expr::Literal(Literal::Float(wide(*t), *bits)),
             Expr::Cast(to, a) if is_half(Some(*to)) => {
                 let value = self.widen(a);
-                if a.dtype(self) == Some(*to) {
+                if self.dtype(a) == Some(*to) {
                     return value;
                 }
-                let from = if is_half(a.dtype(self)) || a.dtype(self) == Some(DType::F32) {
+                let from = if is_half(self.dtype(a)) || self.dtype(a) == Some(DType::F32) {
                     value
                 } else {
                     value.cast(DType::F32)
@@ -69,12 +115,12 @@ impl Kernel {
                 let extent = !a.any(&mut |e| matches!(e, Expr::Var(_) | Expr::Load { .. }));
                 if extent { from } else { from.cast(*to).cast(DType::F32) }
             }
-            Expr::Cast(DType::F32, a) if is_half(a.dtype(self)) => self.widen(a),
+            Expr::Cast(DType::F32, a) if is_half(self.dtype(a)) => self.widen(a),
             other => {
                 let mut copy = other.clone();
                 copy.operands_mut(|e| *e = self.widen(e));
                 match other {
-                    Expr::Load { memory: memory @ Memory::Buffer(_), .. } if is_half(self.memory(*memory)) => {
+                    Expr::Load { memory, .. } if self.holds_halves(*memory) && is_half(self.kernel.memory(*memory)) => {
                         copy.cast(DType::F32)
                     }
                     _ => copy,

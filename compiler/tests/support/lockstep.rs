@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use egret_compiler::kernel::{
-    BinaryOp, CompareOp, Expr, Kernel, Literal, LoopKind, Memory, ReduceOp, Space, Stmt, UnaryOp,
+    BinaryOp, CompareOp, Expr, Kernel, Literal, LoopKind, Memory, ReduceOp, Space, Stmt, TileStmt, UnaryOp,
 };
 
 /// Who touched an element, and in which stretch between barriers.
@@ -75,6 +75,28 @@ impl Block<'_> {
         }
     }
 
+    /// Copies arrive at once, and accesses of several elements are as many accesses; what whole warps do is the
+    /// simulator's.
+    fn tile(&mut self, s: &TileStmt, active: &[bool]) {
+        let (to, from, len, mask) = match s {
+            TileStmt::CopyAsync { dst, buffer, index, len, mask } => {
+                ((Memory::Scratch(dst.scratch), &dst.index), (Memory::Buffer(*buffer), index), *len, mask.as_ref())
+            }
+            TileStmt::LoadVector { dst, memory, index, len } => {
+                ((Memory::Scratch(dst.scratch), &dst.index), (*memory, index), *len, None)
+            }
+            TileStmt::StoreVector { memory, index, src, len } => {
+                ((*memory, index), (Memory::Scratch(src.scratch), &src.index), *len, None)
+            }
+            TileStmt::CommitCopies | TileStmt::WaitCopies { .. } | TileStmt::WarpBarrier => return,
+            TileStmt::Pack { .. } | TileStmt::LoadMatrices { .. } | TileStmt::Multiply { .. } => panic!("{s}"),
+        };
+        for i in 0..i64::from(len) {
+            let value = Expr::Load { memory: from.0, index: Box::new(from.1 + i), mask: mask.cloned().map(Box::new) };
+            self.stmt(&Stmt::Store { memory: to.0, index: to.1 + i, value }, active);
+        }
+    }
+
     fn stmt(&mut self, s: &Stmt, active: &[bool]) {
         match s {
             Stmt::Let { var, value } | Stmt::Mut { var, value } | Stmt::Assign { var, value } => {
@@ -124,6 +146,7 @@ impl Block<'_> {
                 self.block(otherwise, &not);
             }
             Stmt::Call { .. } => panic!("a call"),
+            Stmt::Tile(tile) => self.tile(tile, active),
             Stmt::Barrier => {
                 assert!(!active.contains(&false), "a barrier where threads diverge");
                 self.stretch += 1;

@@ -183,6 +183,14 @@ fn atomic(cx: &mut Cx<'_, '_>, returns: bool) -> Decoded {
 }
 
 fn convert(cx: &mut Cx<'_, '_>) -> Decoded {
+    if cx.take("tf32") {
+        let ty = cx.ty()?;
+        if !cx.take("rna") || ty != Type::F32 {
+            return Err("a conversion to tf32 of another kind".into());
+        }
+        cx.count(2..=2)?;
+        return Ok(Op::Unary { op: Unary::Tf32, ty, flags: Flags::default(), dst: cx.dst(0)?, a: cx.value(1, ty)? });
+    }
     let round = cx.pick(|name| {
         Some(match name {
             "rn" => Round::Nearest,

@@ -292,6 +292,7 @@ impl Lower<'_, '_> {
             }
             // One thread: nothing to wait for, nothing to combine.
             Stmt::Barrier | Stmt::WarpReduce { .. } | Stmt::BlockReduce { .. } => {}
+            Stmt::Tile(_) => return Err(EmitError::UnsupportedForm { backend: "CPU", what: "tiles of blocks" }),
             Stmt::Status { condition, code } => {
                 let condition = self.scalar(condition)?;
                 self.raise(condition, *code);

@@ -387,7 +387,9 @@ impl<'s> VectorLoop<'s> {
                 !self.varies(condition) && self.survey_block(then) && self.survey_block(otherwise)
             }
             Stmt::Store { .. } | Stmt::Status { .. } => true,
-            Stmt::Call { .. } | Stmt::Barrier | Stmt::WarpReduce { .. } | Stmt::BlockReduce { .. } => false,
+            Stmt::Call { .. } | Stmt::Barrier | Stmt::WarpReduce { .. } | Stmt::BlockReduce { .. } | Stmt::Tile(_) => {
+                false
+            }
         })
     }
 

@@ -32,7 +32,7 @@ impl Printer<'_> {
         Ok(self.text(e)?.text)
     }
 
-    fn operand(&self, e: &Expr) -> Result<String, EmitError> {
+    pub(super) fn operand(&self, e: &Expr) -> Result<String, EmitError> {
         Ok(self.text(e)?.operand())
     }
 

@@ -2,17 +2,21 @@
 
 mod expr;
 mod stmt;
+mod tile;
 
 use std::fmt::Write;
 
 use egret_ir::DType;
 
 use super::EmitError;
-use crate::kernel::{Access, Kernel, Space, Stmt};
+use crate::kernel::{Access, Kernel, Space, Stmt, TileStmt};
 
 const TYPES: &str = include_str!("prelude/types.cuh");
 const SCALAR: &str = include_str!("prelude/scalar.cuh");
 const REDUCE: &str = include_str!("prelude/reduce.cuh");
+const VECTOR: &str = include_str!("prelude/vector.cuh");
+const COPY: &str = include_str!("prelude/copy.cuh");
+const MATRIX: &str = include_str!("prelude/matrix.cuh");
 
 /// Static shared memory that a kernel may have; more is dynamic.
 const STATIC_SHARED_BYTES: usize = 48 * 1024;
@@ -42,8 +46,13 @@ pub fn emit(kernel: &Kernel, provenance: &[String]) -> Result<CudaSource, EmitEr
     if kernel.abi != crate::kernel::Abi::Kernel {
         return Err(EmitError::UnsupportedForm { backend: "CUDA", what: "hooks" });
     }
-    let reduces = |s: &Stmt| matches!(s, Stmt::WarpReduce { .. } | Stmt::BlockReduce { .. });
-    let reduces = kernel.body.iter().any(|s| s.any(&mut |s| reduces(s)));
+    let has = |f: &dyn Fn(&Stmt) -> bool| kernel.body.iter().any(|s| s.any(&mut |s| f(s)));
+    let has_tile = |f: &dyn Fn(&TileStmt) -> bool| has(&|s| matches!(s, Stmt::Tile(tile) if f(tile)));
+    let reduces = has(&|s| matches!(s, Stmt::WarpReduce { .. } | Stmt::BlockReduce { .. }));
+    let vectors = has_tile(&|s| matches!(s, TileStmt::LoadVector { .. } | TileStmt::StoreVector { .. }));
+    let matrices =
+        has_tile(&|s| matches!(s, TileStmt::LoadMatrices { .. } | TileStmt::Multiply { .. } | TileStmt::Pack { .. }));
+    let copies = has_tile(&|s| matches!(s, TileStmt::CopyAsync { .. }));
     if reduces && !kernel.block_threads().is_multiple_of(32) {
         return Err(EmitError::UnsupportedForm { backend: "CUDA", what: "reductions in blocks of partial warps" });
     }
@@ -52,7 +61,8 @@ pub fn emit(kernel: &Kernel, provenance: &[String]) -> Result<CudaSource, EmitEr
     printer.function(&name, provenance)?;
     let shared: usize = shared_bytes(kernel);
     let mut text = String::new();
-    for part in [TYPES, SCALAR].into_iter().chain(reduces.then_some(REDUCE)) {
+    let parts = [(true, TYPES), (true, SCALAR), (reduces, REDUCE), (vectors, VECTOR)];
+    for (_, part) in parts.into_iter().chain([(copies, COPY), (matrices, MATRIX)]).filter(|(used, _)| *used) {
         text.push_str(part);
         text.push('\n');
     }
@@ -67,7 +77,7 @@ pub fn emit(kernel: &Kernel, provenance: &[String]) -> Result<CudaSource, EmitEr
 
 /// Bytes of shared scratch, each memory aligned to 16.
 fn shared_bytes(kernel: &Kernel) -> usize {
-    let shared = kernel.scratch.iter().filter(|s| s.space == Space::Shared);
+    let shared = kernel.scratch.iter().filter(|s| s.space == Space::Shared && s.over.is_none());
     shared.map(|s| s.bytes().next_multiple_of(16)).sum()
 }
 
@@ -131,7 +141,9 @@ impl Printer<'_> {
         let mut offset = 0;
         for (i, s) in k.scratch.iter().enumerate() {
             let (ty, len) = (type_name(s.dtype), s.len);
-            if s.space != Space::Shared {
+            if let Some(over) = s.over {
+                self.line(&format!("{ty}* s{i} = ({ty}*)s{over};"));
+            } else if s.space != Space::Shared {
                 self.line(&format!("{ty} s{i}[{len}];"));
             } else if dynamic {
                 self.line(&format!("{ty}* s{i} = ({ty}*)(shared + {offset});"));

@@ -60,6 +60,7 @@ impl Printer<'_> {
             Stmt::Call { .. } => {
                 return Err(EmitError::UnsupportedForm { backend: "CUDA", what: "calls of wide functions" });
             }
+            Stmt::Tile(tile) => self.tile(tile)?,
             Stmt::Barrier => self.line("__syncthreads();"),
             Stmt::WarpReduce { var, op } => {
                 let ty = self.var_type(*var);
