@@ -1,57 +1,37 @@
-//! CUDA kernels of a graph: partition, schedules, CUDA C.
+//! A graph's program for a GPU with the kernels that it is made of, for those who look at kernels rather than run them.
 
-use egret_ir::{Diagnostic, Dim, Graph, NodeId, Op};
-use egret_program::{BufferId, DeviceDescription};
-use rustc_hash::FxHashMap;
+use egret_ir::{Diagnostic, Graph};
+use egret_program::{DeviceDescription, KernelId, Program, Step};
 
 use crate::emit::cuda::{self, CudaSource};
 use crate::kernel::Kernel;
-use crate::layout::Layout;
-use crate::partition::{self, Family, is_inline};
-use crate::plan::frame::Frame;
-use crate::rewrite::term::BindingTime;
-use crate::schedule;
-use crate::schedule::scope::{FaultText, Value, value_of};
+use crate::plan;
 
-/// A kernel of a graph.
+/// A kernel of a program.
 #[derive(Clone, Debug)]
 pub struct CudaKernel {
+    /// Its place in the program.
+    pub id: KernelId,
     /// Its CUDA C.
     pub source: CudaSource,
     /// Its family.
-    pub family: Family,
+    pub family: String,
     /// Where the nodes came from that it computes, first seen first.
     pub origin: Vec<String>,
     /// Its kernel IR.
     pub kernel: Kernel,
 }
 
-/// One launch.
+/// A program and its kernels.
 #[derive(Clone, Debug)]
-pub struct CudaLaunch {
-    /// Index of the kernel.
-    pub kernel: usize,
-    /// Buffers by argument, with whether the kernel writes them.
-    pub args: Vec<(BufferId, bool)>,
-    /// What each dim parameter is.
-    pub dims: Vec<Dim>,
-    /// What status codes mean.
-    pub faults: Vec<FaultText>,
-}
-
-/// A graph as kernels and launches.
-#[derive(Clone, Debug, Default)]
 pub struct Lowered {
-    /// Each distinct kernel once, in order of execution.
+    /// Each distinct kernel once, in order of the program.
     pub kernels: Vec<CudaKernel>,
-    /// The launches, in order.
-    pub launches: Vec<CudaLaunch>,
-    /// Every stored value with its buffer; a reshape has the buffer of what it reshapes.
-    pub buffers: Vec<(Value, BufferId)>,
+    /// The program, without the kernels' text.
+    pub program: Program,
 }
 
-/// The kernels of a rewritten graph in order of execution, each distinct text once. Values that are known when params are
-/// loaded count as stored.
+/// The kernels of a rewritten graph, each distinct text once.
 ///
 /// # Errors
 /// `E0461` for a kernel beyond the bounds of the kernel IR, `E0462` when its text cannot be made or the device is no
@@ -60,7 +40,7 @@ pub fn kernels(graph: &Graph, device: &DeviceDescription) -> Result<Vec<CudaKern
     Ok(lower(graph, device)?.kernels)
 }
 
-/// [`kernels`], and how they are launched.
+/// [`kernels`], and the program that launches them.
 ///
 /// # Errors
 /// As [`kernels`].
@@ -68,77 +48,25 @@ pub fn lower(graph: &Graph, device: &DeviceDescription) -> Result<Lowered, Diagn
     if device.is_cpu() {
         return Err(Diagnostic::new("E0462", format!("`{}` is no GPU", device.name)));
     }
-    let mut frame = Frame::new(graph.clone(), device.lanes(), &|_| false);
-    let n = graph.nodes().len();
-    let live = graph.live();
-    let runs = |frame: &Frame, id: NodeId| frame.time(id) == BindingTime::Run;
-    // leaves, and what is known at load where a run reads it
-    let mut stored = vec![false; n];
-    for (id, node) in graph.iter() {
-        let leaf = matches!(node.op, Op::Input(_) | Op::Param(_) | Op::State(_) | Op::Const(_));
-        stored[id.index()] |= leaf && !is_inline(&node.op);
-        if live[id.index()] && runs(&frame, id) {
-            for operand in &node.operands {
-                let at_load = !runs(&frame, *operand) && !is_inline(&graph.node(*operand).op);
-                stored[operand.index()] |= at_load;
-            }
-        }
+    let (program, generated) = plan::kernels(graph, device, &plan::Options::default())?;
+    let mut kernels = Vec::new();
+    for (id, kernel) in generated {
+        let source = cuda::emit(&kernel, &[])
+            .map_err(|e| Diagnostic::new("E0462", format!("no CUDA C can be made: {e}")).note(kernel.text()))?;
+        let family = program.kernel(id).family.clone();
+        kernels.push(CudaKernel { id, source, family, origin: Vec::new(), kernel });
     }
-    for i in (0..n).filter(|i| stored[*i]) {
-        store(&mut frame, NodeId::new(i));
-    }
-    let live_run: Vec<bool> = (0..n).map(|i| live[i] && runs(&frame, NodeId::new(i))).collect();
-    let mut leaves = vec![false; n];
-    graph.roots().filter(|id| live_run[id.index()]).for_each(|id| leaves[id.index()] = true);
-    let partition = partition::partition(graph, &live_run, &leaves, &|id| frame.is_stored(id));
-
-    let mut lowered = Lowered::default();
-    let kernels = &mut lowered.kernels;
-    let mut known: FxHashMap<String, usize> = FxHashMap::default();
-    for group in &partition.groups {
-        let id = group.root;
-        let alias = matches!(graph.node(id).op, Op::Reshape(_) | Op::StopGradient(_));
-        let source = value_of(graph, graph.node(id).operands.first().copied().unwrap_or(id));
-        let alias = frame.buffers.get(&source).copied().filter(|_| alias);
-        if let Some(buffer) = alias {
-            frame.store((id, 0), buffer, Layout::RowMajor);
+    let mut todo: Vec<&Step> = program.prepare.iter().chain(&program.steps).rev().collect();
+    while let Some(step) = todo.pop() {
+        let Step::Launch(launch) = step else {
+            todo.extend(step.inner().into_iter().rev().flat_map(|steps| steps.iter().rev()));
             continue;
-        }
-        store(&mut frame, id);
-        group.siblings.iter().for_each(|id| store(&mut frame, *id));
-        let made = schedule::cuda::generate(graph, &frame, group, false)?;
-        let source = cuda::emit(&made.kernel, &[]).map_err(|error| {
-            let name = graph.node(id).op.home().name();
-            let message = format!("no CUDA C can be made for `{name}` (node {}): {error}", id.index());
-            let mut error = Diagnostic::new("E0462", message);
-            error.origin = graph.origins(id).iter().map(|o| (**o).clone()).collect();
-            error
-        })?;
-        let at = *known.entry(source.name.clone()).or_insert_with(|| {
-            kernels.push(CudaKernel { source, family: group.family, origin: Vec::new(), kernel: made.kernel });
-            kernels.len() - 1
-        });
-        lowered.launches.push(CudaLaunch {
-            kernel: at,
-            args: made.args.iter().map(|(value, writes)| (frame.buffers[value], *writes)).collect(),
-            dims: made.dims,
-            faults: made.faults,
-        });
-        for origin in graph.origins(id).iter().map(ToString::to_string) {
-            if !kernels[at].origin.contains(&origin) {
-                kernels[at].origin.push(origin);
-            }
+        };
+        if let Some(kernel) = kernels.iter_mut().find(|kernel| kernel.id == launch.kernel)
+            && !kernel.origin.contains(&launch.origin)
+        {
+            kernel.origin.push(launch.origin.clone());
         }
     }
-    lowered.buffers = frame.buffers.iter().map(|(value, buffer)| (*value, *buffer)).collect();
-    lowered.buffers.sort_by_key(|(value, _)| *value);
-    Ok(lowered)
-}
-
-/// Notes that a node's values are in memory, row-major.
-fn store(frame: &mut Frame, id: NodeId) {
-    for part in 0..frame.graph.ty(id).parts().len() {
-        let buffer = BufferId(frame.buffers.len() as u32);
-        frame.store((id, part), buffer, Layout::RowMajor);
-    }
+    Ok(Lowered { kernels, program })
 }

@@ -164,7 +164,60 @@ fn further() -> Vec<(&'static str, Graph)> {
         let x = t.input("x", ty(DType::BF16, &[3, 1000]));
         vec![(x * x).exp(), x.softmax(-1)]
     });
+    // places named by tuples: of many elements, of single ones, within a batch; some named twice
+    let tuples = trace(|t| {
+        let (x, i) = (t.input("x", f32([5, 6, 3])), t.input("i", i64([7, 2])));
+        let (rows, each) = (t.input("rows", f32([7, 3])), t.input("each", f32([4, 9])));
+        let (y, j) = (t.input("y", f32([4, 5])), t.input("j", i64([4, 9, 1])));
+        vec![
+            x.scatter(Places::Tuples { batch: 0 }, ScatterKind::Add, i, rows),
+            x.scatter(Places::Tuples { batch: 0 }, ScatterKind::Set, i, rows),
+            y.scatter(Places::Tuples { batch: 1 }, ScatterKind::Mul, j, each),
+        ]
+    });
+    // few results of many elements: parts of them are reduced by blocks of their own
+    let split = trace(|t| {
+        let (x, y) = (t.input("x", f32([1, 70_001])), t.input("y", f32([2, 140_000])));
+        let (a, b) = (t.input("a", f32([6000, 7])), t.input("b", ty(DType::BF16, &[3, 5000, 9])));
+        let words = t.input("words", ty(DType::I32, &[200, 700]));
+        vec![
+            (x * x).reduce_sum(&[1], false),
+            y.reduce_mean(&[1], true) * 3.0,
+            a.reduce_max(&[0], false),
+            (a * a).reduce_mean(&[0], false).sqrt(),
+            b.reduce_sum(&[1], false),
+            words.reduce_sum(&[0, 1], false),
+        ]
+    });
+    // sorted in one tile, and in several
+    let long = trace(|t| {
+        let (x, y) = (t.input("x", f32([2, 300, 2])), t.input("y", f32([9001])));
+        let some = y.greater(1.5).select(y * f64::NAN, (y * 50.0).round());
+        let words = t.input("words", ty(DType::I16, &[3, 4500]));
+        let (a, b) = x.top_k(1, 40, true);
+        let (c, d) = some.sort(0, false);
+        let (e, f) = words.top_k(1, 700, true);
+        let (g, h) = x.round().top_k(1, 300, false);
+        vec![a, b, c, d, e, f, g, h]
+    });
+    // rows that do not fit into shared memory
+    let wide = trace(|t| {
+        let (x, labels) = (t.input("x", f32([2, 17_000])), t.input("labels", i64([2])));
+        let some = x.greater(1.0).select(x * 0.0 - f64::INFINITY, x * 30.0);
+        vec![some.softmax(-1), x.log_softmax(-1), x.cross_entropy(labels), x.layer_norm(-1, 1e-5)]
+    });
+    let joined = trace(|t| {
+        let (x, y, z) = (t.input("x", f32([4, 16])), t.input("y", f32([3, 16])), t.input("z", f32([2, 16])));
+        let (a, b) = (x.exp(), y.softmax(-1));
+        let all = t.concat(&[a, z, b], 0);
+        vec![all.t().matmul(all), t.concat(&[x, x.exp()], 1)]
+    });
     let named = [
+        ("tuples", tuples),
+        ("split", split),
+        ("long", long),
+        ("wide", wide),
+        ("joined", joined),
         ("random", random),
         ("cumulative", cumulative),
         ("scattered", scattered),

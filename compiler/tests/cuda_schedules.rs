@@ -9,15 +9,15 @@ mod lockstep;
 #[path = "support/nvrtc.rs"]
 mod support;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use drawn::drawn;
-use egret_compiler::cuda::{self, CudaKernel};
+use egret_compiler::cuda::{self, CudaKernel, Lowered};
 use egret_compiler::kernel::{Access, Kernel, KernelBuilder, LoopKind, Space};
 use egret_compiler::raise;
 use egret_compiler::rewrite::{self, Options};
 use egret_ir::{Bindings, DType, Dim, Graph, Op, ScalarValue, Tensor, interpret};
-use egret_program::DeviceDescription;
+use egret_program::{DeviceDescription, Place, Step};
 use support::nvrtc;
 
 fn rewritten(graph: &Graph) -> Graph {
@@ -38,8 +38,7 @@ fn bodies(graph: &Graph) -> String {
     let mut text = String::new();
     for kernel in kernels(graph) {
         let at = kernel.source.text.find("extern \"C\" __global__").unwrap();
-        text +=
-            &format!("// {:?}, {} threads\n{}\n", kernel.family, kernel.source.threads[0], &kernel.source.text[at..]);
+        text += &format!("// {}, {} threads\n{}\n", kernel.family, kernel.source.threads[0], &kernel.source.text[at..]);
     }
     text
 }
@@ -99,7 +98,7 @@ fn every_kernel_compiles_without_spills() {
                 assert!(!defect, "{name}: {}", cubin.log);
                 let threads = kernel.kernel.block_threads();
                 eprintln!(
-                    "{name:<22} {:?} {arch} {threads} threads, {} registers, {} bytes shared",
+                    "{name:<22} {} {arch} {threads} threads, {} registers, {} bytes shared",
                     kernel.family, resources.registers, resources.shared_bytes
                 );
                 assert_eq!((resources.spill_bytes, resources.stack_bytes), (0, 0), "{name}\n{}", source.text);
@@ -165,31 +164,42 @@ fn kernels_compute_what_the_interpreter_does() {
         let expected = interpret(&graph, &inputs, &BTreeMap::new()).unwrap_or_else(|e| panic!("{name}: {e}"));
 
         let graph = rewritten(&graph);
-        let lowered = cuda::lower(&graph, &device).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let buffer_of: HashMap<_, _> = lowered.buffers.iter().copied().collect();
-        let mut memory: HashMap<_, Vec<f64>> = HashMap::new();
-        for ((id, part), buffer) in &lowered.buffers {
-            let elements = graph.ty(*id).parts()[*part].shape.elements().eval(&bindings).unwrap();
-            let values = match &graph.node(*id).op {
-                Op::Input(input) => inputs[&input.name].values().map(number).collect(),
-                Op::Const(constant) => constant.value.values().map(number).collect(),
-                _ => vec![f64::NAN; elements as usize],
-            };
-            memory.entry(*buffer).or_insert(values);
+        let Lowered { kernels, program } = cuda::lower(&graph, &device).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let mut memory: Vec<Vec<f64>> = Vec::new();
+        for buffer in &program.buffers {
+            let elements = buffer.logical_bytes.eval(&bindings).unwrap() as usize / buffer.dtype.size();
+            memory.push(match buffer.place {
+                Place::Input(i) => inputs[&program.inputs[i as usize].name].values().map(number).collect(),
+                Place::Constant(i) => {
+                    let tensor = Tensor::from_bytes(buffer.dtype, &[elements], &program.constants[i as usize]);
+                    tensor.expect("as many bytes as elements").values().map(number).collect()
+                }
+                _ => vec![f64::NAN; elements],
+            });
         }
-        for launch in &lowered.launches {
+        for step in program.prepare.iter().chain(&program.steps) {
+            let launch = match step {
+                Step::Launch(launch) => launch,
+                Step::Copy { source, destination, .. } => {
+                    memory[destination.buffer.0 as usize] = memory[source.buffer.0 as usize].clone();
+                    continue;
+                }
+                other => panic!("{name}: {other:?}"),
+            };
             let dims: Vec<i64> = launch.dims.iter().map(|d: &Dim| d.eval(&bindings).unwrap()).collect();
-            let mut buffers: Vec<Vec<f64>> = launch.args.iter().map(|(buffer, _)| memory[buffer].clone()).collect();
-            let status = lockstep::run(&lowered.kernels[launch.kernel].kernel, &mut buffers, &dims);
+            let mut buffers: Vec<Vec<f64>> =
+                launch.args.iter().map(|arg| memory[arg.buffer.0 as usize].clone()).collect();
+            let kernel = kernels.iter().find(|kernel| kernel.id == launch.kernel).unwrap();
+            let status = lockstep::run(&kernel.kernel, &mut buffers, &dims);
             assert_eq!(status, 0, "{name}: {:?}", launch.faults);
-            for ((buffer, writes), values) in launch.args.iter().zip(buffers) {
-                if *writes {
-                    memory.insert(*buffer, values);
+            for (arg, values) in launch.args.iter().zip(buffers) {
+                if arg.writes {
+                    memory[arg.buffer.0 as usize] = values;
                 }
             }
         }
-        for ((output, expected), (_, id)) in expected.outputs.iter().zip(graph.outputs()) {
-            let found = &memory[&buffer_of[&(*id, 0)]];
+        for ((output, expected), port) in expected.outputs.iter().zip(&program.outputs) {
+            let found = &memory[port.buffer.0 as usize];
             assert_eq!(found.len(), expected.elements());
             let expected_type = expected.dtype();
             for (i, (found, expected)) in found.iter().zip(expected.values().map(number)).enumerate() {

@@ -16,9 +16,9 @@ use std::sync::Mutex;
 use egret_compiler::compile::raise;
 use egret_compiler::rewrite::rules;
 use egret_compiler::rewrite::{self, Budgets, Options, RewriteSet, Rewritten};
-use egret_compiler::{CompileOptions, Level, compile, cost, cuda};
+use egret_compiler::{CompileOptions, Level, compile, cost};
 use egret_ir::{DType, Diagnostic, Graph, Op, Tensors, random, text};
-use egret_program::DeviceDescription;
+use egret_program::{Arg, DeviceDescription};
 use support::models::{model, recorded};
 use support::steps::{cnn_training_step, transformer};
 
@@ -92,16 +92,10 @@ fn on_cpu(graph: &Graph, level: Level) -> Result<Figures, Diagnostic> {
 }
 
 fn on_gpu(graph: &Graph, level: Level) -> Result<Figures, Diagnostic> {
-    let device = device(GPU);
-    let rewritten = rewritten(graph, &device, &Options { level, ..Options::default() })?;
-    let lowered = cuda::lower(&rewritten.graph, &device)?;
-    let mut sizes = BTreeMap::new();
-    for ((node, part), buffer) in &lowered.buffers {
-        let bytes = rewritten.graph.ty(*node).parts()[*part].bytes().hint(cost::SYMBOL_HINT);
-        sizes.insert(*buffer, bytes);
-    }
-    let args = lowered.launches.iter().flat_map(|launch| &launch.args);
-    Ok((lowered.launches.len(), args.map(|(buffer, _)| sizes[buffer]).sum()))
+    let compiled = compile(graph, &device(GPU), &CompileOptions { level, ..CompileOptions::default() })?;
+    let launches = compiled.program.launches();
+    let bytes = |arg: &Arg| compiled.program.buffer(arg.buffer).logical_bytes.hint(cost::SYMBOL_HINT);
+    Ok((launches.len(), launches.iter().flat_map(|launch| &launch.args).map(bytes).sum()))
 }
 
 fn table_path() -> PathBuf {

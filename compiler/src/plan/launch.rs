@@ -9,6 +9,7 @@ use super::{DriverLaunch, Planner};
 use crate::layout::Layout;
 use crate::partition::{Family, Group};
 use crate::schedule::scope::Stored;
+use crate::schedule::{Generated, Passes, Temporary};
 use crate::{cost, kernel, schedule};
 
 impl Planner<'_> {
@@ -39,17 +40,39 @@ impl Planner<'_> {
             }
         }
         let stored: &dyn Stored = if copies { &Copies(frame) } else { frame };
-        let mut made = if self.device.is_cpu() {
-            schedule::generate(&frame.graph, stored, group, self.exact).map_err(|findings| {
+        let passes: Passes = if self.device.is_cpu() {
+            let made = schedule::generate(&frame.graph, stored, group, self.exact).map_err(|findings| {
                 let node = frame.graph.node(group.root);
                 let message = format!("no kernel can be made for {}", node.op.home().name());
                 let mut error = Diagnostic::new("E0461", message);
                 error.origin = frame.graph.origins(group.root).iter().map(|o| (**o).clone()).collect();
                 findings.into_iter().fold(error, |error, finding| error.note(finding.to_string()))
-            })?
+            })?;
+            made.into()
         } else {
             schedule::cuda::generate(&frame.graph, stored, group, self.exact)?
         };
+        let parts = frame.graph.ty(group.root).parts().len();
+        let mut left = Dim::ZERO;
+        for (i, Temporary { dtype, elements }) in passes.temporaries.into_iter().enumerate() {
+            let bytes = elements * Dim::from(dtype.size());
+            left = left + bytes.clone();
+            let buffer = self.buffer(Place::Arena, dtype, bytes.clone(), bytes);
+            frame.store((group.root, parts + i), buffer, Layout::RowMajor);
+        }
+        for (i, made) in passes.kernels.into_iter().enumerate() {
+            let mut launch = self.pass(frame, group, made, copies);
+            if i > 0 {
+                // the work is counted with the first
+                (launch.flops, launch.bytes) = (Dim::ZERO, left.clone());
+            }
+            steps.push(Step::Launch(launch));
+        }
+        Ok(())
+    }
+
+    /// One kernel of a group.
+    fn pass(&mut self, frame: &Frame, group: &Group, mut made: Generated, copies: bool) -> Launch {
         let grid = made.kernel.grid.iter().fold(Dim::ONE, |n, extent| n * dim_of(extent, &made.dims));
         let args = made.args.iter().map(|(value, writes)| Arg {
             buffer: if copies { Copies(frame).buffer(*value) } else { frame.buffers[value] },
@@ -78,6 +101,8 @@ impl Planner<'_> {
             Family::Cumulative => "cumulative",
             Family::Rng => "rng",
             Family::Select => "top_k",
+            Family::Attention => "attention",
+            Family::AttentionGrad => "attention_grad",
             _ => "contract",
         };
         let faults =
@@ -99,8 +124,7 @@ impl Planner<'_> {
         launch.dims = made.dims;
         launch.grid = grid;
         launch.faults = faults;
-        steps.push(Step::Launch(launch));
-        Ok(())
+        launch
     }
 
     /// Whether a buffer always starts at a multiple of so many bytes: allocations do, slices as far as their strides do.

@@ -94,6 +94,19 @@ pub fn plan(graph: &Graph, device: &DeviceDescription, options: &Options) -> Res
     Ok(planner.program)
 }
 
+/// The program without its code, and the kernels that its code is made from.
+///
+/// # Errors
+/// Those of [`plan`].
+pub fn kernels(
+    graph: &Graph,
+    device: &DeviceDescription,
+    options: &Options,
+) -> Result<(Program, Vec<(KernelId, kernel::Kernel)>), Diagnostic> {
+    let planner = planned(graph, device, options)?;
+    Ok((planner.program, planner.generated))
+}
+
 /// Each generated kernel and hook of the program that [`plan`] makes as text, for dumps.
 ///
 /// # Errors
@@ -276,9 +289,7 @@ impl Planner<'_> {
         let stored = |id: NodeId| frame.is_stored(id) || frame.times[id.index()] < BindingTime::Run;
         let partition = partition::partition(&graph, &live_run, &leaves_run, &stored);
         let mut layouts = layout::layout(&graph, &partition, self.device, &leaves_run);
-        if self.device.is_cpu() {
-            frame.in_place = layout::in_place(&graph, &partition, &mut layouts, &leaves_run);
-        }
+        frame.in_place = layout::in_place(&graph, &partition, &mut layouts, &leaves_run);
         for concat in frame.in_place.parts.values().map(|part| part.concat) {
             frame.hosts.insert(concat, None);
             frame.layouts.insert((concat, 0), layouts.of[concat.index()].clone());
@@ -403,16 +414,16 @@ impl Planner<'_> {
             Family::Branch => return self.branch(frame, id, &place, phase, steps),
             Family::While => return self.while_loop(frame, id, &place, phase, steps),
             Family::Bits => return self.bits(frame, id, &place, phase, steps),
+            Family::Concat if frame.is_whole(id) => {
+                self.result(frame, (id, 0), &place, direct);
+                return Ok(());
+            }
             // no loop nests of a runtime's own on a GPU
             _ if !self.device.is_cpu() => return self.generated(frame, group, place, direct, steps),
             Family::Select => return self.select(frame, id, &place, steps),
             Family::Attention => return self.attention(frame, id, &place, steps),
             Family::AttentionGrad => return self.attention_grad(frame, id, &place, steps),
             Family::Dot if self.gemm(frame, id, &place, direct, phase, steps)? => return Ok(()),
-            Family::Concat if frame.is_whole(id) => {
-                self.result(frame, (id, 0), &place, direct);
-                return Ok(());
-            }
             Family::Window if phase == Phase::Run && self.pool(frame, id, &place, direct, steps)? => return Ok(()),
             Family::Conv if layout::has_driver(&frame.graph, id, self.lanes) && phase == Phase::Run => {
                 return self.conv(frame, id, &place, direct, steps);

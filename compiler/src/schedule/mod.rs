@@ -19,7 +19,7 @@ pub mod scope;
 pub mod view;
 pub mod window;
 
-use egret_ir::{Graph, NodeId, Op};
+use egret_ir::{DType, Dim, Graph, NodeId, Op};
 
 use crate::kernel::{Finding, Kernel};
 use crate::partition::{Family, Group};
@@ -32,9 +32,32 @@ pub struct Generated {
     /// Values by buffer argument, with whether the kernel writes them.
     pub args: Vec<(Value, bool)>,
     /// What each dim parameter is.
-    pub dims: Vec<egret_ir::Dim>,
+    pub dims: Vec<Dim>,
     /// What status codes mean.
     pub faults: Vec<scope::FaultText>,
+}
+
+/// Memory that only the kernels of one group use.
+#[derive(Clone, Debug)]
+pub struct Temporary {
+    /// Element type.
+    pub dtype: DType,
+    /// Elements.
+    pub elements: Dim,
+}
+
+/// The kernels of a group, in order of execution.
+pub struct Passes {
+    /// The kernels: one, or several where blocks have parts of a result that another kernel joins.
+    pub kernels: Vec<Generated>,
+    /// What a kernel leaves for those after it: number `i` is the part `i` after those of the root ([`Scope::temporary`]).
+    pub temporaries: Vec<Temporary>,
+}
+
+impl From<Generated> for Passes {
+    fn from(only: Generated) -> Passes {
+        Passes { kernels: vec![only], temporaries: Vec::new() }
+    }
 }
 
 /// Builds the kernel of a generated group.

@@ -1,10 +1,9 @@
 //! Reductions along any axes.
 
 use egret_ir::ops::{Reduce, ReduceKind};
-use egret_ir::{DType, Dim, NodeId, Op, Shape};
+use egret_ir::{DType, Dim, Graph, NodeId, Op, Shape};
 use smallvec::SmallVec;
 
-use super::cuda;
 use super::map::grid_over;
 use super::row::{anchor, epilogue};
 use super::scope::{Scope, value_of};
@@ -68,7 +67,15 @@ pub(super) struct Plan<'r> {
     pub shape: Shape,
 }
 
-impl Plan<'_> {
+impl<'r> Plan<'r> {
+    /// The reduction of a node; `None` of other operators.
+    pub fn new(graph: &'r Graph, id: NodeId) -> Option<Plan<'r>> {
+        let node = graph.node(id);
+        let Op::Reduce(reduce) = anchor(&node.op) else { return None };
+        let x = *node.operands.first()?;
+        Some(Plan { id, x, reduce, shape: graph.tensor_type(x).shape.clone() })
+    }
+
     /// Whether an axis is reduced.
     pub fn reduced(&self, axis: usize) -> bool {
         self.reduce.axes.contains(&axis)
@@ -98,15 +105,8 @@ impl Plan<'_> {
 
 /// Builds a reduction.
 pub fn build(scope: &mut Scope, id: NodeId) {
-    let graph = scope.graph;
-    let node = graph.node(id);
-    let Op::Reduce(reduce) = anchor(&node.op) else { return };
-    let x = node.operands[0];
-    let plan = Plan { id, x, reduce, shape: graph.tensor_type(x).shape.clone() };
-    if scope.is_gpu() {
-        return cuda::reduce::build(scope, &plan);
-    }
-    let blocked = blocked_source(scope, x);
+    let Some(plan) = Plan::new(scope.graph, id) else { return };
+    let blocked = blocked_source(scope, plan.x);
     let vector_axis = if blocked { 1 } else { plan.shape.iter().rposition(|d| !d.is(1)).unwrap_or(0) };
     if plan.shape.rank() > 0 && !plan.reduced(vector_axis) {
         columns(scope, &plan, vector_axis, if blocked { scope.stored.lanes() } else { COLUMNS });

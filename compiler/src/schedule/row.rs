@@ -174,6 +174,10 @@ fn exp(x: Expr) -> Expr {
 }
 
 fn build_softmax(rows: &mut Rows, x: NodeId, log: bool) {
+    if rows.scope.is_gpu() && rows.staged.is_empty() {
+        let (highest, total) = online(rows, x);
+        return store_softmax(rows, x, log, highest, total);
+    }
     let highest = rows.accumulate(ReduceOp::Max, f64::NEG_INFINITY, &mut |s, i| s.element(x, i));
     // the exponentials wait in the result's place, unless that would round them
     let (id, out, dtype) = (rows.id, rows.out, rows.dtype);
@@ -191,21 +195,54 @@ fn build_softmax(rows: &mut Rows, x: NodeId, log: bool) {
             e
         }
     });
+    if !keep {
+        return store_softmax(rows, x, log, highest, total);
+    }
+    let scale = rows.scope.k.bind(Expr::constant(dtype, 1.0) / total);
+    rows.store(&mut |scope, index| {
+        let address = scope.address((id, 0), index);
+        out.load(address) * scale.clone()
+    });
+}
+
+/// Stores the softmax of a row, or its logarithm, of which the greatest element and the sum of exponentials are known.
+fn store_softmax(rows: &mut Rows, x: NodeId, log: bool, highest: Expr, total: Expr) {
     if log {
         // the highest goes first: it may be so great that nothing of the logarithm would be left beside it
         let rest = rows.scope.k.bind(total.unary(UnaryOp::Log));
         return rows.store(&mut |s, i| s.element(x, i) - highest.clone() - rest.clone());
     }
-    let scale = rows.scope.k.bind(Expr::constant(dtype, 1.0) / total);
-    rows.store(&mut |scope, index| {
-        let e = if keep {
-            let address = scope.address((id, 0), index);
-            out.load(address)
-        } else {
-            exp(scope.element(x, index) - highest.clone())
-        };
-        e * scale.clone()
+    let scale = rows.scope.k.bind(Expr::constant(rows.dtype, 1.0) / total);
+    rows.store(&mut |s, i| exp(s.element(x, i) - highest.clone()) * scale.clone());
+}
+
+/// The greatest element of a row, and the sum of exponentials of what is left when that is taken away, in one pass: each
+/// thread scales its sum down when it meets a greater element, and all do so when they know the greatest.
+fn online(rows: &mut Rows, x: NodeId) -> (Expr, Expr) {
+    let dtype = rows.dtype;
+    let least = Expr::constant(dtype, f64::NEG_INFINITY);
+    let top = rows.scope.k.variable(&least);
+    let total = rows.scope.k.variable(Expr::constant(dtype, 0.0));
+    // nothing is taken away while all is −∞
+    let shift = |scope: &mut Scope, top: Expr| {
+        let empty = top.equal(&least);
+        scope.k.bind(empty.select(Expr::constant(dtype, 0.0), top))
+    };
+    rows.each(&mut |scope, index| {
+        let value = scope.element(x, index);
+        let value = scope.k.bind(value);
+        let next = scope.k.bind(Expr::Var(top).max(&value));
+        let down = shift(scope, next.clone());
+        let scaled = Expr::Var(total) * exp(Expr::Var(top) - &down);
+        scope.k.assign(total, scaled + exp(value - down));
+        scope.k.assign(top, next);
     });
+    let own = rows.scope.k.bind(Expr::Var(top));
+    rows.scope.k.block_reduce(top, ReduceOp::Max);
+    let down = shift(rows.scope, Expr::Var(top));
+    rows.scope.k.assign(total, Expr::Var(total) * exp(own - down));
+    rows.scope.k.block_reduce(total, ReduceOp::Sum);
+    (Expr::Var(top), Expr::Var(total))
 }
 
 fn softmax_grad(rows: &mut Rows, y: NodeId, dy: NodeId, log: bool) {
@@ -293,8 +330,13 @@ fn cross_entropy(scope: &mut Scope, id: NodeId) {
     let mut rows =
         Rows { scope, id: logits, out, outer: index, axes: smallvec::smallvec![last], dtype, staged: Vec::new() };
     rows.stage(&[logits]);
-    let highest = rows.accumulate(ReduceOp::Max, f64::NEG_INFINITY, &mut |s, i| s.element(logits, i));
-    let total = rows.sum(&mut |s, i| exp(s.element(logits, i) - highest.clone()));
+    let (highest, total) = if rows.scope.is_gpu() && rows.staged.is_empty() {
+        online(&mut rows, logits)
+    } else {
+        let highest = rows.accumulate(ReduceOp::Max, f64::NEG_INFINITY, &mut |s, i| s.element(logits, i));
+        let total = rows.sum(&mut |s, i| exp(s.element(logits, i) - highest.clone()));
+        (highest, total)
+    };
     if scope.is_gpu() {
         // one thread stores what all have
         return scope.for_(Expr::int(0), Expr::int(1), LoopKind::Thread(0), |scope, _| {

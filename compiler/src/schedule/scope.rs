@@ -142,6 +142,17 @@ impl<'g> Scope<'g> {
         memory
     }
 
+    /// The buffer of a temporary of the group of `root`, by number.
+    pub fn temporary(&mut self, root: NodeId, number: usize, dtype: egret_ir::DType, writes: bool) -> Memory {
+        let value = (root, self.graph.ty(root).parts().len() + number);
+        let memory = self.k.buffer(dtype, if writes { Access::Write } else { Access::Read });
+        self.args.push((value, writes));
+        if !writes {
+            self.reads.insert(value, memory);
+        }
+        memory
+    }
+
     /// Element index of a stored value at logical indices.
     pub fn address(&mut self, value: Value, index: &[Expr]) -> Expr {
         let ty = self.graph.ty(value.0).parts()[value.1].clone();

@@ -12,17 +12,21 @@ pub const VECTOR_BYTES: usize = 16;
 /// Threads of a block.
 pub const THREADS: i64 = 256;
 /// Elements of a block: neighbouring threads have neighbouring elements.
-const CHUNK: i64 = 4 * THREADS;
+pub const CHUNK: i64 = 4 * THREADS;
 
 /// A block a chunk of a flat index, and a loop of its threads.
 pub fn flat(scope: &mut Scope, total: &Dim, body: impl FnOnce(&mut Scope, Expr)) {
+    let chunks = if total.range().1 <= CHUNK { Expr::int(1) } else { scope.dim(&total.ceil_div(&Dim::from(CHUNK))) };
+    let chunk = scope.k.grid(chunks);
+    stretch(scope, &chunk, total, body);
+}
+
+/// A loop of the threads over chunk `chunk` of a flat index.
+pub fn stretch(scope: &mut Scope, chunk: &Expr, total: &Dim, body: impl FnOnce(&mut Scope, Expr)) {
     let end = scope.dim(total);
     if total.range().1 <= CHUNK {
-        scope.k.grid(Expr::int(1));
-        return scope.for_(Expr::int(0), end, LoopKind::Thread(0), body);
+        return scope.for_(chunk * CHUNK, end, LoopKind::Thread(0), body);
     }
-    let chunks = scope.dim(&total.ceil_div(&Dim::from(CHUNK)));
-    let chunk = scope.k.grid(chunks);
     let start = scope.k.bind(chunk * CHUNK);
     let stop = scope.k.bind((&start + CHUNK).min(end));
     scope.for_(start, stop, LoopKind::Thread(0), body);

@@ -3,6 +3,7 @@
 //! Maps, windows and scatters deal elements to threads; rows and reductions give a block to a result; contractions are
 //! tiles in shared memory ([`contract`]).
 
+pub mod concat;
 pub mod contract;
 pub mod map;
 pub mod problem;
@@ -11,25 +12,32 @@ pub mod row;
 pub mod row_stage;
 pub mod scatter;
 pub mod select;
+pub mod sort;
 
-use egret_ir::ops::{Places, Scatter};
 use egret_ir::{Diagnostic, Dim, Graph, NodeId, Op};
 
-use super::Generated;
 use super::row::anchor;
 use super::scope::{Scope, Stored};
+use super::{Generated, Passes};
 use crate::cost::SYMBOL_HINT;
 use crate::kernel::Finding;
 use crate::partition::{Family, Group};
 
-/// Builds the CUDA kernel of a group.
+/// Builds the CUDA kernels of a group.
 ///
 /// # Errors
 /// `E0461` when the kernel is beyond the bounds of the kernel IR, `E0465` when there is no CUDA kernel of that form.
-pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, exact: bool) -> Result<Generated, Diagnostic> {
+pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, exact: bool) -> Result<Passes, Diagnostic> {
     let id = group.root;
     if matches!(&graph.node(id).op, Op::Fused(fused) if !fused.taps.is_empty()) {
         return Err(unsupported(graph, id, "with several results"));
+    }
+    match &graph.node(id).op {
+        Op::TopK(top) if sort::is_long(&graph.tensor_type(graph.node(id).operands[0]).shape[top.axis]) => {
+            return sort::generate(graph, stored, id, top, exact);
+        }
+        _ if group.family == Family::Reduce => return reduce::generate(graph, stored, id, exact),
+        _ => {}
     }
     let mut scope = Scope::on_gpu(graph, stored, exact, threads(graph, group));
     match group.family {
@@ -37,24 +45,14 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, exact: bool) 
             let outputs: Vec<NodeId> = group.outputs().collect();
             super::map::build(&mut scope, &outputs);
         }
-        Family::Concat => super::map::build(&mut scope, &[id]),
+        Family::Concat => match &graph.node(id).op {
+            Op::Concat(op) => concat::build(&mut scope, id, op.axis),
+            _ => return Err(unsupported(graph, id, "of this form")),
+        },
         Family::Window => super::window::build(&mut scope, id),
-        Family::Reduce | Family::Row => {
-            let dtype = graph.tensor_type(graph.node(id).operands[0]).dtype;
-            // rows are norms and the like; halves are summed in f32
-            if group.family == Family::Row && !dtype.is_float() {
-                return Err(unsupported(graph, id, &format!("over {dtype}")));
-            }
-            if group.family == Family::Row {
-                super::row::build(&mut scope, id);
-            } else {
-                super::reduce::build(&mut scope, id);
-            }
-        }
+        Family::Row => super::row::build(&mut scope, id),
         Family::Scatter => match &graph.node(id).op {
-            Op::Scatter(scatter @ Scatter { places: Places::Rows { axis } | Places::Elements { axis }, .. }) => {
-                scatter::build(&mut scope, id, scatter, *axis)
-            }
+            Op::Scatter(op) => scatter::build(&mut scope, id, op),
             _ => return Err(unsupported(graph, id, "of this form")),
         },
         Family::Dot | Family::Conv => {
@@ -74,10 +72,22 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, exact: bool) 
             Op::TopK(top) => select::build(&mut scope, id, top),
             _ => return Err(unsupported(graph, id, "of any form")),
         },
-        Family::Attention | Family::AttentionGrad | Family::Bits | Family::Branch | Family::While | Family::Scan => {
+        Family::Reduce
+        | Family::Attention
+        | Family::AttentionGrad
+        | Family::Bits
+        | Family::Branch
+        | Family::While
+        | Family::Scan => {
             return Err(unsupported(graph, id, "of any form"));
         }
     }
+    Ok(finished(scope, id)?.into())
+}
+
+/// The kernel of a scope.
+fn finished(scope: Scope, id: NodeId) -> Result<Generated, Diagnostic> {
+    let graph = scope.graph;
     let Scope { mut k, args, dims, faults, vectors, .. } = scope;
     if vectors {
         k.align_buffers(map::VECTOR_BYTES as u32);
@@ -103,12 +113,8 @@ fn threads(graph: &Graph, group: &Group) -> u32 {
             };
             row::threads(&shape[axes].iter().fold(Dim::ONE, |n, d| n * d.clone()))
         }
-        (Family::Reduce, Op::Reduce(reduce)) => match reduce::column_axis(&first().shape, &reduce.axes) {
-            Some(_) => reduce::THREADS as u32,
-            None => row::threads(&reduce.axes.iter().fold(Dim::ONE, |n, a| n * first().shape[*a].clone())),
-        },
         (Family::Dot | Family::Conv, _) => contract::THREADS as u32,
-        (Family::Scatter, _) => 128,
+        (Family::Scatter, _) => scatter::THREADS as u32,
         _ => map::THREADS as u32,
     }
 }

@@ -8,9 +8,9 @@ use crate::kernel::{Expr, LoopKind, Memory, Space};
 use crate::schedule::scope::Scope;
 
 /// Elements of a vector: 16 bytes of f32.
-const WIDTH: i64 = 4;
-/// Bytes of shared memory in which the rows of a block wait.
-const STAGED_BYTES: usize = 40 * 1024;
+pub const WIDTH: i64 = 4;
+/// Bytes of shared memory in which the rows of a block wait: every GPU runs a block that has so much.
+const STAGED_BYTES: usize = 64 * 1024;
 
 /// Threads for a row of this length: about four elements a thread.
 pub fn threads(length: &Dim) -> u32 {
@@ -28,9 +28,22 @@ pub fn each(
     staged: &[(NodeId, Memory)],
     body: &mut dyn FnMut(&mut Scope, &[Expr]),
 ) {
+    let end = scope.dim(&elements(shape, axes));
+    each_of(scope, shape, axes, outer, staged, &[Expr::int(0), end], body);
+}
+
+/// [`each`] over a part of the row: the first element, and the one after the last.
+pub fn each_of(
+    scope: &mut Scope,
+    shape: &Shape,
+    axes: &[usize],
+    outer: &[Expr],
+    staged: &[(NodeId, Memory)],
+    range: &[Expr; 2],
+    body: &mut dyn FnMut(&mut Scope, &[Expr]),
+) {
     let extents: SmallVec<[Dim; 4]> = axes.iter().map(|axis| shape[*axis].clone()).collect();
-    let length = extents.iter().fold(Dim::ONE, |n, d| n * d.clone());
-    deal(scope, shape, axes, &length, &mut |scope, at| {
+    deal(scope, shape, axes, range, &mut |scope, at| {
         let mut index: SmallVec<[Expr; 6]> = outer.into();
         for (axis, i) in axes.iter().zip(scope.unflatten(at.clone(), &extents)) {
             index[*axis] = i;
@@ -42,19 +55,29 @@ pub fn each(
     });
 }
 
-/// Deals the elements of a row to the threads, always in the same way: by vectors where a row is one stretch of memory that
-/// vectors divide.
-fn deal(scope: &mut Scope, shape: &Shape, axes: &[usize], length: &Dim, body: &mut dyn FnMut(&mut Scope, Expr)) {
+/// Elements of a row.
+fn elements(shape: &Shape, axes: &[usize]) -> Dim {
+    axes.iter().fold(Dim::ONE, |n, axis| n * shape[*axis].clone())
+}
+
+/// Deals the elements of a row, or of a part that begins and ends with a vector, to the threads, always in the same way: by
+/// vectors where a row is one stretch of memory that vectors divide.
+fn deal(
+    scope: &mut Scope,
+    shape: &Shape,
+    axes: &[usize],
+    [first, last]: &[Expr; 2],
+    body: &mut dyn FnMut(&mut Scope, Expr),
+) {
     let wide = axes.iter().filter(|axis| !shape[**axis].is(1)).count() <= 1
         && axes.last().is_some_and(|axis| shape[axis + 1..].iter().all(|d| d.is(1)))
-        && length.as_const().is_some_and(|n| n >= WIDTH && n % WIDTH == 0);
+        && elements(shape, axes).as_const().is_some_and(|n| n >= WIDTH && n % WIDTH == 0);
     if !wide {
-        let end = scope.dim(length);
-        return scope.for_(Expr::int(0), end, LoopKind::Thread(0), body);
+        return scope.for_(first.clone(), last.clone(), LoopKind::Thread(0), body);
     }
     scope.vectors = true;
-    let end = scope.dim(&length.floor_div(&Dim::from(WIDTH)));
-    scope.for_(Expr::int(0), end, LoopKind::Thread(0), |scope, part| {
+    let (first, last) = (scope.k.bind(first / WIDTH), scope.k.bind(last / WIDTH));
+    scope.for_(first, last, LoopKind::Thread(0), |scope, part| {
         let base = scope.k.bind(part * WIDTH);
         scope.for_(Expr::int(0), Expr::int(WIDTH), LoopKind::Unroll, |scope, i| {
             let at = scope.k.bind(&base + i);
@@ -72,11 +95,13 @@ pub fn stage(
     operands: &[NodeId],
 ) -> Vec<(NodeId, Memory)> {
     let mut staged: Vec<(NodeId, Memory)> = Vec::new();
-    let length = axes.iter().fold(Dim::ONE, |n, axis| n * shape[*axis].clone()).range().1;
+    let length = elements(shape, axes).range().1;
     let mut left = STAGED_BYTES;
     for id in operands {
         let ty = scope.graph.tensor_type(*id);
-        let bytes = usize::try_from(length).ok().and_then(|n| n.checked_mul(ty.dtype.size()));
+        // halves wait as f32
+        let size = if ty.dtype.is_float() { ty.dtype.size().max(4) } else { ty.dtype.size() };
+        let bytes = usize::try_from(length).ok().and_then(|n| n.checked_mul(size));
         let Some(bytes) = bytes.filter(|bytes| (1..=left).contains(bytes)) else { continue };
         if ty.shape != *shape || staged.iter().any(|(have, _)| have == id) {
             continue;
@@ -88,8 +113,8 @@ pub fn stage(
         return staged;
     }
     let extents: SmallVec<[Dim; 4]> = axes.iter().map(|axis| shape[*axis].clone()).collect();
-    let length = extents.iter().fold(Dim::ONE, |n, d| n * d.clone());
-    deal(scope, shape, axes, &length, &mut |scope, at| {
+    let end = scope.dim(&elements(shape, axes));
+    deal(scope, shape, axes, &[Expr::int(0), end], &mut |scope, at| {
         let mut index: SmallVec<[Expr; 6]> = outer.into();
         for (axis, i) in axes.iter().zip(scope.unflatten(at.clone(), &extents)) {
             index[*axis] = i;
