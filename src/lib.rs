@@ -36,13 +36,13 @@ mod trainer;
 
 pub use compile::{Executable, compile, compile_with};
 pub use device::Device;
-pub use egret_compiler::{CompileOptions, Compiled, Estimate, Level, RewriteSet, estimate, rule};
+pub use egret_compiler::{CompileOptions, Compiled, Estimate, Level, Policy, RewriteSet, estimate, rule};
 pub use egret_ir::{
     DType, Diagnostic, Dim, Graph, Literal, Origin, ScalarFn, ScalarValue, Shape, Tensor, TensorType, Tensors, Tracer,
     Type, Var, Weight, Weights, f32, i64, interpret, trace,
 };
 pub use egret_program::{DeviceDescription, Program};
-pub use egret_runtime::{MemoryReport, StepTime};
+pub use egret_runtime::{Copied, MemoryReport, StepTime};
 pub use error::{Error, Result};
 pub use outputs::{Output, Outputs};
 pub use session::Session;

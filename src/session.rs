@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use egret_ir::{Graph, Tensor, Tensors, interpret};
-use egret_runtime::{MemoryReport, RuntimeError, StepTime};
+use egret_runtime::{Copied, MemoryReport, RuntimeError, StepTime};
 
 use crate::compile::{Engine, Executable};
 use crate::error::{Error, Result};
@@ -102,6 +102,16 @@ impl Session {
             #[cfg(feature = "cuda")]
             Runs::Cuda(session) => session.timings(),
             Runs::Interpreter { .. } => &[],
+        }
+    }
+
+    /// What the last run copied. The interpreter counts nothing.
+    pub fn copied(&self) -> Copied {
+        match &self.runs {
+            Runs::Cpu(session) => session.copied(),
+            #[cfg(feature = "cuda")]
+            Runs::Cuda(session) => session.copied(),
+            Runs::Interpreter { .. } => Copied::default(),
         }
     }
 

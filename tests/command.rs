@@ -178,6 +178,35 @@ fn graphs_are_exported() {
 }
 
 #[test]
+fn what_gradients_keep_is_listed() {
+    let folder = folder("saved");
+    let model = folder.join("gradients.txt");
+    let weight = |shape: &[usize]| Tensor::zeros(egret::DType::F32, shape);
+    let graph = egret::trace(|t| {
+        let (a, b) = (t.param("a", weight(&[256, 512])), t.param("b", weight(&[512, 256])));
+        let hidden = t.input("x", f32([512, 256])).matmul(a).gelu();
+        let y = hidden.matmul(b);
+        let found = t.grad((y * y).mean(), &[a, b]);
+        t.output("da", found[0]);
+        t.output("db", found[1]);
+    });
+    egret::ir::text::save(&model, &graph.unwrap()).unwrap();
+    let said = |policy: &str| {
+        let output = egret(&["explain", text(&model), "--saved", "--remat", policy]);
+        assert_eq!(status(&output), 0, "{policy}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let all = said("save_everything");
+    assert!(all.contains("read by") && !all.contains("computed again"), "{all}");
+    let least = said("min_cut");
+    assert!(least.contains("computed again: 1 nodes") && least.contains("gelu"), "{least}");
+    assert_eq!(status(&egret(&["explain", text(&model), "--saved", "--remat", "some"])), 2);
+    let stage = egret(&["dump", text(&model), "--stage", "rematerialised", "--remat", "min_cut"]);
+    assert!(String::from_utf8_lossy(&stage.stdout).contains("= recompute("));
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
 fn rules_are_listed_and_kernels_explained() {
     let folder = folder("rules");
     let model = folder.join("product.txt");

@@ -2,10 +2,10 @@
 
 use egret::nn::data::{DataSet, Table};
 use egret::nn::{
-    Accumulate, Adam, BatchNorm, Clip, ClipBy, Conv2d, Ema, Flatten, Init, Layer, LayerNorm, Linear, LossScaled,
-    Optimiser, Params, Precision, Schedule, Sequential, Sgd, loss,
+    Accumulate, Adam, BatchNorm, Clip, ClipBy, Conv2d, Dropout, Ema, Flatten, Init, Layer, LayerNorm, Linear,
+    LossScaled, Optimiser, Params, Precision, Schedule, Sequential, Sgd, loss,
 };
-use egret::{DType, Device, Fit, Objective, ScalarFn, Tensor, Trainer, Var, f32, i64, shape};
+use egret::{Copied, DType, Device, Fit, Objective, ScalarFn, Tensor, Trainer, Var, f32, i64, shape};
 
 fn cpu() -> Device {
     Device::cpu().with_threads(1)
@@ -182,6 +182,36 @@ fn a_step_that_overflows_is_left_out() {
 
 /// Two programs, one state: what is drawn approaches the data, although each half sees the other through its weights
 /// alone.
+#[test]
+fn a_step_copies_nothing_but_its_batch_and_its_loss() {
+    let net = Sequential::new()
+        .layer(Conv2d::new(6, 3))
+        .layer(BatchNorm::default())
+        .layer(ScalarFn::Relu)
+        .layer(Flatten)
+        .layer(Dropout::new(0.2))
+        .layer(Linear::new(5));
+    let accumulated = Accumulate::new(Ema::new(Sgd::momentum(0.9), 0.9), 2);
+    let clipped = Clip::new(ClipBy::Norm(1.0), Adam::w(0.01));
+    let plain = Sgd::default();
+    let rules = [&Adam::default() as &dyn Optimiser, &accumulated, &clipped, &plain, &Sgd::momentum(0.9)];
+    for optimiser in rules {
+        let mut trainer = Trainer::new(&cpu(), optimiser, 1, |p| {
+            let logits = net.forward(p, p.tracer().input("x", f32(shape!["batch", 3, 8, 8])));
+            Objective::new(loss::cross_entropy(logits, p.tracer().input("y", i64(shape!["batch"]))))
+        })
+        .unwrap();
+        let x = Tensor::new(&[4, 3, 8, 8], &numbers(4 * 192, 1)).unwrap();
+        let y = Tensor::new(&[4], &[0i64, 1, 2, 3]).unwrap();
+        for _ in 0..3 {
+            trainer.step(&[("x", &x), ("y", &y)]).unwrap();
+            let Copied { inputs, outputs, within } = trainer.copied();
+            assert!(inputs <= x.bytes().len() + y.bytes().len() && outputs <= 4, "{:?}", trainer.copied());
+            assert_eq!(within, 0, "no state is copied");
+        }
+    }
+}
+
 #[test]
 fn a_gan_trains_with_two_programs_that_share_states() {
     let generator =

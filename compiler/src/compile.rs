@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use egret_ir::{Diagnostic, Graph, NodeId};
+use egret_ir::{Diagnostic, Graph, NodeId, Op};
 use egret_program::{DeviceDescription, Program};
 
-use crate::rewrite::direct::Applied;
+use crate::rematerialise::{self, Policy, Rematerialised};
+use crate::rewrite::direct::{Applied, Direct};
 use crate::rewrite::{Level, Options, RewriteSet, Rewritten};
 use crate::{plan, raise, rewrite};
 
@@ -19,11 +20,13 @@ pub struct CompileOptions {
     pub exact: bool,
     /// The rules of raise and of rewriting.
     pub rules: RewriteSet,
+    /// What gradients keep of the values that they are gradients of.
+    pub remat: Policy,
 }
 
 impl Default for CompileOptions {
     fn default() -> CompileOptions {
-        CompileOptions { level: Level::Full, exact: false, rules: RewriteSet::standard() }
+        CompileOptions { level: Level::Full, exact: false, rules: RewriteSet::standard(), remat: Policy::default() }
     }
 }
 
@@ -38,6 +41,8 @@ pub struct Compiled {
     pub raise_log: Vec<Applied>,
     /// The rewritten graph, and what explains it.
     pub rewritten: Rewritten,
+    /// The graph that was planned: the rewritten one, with what is computed again for the backward pass.
+    pub rematerialised: Rematerialised,
     /// Time of each phase, in order.
     pub phases: Vec<(&'static str, Duration)>,
 }
@@ -57,6 +62,8 @@ pub struct Optimised {
     pub raise_log: Vec<Applied>,
     /// [`Compiled::rewritten`].
     pub rewritten: Rewritten,
+    /// [`Compiled::rematerialised`].
+    pub rematerialised: Rematerialised,
 }
 
 /// The phases before the plan.
@@ -73,6 +80,8 @@ pub struct Raised {
     pub graph: Graph,
     /// Where rules were applied directly, in order; the nodes are those of `graph`.
     pub log: Vec<Applied>,
+    /// By node of `graph`, whether a loss depends on it: the forward pass. Nothing where nothing is differentiated.
+    pub forward: Vec<bool>,
 }
 
 /// Compiles a graph for a device.
@@ -81,13 +90,14 @@ pub struct Raised {
 /// What a phase finds wrong, with the nodes at fault.
 pub fn compile(graph: &Graph, device: &DeviceDescription, options: &CompileOptions) -> Result<Compiled, Diagnostic> {
     let mut phases = Vec::new();
-    let Optimised { raised, raise_log, rewritten } = optimise_timed(graph, device, options, &mut phases)?;
+    let Optimised { raised, raise_log, rewritten, rematerialised } =
+        optimise_timed(graph, device, options, &mut phases)?;
 
     let start = Instant::now();
-    let program = plan::plan(&rewritten.graph, device, &plan::Options { exact: options.exact })?;
+    let program = plan::plan(&rematerialised.graph, device, &plan::Options { exact: options.exact })?;
     phases.push(("plan and emit", start.elapsed()));
 
-    Ok(Compiled { program, raised, raise_log, rewritten, phases })
+    Ok(Compiled { program, raised, raise_log, rewritten, rematerialised, phases })
 }
 
 /// [`optimise`]; adds the time of each phase to `phases`.
@@ -97,13 +107,19 @@ fn optimise_timed(
     options: &CompileOptions,
     phases: &mut Vec<(&'static str, Duration)>,
 ) -> Result<Optimised, Diagnostic> {
-    let Raised { graph: raised, log: raise_log } = raise(graph, device, &options.rules, options.exact, phases)?;
+    let Raised { graph: raised, log: raise_log, forward } =
+        raise(graph, device, &options.rules, options.exact, phases)?;
     let start = Instant::now();
     let rewriting =
         Options { level: options.level, exact: options.exact, rules: options.rules.clone(), ..Options::default() };
     let rewritten = rewrite::rewrite(&raised, device, &rewriting)?;
     phases.push(("rewrite", start.elapsed()));
-    Ok(Optimised { raised, raise_log, rewritten })
+
+    let start = Instant::now();
+    let forward = rewritten.marked(&forward);
+    let rematerialised = rematerialise::rematerialise(&rewritten.graph, &forward, options.remat, device)?;
+    phases.push(("rematerialise", start.elapsed()));
+    Ok(Optimised { raised, raise_log, rewritten, rematerialised })
 }
 
 /// The phases before rewriting; adds the time of each to `phases`.
@@ -119,6 +135,7 @@ pub fn raise(
 ) -> Result<Raised, Diagnostic> {
     let mut timed = |name, since: Instant| phases.push((name, since.elapsed()));
     let mut log = Log::default();
+    let mut forward = Vec::new();
 
     let start = Instant::now();
     let canonical = raise::canonicalise_with(graph, rules)?;
@@ -137,8 +154,13 @@ pub fn raise(
     if egret_ir::autodiff::has_grad(&graph) {
         let (expanded, map) = egret_ir::autodiff::expand_traced(&graph)?;
         log.follow(&map);
+        forward = vec![false; expanded.nodes().len()];
+        for (id, _) in graph.iter().filter(|(_, node)| matches!(node.op, Op::Grad(_))) {
+            map[id.index()].into_iter().for_each(|loss| forward[loss.index()] = true);
+        }
         let again = raise::canonicalise_with(&expanded, rules)?;
         log.follow(&again.map);
+        forward = follow(rewrite::with_operands(&expanded, forward), &again);
         log.extend(again.applied);
         graph = again.graph;
     }
@@ -146,19 +168,31 @@ pub fn raise(
         && let Some(moved) = raise::move_contractions(&graph, exact)?
     {
         log.follow(&moved.map);
+        forward = follow(forward, &moved);
         log.extend(moved.applied);
         graph = moved.graph;
     }
     if let Some(trimmed) = raise::trim_loops(&graph)? {
         log.follow(&trimmed.map);
+        forward = follow(forward, &trimmed);
         graph = trimmed.graph;
     }
     let spelled = raise::spell_out(&graph, device)?;
     log.follow(&spelled.map);
+    forward = follow(forward, &spelled);
     log.extend(spelled.applied);
     timed("autodiff", start);
 
-    Ok(Raised { graph: spelled.graph, log: log.0 })
+    Ok(Raised { graph: spelled.graph, log: log.0, forward })
+}
+
+/// Marks of the nodes that a pass moved, where they are now, and on all that they are computed from now.
+fn follow(marks: Vec<bool>, pass: &Direct) -> Vec<bool> {
+    let mut moved = vec![false; pass.graph.nodes().len()];
+    for id in marks.iter().zip(&pass.map).filter(|(marked, _)| **marked).filter_map(|(_, id)| *id) {
+        moved[id.index()] = true;
+    }
+    rewrite::with_operands(&pass.graph, moved)
 }
 
 /// What was applied so far, by the nodes of the latest graph.

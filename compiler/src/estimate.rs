@@ -30,7 +30,7 @@ pub fn estimate(
     options: &CompileOptions,
     bindings: &Bindings,
 ) -> Result<Estimate, Diagnostic> {
-    let graph = optimise(graph, device, options)?.rewritten.graph;
+    let graph = optimise(graph, device, options)?.rematerialised.graph;
     let (work, memory) = (work(&graph, bindings, Some(device)), memory(&graph, bindings));
     let fits = (device.memory_bytes > 0).then_some(memory.weights + memory.live <= device.memory_bytes as f64);
     Ok(Estimate { device: device.name.clone(), work, memory, fits })

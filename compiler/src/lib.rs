@@ -10,9 +10,11 @@ pub mod layout;
 pub mod partition;
 pub mod plan;
 pub mod raise;
+pub mod rematerialise;
 pub mod rewrite;
 pub mod schedule;
 
 pub use compile::{CompileOptions, Compiled, Optimised, Raised, compile, optimise};
 pub use estimate::{Estimate, estimate};
+pub use rematerialise::Policy;
 pub use rewrite::{Level, RewriteSet};

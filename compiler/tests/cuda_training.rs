@@ -13,7 +13,7 @@ use egret_compiler::{CompileOptions, compile};
 use egret_ir::{DType, Graph, Literal, Op, Tensor, Tracer, Var, Weight, f32, i64, trace};
 use egret_program::DeviceDescription;
 use egret_runtime::cuda::{self, Cache};
-use egret_runtime::{Executable, LoadOptions, State};
+use egret_runtime::{Copied, Executable, LoadOptions, State};
 use support::drawn::drawn;
 use support::host::description;
 use support::nvrtc::nvrtc;
@@ -56,6 +56,11 @@ fn assert_near(what: &str, have: &Tensor, want: &Tensor) {
         let off = (a.as_f64() - b.as_f64()).abs();
         assert!(off <= TOLERANCE * most, "{what}[{i}] is {a:?}, the CPU has {b:?}");
     }
+}
+
+/// Steps, those inside others counted too.
+fn every_step(steps: &[egret_program::Step]) -> usize {
+    steps.iter().map(|step| 1 + step.inner().into_iter().map(every_step).sum::<usize>()).sum()
 }
 
 fn steps_agree(name: &str, graph: &Graph) {
@@ -103,6 +108,10 @@ fn steps_agree(name: &str, graph: &Graph) {
         let want = cpu.run(&given).unwrap_or_else(|e| panic!("{name}: {e}")).get("loss").unwrap().to_tensor();
         let have = gpu.run(&given).unwrap_or_else(|e| panic!("{name}: {e}")).get("loss").unwrap().to_tensor();
         assert_near(&format!("{name}, loss of step {step}"), &have, &want);
+        // no state moves: what is copied is the batch, the loss, and what the steps report
+        let batch: usize = given.iter().map(|(_, tensor)| tensor.bytes().len()).sum();
+        let told = 4 * every_step(&gpu.executable().program().steps);
+        assert_eq!(gpu.copied(), Copied { inputs: batch, outputs: 4 + told, within: 0 }, "{name}: step {step}");
         assert_eq!(gpu.is_recorded(), step > 0, "{name}: step {step}");
     }
     for id in cpu_state.names() {

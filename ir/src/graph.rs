@@ -256,6 +256,34 @@ impl Graph {
         (kept, new)
     }
 
+    /// The graph in which what reads a node that `through` names reads its operand instead; those nodes go.
+    pub fn bypassing(&self, through: &dyn Fn(&Op) -> bool) -> Graph {
+        let mut kept = Graph { weights: self.weights.clone(), ..Graph::default() };
+        let mut new: Vec<NodeId> = Vec::with_capacity(self.nodes.len());
+        for (id, node) in self.iter() {
+            if let (true, Some(operand)) = (through(&node.op), node.operands.first()) {
+                new.push(new[operand.index()]);
+                continue;
+            }
+            let at = NodeId::new(kept.nodes.len());
+            if matches!(node.op, Op::Input(_)) {
+                kept.inputs.push(at);
+            }
+            let operands = node.operands.iter().map(|o| new[o.index()]).collect();
+            kept.nodes.push(Node { op: node.op.clone(), operands, ty: node.ty.clone() });
+            kept.origins.push(self.origins[id.index()].clone());
+            new.push(at);
+        }
+        let named = |list: &[(String, NodeId)]| -> Vec<(String, NodeId)> {
+            list.iter().map(|(name, id)| (name.clone(), new[id.index()])).collect()
+        };
+        (kept.outputs, kept.updates) = (named(&self.outputs), named(&self.updates));
+        for assumption in &self.assumptions {
+            kept.assume(Assumption { node: new[assumption.node.index()], equality: assumption.equality.clone() });
+        }
+        kept
+    }
+
     /// The least number above those of all data-dependent sizes here and in regions.
     pub fn next_size(&self) -> u32 {
         let mut next = 0;

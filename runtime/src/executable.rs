@@ -285,8 +285,17 @@ impl Executable {
             }
             let (team, scratch, base) = (&team, &scratch, arena.as_ptr());
             let sizes = &mut Bindings::new();
-            let mut runner =
-                Runner { bound: &bound, pointers: &mut pointers, arena: base, team, scratch, sizes, times: None };
+            let copied = &std::cell::Cell::new(0);
+            let mut runner = Runner {
+                bound: &bound,
+                pointers: &mut pointers,
+                arena: base,
+                team,
+                scratch,
+                sizes,
+                times: None,
+                copied,
+            };
             // SAFETY: `bind` placed what lies in the arena, `lay_out` and `param` the rest; nothing else knows them.
             let ran = unsafe { runner.run(bound.tops[at], bound.tops[at + 1]) };
             ran.map_err(|stop| self.stopped(&program.prepare, stop))?;

@@ -151,6 +151,17 @@ impl StepTime {
     }
 }
 
+/// What a run copied, in bytes; what kernels write is not copied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Copied {
+    /// Of inputs, to where kernels read them: into the arena where they need room around them, or onto a GPU.
+    pub inputs: usize,
+    /// Of results, to where the caller finds them; from a GPU, with a status word of four bytes for each step.
+    pub outputs: usize,
+    /// Within the program: by its steps, and of what loops carry.
+    pub within: usize,
+}
+
 /// Memory of a session, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryReport {

@@ -1,5 +1,6 @@
 //! Runs of an executable.
 
+use std::cell::Cell;
 use std::sync::{Arc, MutexGuard};
 
 use egret_ir::{Bindings, Tensor};
@@ -12,7 +13,7 @@ use crate::cpu::memory::Buffer;
 use crate::cpu::team::Team;
 use crate::error::listed;
 use crate::executable::thread_count;
-use crate::outputs::Places;
+use crate::outputs::{Copied, Places};
 use crate::state::Held;
 use crate::{Executable, MemoryReport, Outputs, RuntimeError, State, StepTime, ports};
 
@@ -46,6 +47,7 @@ pub struct Session {
     times: Vec<(u64, u64)>,
     timings: Vec<StepTime>,
     profile: bool,
+    copied: Copied,
 }
 
 // SAFETY: `into` is only meaningful within a run; all else is `Send`.
@@ -90,6 +92,7 @@ impl Session {
             times: Vec::new(),
             timings: Vec::new(),
             profile: false,
+            copied: Copied::default(),
         })
     }
 
@@ -147,6 +150,11 @@ impl Session {
         &self.timings
     }
 
+    /// What the last run copied.
+    pub fn copied(&self) -> Copied {
+        self.copied
+    }
+
     /// What memory the last run needed.
     pub fn memory(&self) -> MemoryReport {
         let (prepared_bytes, constant_bytes, param_bytes) = self.exe.held_bytes();
@@ -180,6 +188,7 @@ impl Session {
             (true, into) if !into.is_null() => into,
             _ => self.outputs[output].as_ptr(),
         };
+        let mut copied = Copied::default();
         for (buffer, place) in &binding.moving {
             let pointer = &mut self.pointers.buffers[*buffer];
             match place {
@@ -190,6 +199,7 @@ impl Session {
                         Some(offset) => unsafe {
                             *pointer = self.arena.as_ptr::<u8>().wrapping_add(offset);
                             std::ptr::copy_nonoverlapping(bytes.as_ptr(), *pointer, bytes.len());
+                            copied.inputs += bytes.len();
                         },
                         // An empty tensor may lie nowhere, but kernels may look at its first element.
                         None if bytes.is_empty() => *pointer = self.arena.as_ptr(),
@@ -200,7 +210,8 @@ impl Session {
                 _ => {}
             }
         }
-        self.copy_outputs(OutputPlace::Before);
+        copied.outputs += self.copy_outputs(OutputPlace::Before);
+        let within = Cell::new(0);
         self.times.fill((0, 0));
         let told_by_data = !binding.bound.sizes.is_empty() || !binding.bound.checks.is_empty();
         let mut sizes = if told_by_data { binding.symbols.clone() } else { Bindings::new() };
@@ -212,6 +223,7 @@ impl Session {
             scratch: &self.scratch,
             sizes: &mut sizes,
             times: self.profile.then_some(self.times.as_mut_slice()),
+            copied: &within,
         };
         let ran = {
             let _awake = self.team.awake();
@@ -229,12 +241,14 @@ impl Session {
         if told_by_data {
             self.bindings[self.current].shape_outputs(program, &sizes)?;
         }
-        self.copy_outputs(OutputPlace::After);
+        copied.outputs += self.copy_outputs(OutputPlace::After);
+        self.copied = Copied { within: within.get(), ..copied };
         Ok(())
     }
 
-    /// Copies outputs that lie elsewhere to where the caller finds them.
-    fn copy_outputs(&self, when: OutputPlace) {
+    /// Copies outputs that lie elsewhere to where the caller finds them; how many bytes.
+    fn copy_outputs(&self, when: OutputPlace) -> usize {
+        let mut copied = 0;
         let binding = &self.bindings[self.current];
         for (k, port) in self.exe.program().outputs.iter().enumerate() {
             let (output, into) = (&binding.outputs[k], self.into[k]);
@@ -243,8 +257,10 @@ impl Session {
             if output.place == when && from != to {
                 // SAFETY: both have the output's size; neither lies in the other.
                 unsafe { std::ptr::copy_nonoverlapping(from, to, output.bytes) };
+                copied += output.bytes;
             }
         }
+        copied
     }
 
     /// Makes the binding of these dims the current one.

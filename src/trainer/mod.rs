@@ -13,6 +13,7 @@ use std::path::Path;
 use egret_compiler::CompileOptions;
 use egret_ir::{DType, Graph, Literal, Tensor, TensorType, Var, trace};
 use egret_nn::{Mode, Optimiser, Params};
+use egret_runtime::Copied;
 
 use crate::compile::{Executable, compile_with};
 use crate::device::Device;
@@ -127,7 +128,8 @@ impl Trainer {
         Trainer::build(device, optimiser, seed, &BTreeMap::new(), &options, Some(state), model)
     }
 
-    /// [`Trainer::new`], with first values of parameters by name and options of the compiler.
+    /// [`Trainer::new`], with first values of parameters by name and options of the compiler: [`CompileOptions::remat`] says
+    /// what a step keeps of its forward pass.
     ///
     /// # Errors
     /// As [`Trainer::new`].
@@ -209,6 +211,11 @@ impl Trainer {
         let mut inputs: Vec<(&str, &Tensor)> = batch.to_vec();
         inputs.push((RATE, &self.rate));
         evaluation::loss_of(&self.step.run(&inputs)?)
+    }
+
+    /// What the last step copied: of the batch what kernels cannot read where it is, and the loss.
+    pub fn copied(&self) -> Copied {
+        self.step.copied()
     }
 
     /// The loss of a batch, as `loss`, and the model's other outputs; nothing changes.

@@ -108,7 +108,10 @@ pub fn flops(op: &Op, operands: &[&Type], result: &Type) -> f64 {
 
 /// Whether an operator is a view: no kernel, no traffic.
 pub fn is_view(op: &Op) -> bool {
-    matches!(op, Op::Reshape(_) | Op::Broadcast(_) | Op::Slice(_) | Op::Proj(_) | Op::StopGradient(_))
+    matches!(
+        op,
+        Op::Reshape(_) | Op::Broadcast(_) | Op::Slice(_) | Op::Proj(_) | Op::StopGradient(_) | Op::Recompute(_)
+    )
 }
 
 /// The sketch of an operator as a kernel of its own. `known` tells operands that are one number and cost no traffic.

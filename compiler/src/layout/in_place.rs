@@ -105,7 +105,10 @@ fn is_blocked(layouts: &Layouts, id: NodeId) -> bool {
 /// Whether a kernel of its own writes a value, and may do so anywhere.
 fn is_written(graph: &Graph, partition: &Partition, id: NodeId) -> bool {
     // these may be the memory of their operand
-    if matches!(graph.node(id).op, Op::Reshape(_) | Op::StopGradient(_) | Op::Bitcast(_) | Op::Proj(_)) {
+    if matches!(
+        graph.node(id).op,
+        Op::Reshape(_) | Op::StopGradient(_) | Op::Recompute(_) | Op::Bitcast(_) | Op::Proj(_)
+    ) {
         return false;
     }
     let family = partition.written_by[id.index()].map(|group| partition.groups[group].family);

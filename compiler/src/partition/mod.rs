@@ -86,7 +86,10 @@ pub struct Partition {
 /// Index arithmetic: no kernel of its own unless its value leaves the graph or a driver cannot read through it.
 pub fn is_movement(op: &Op) -> bool {
     use Op::*;
-    matches!(op, Reshape(_) | Transpose(_) | Broadcast(_) | Slice(_) | Reverse(_) | StopGradient(_) | Proj(_))
+    matches!(
+        op,
+        Reshape(_) | Transpose(_) | Broadcast(_) | Slice(_) | Reverse(_) | StopGradient(_) | Recompute(_) | Proj(_)
+    )
 }
 
 /// A value that every reader computes for itself.

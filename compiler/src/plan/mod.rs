@@ -14,6 +14,7 @@ mod operands;
 mod pool;
 mod scan;
 mod select;
+mod updates;
 
 use egret_ir::{Diagnostic, Dim, Graph, NodeId, Op, TensorType};
 use egret_program::driver::Driver;
@@ -21,11 +22,11 @@ use egret_program::{Arg, Buffer, BufferId, Check, DeviceDescription, Halo, Kerne
 use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
 
-use crate::kernel;
 use crate::layout::{self, Layout, Part};
 use crate::partition::{self, Family, Group, is_inline, is_movement};
 use crate::rewrite::term::BindingTime;
 use crate::schedule::scope::{Value, value_of};
+use crate::{kernel, rematerialise};
 pub(crate) use attention::has_driver as attention_has_driver;
 pub use emit::Listing;
 use frame::Frame;
@@ -122,6 +123,7 @@ pub fn list(
 
 /// The program without machine code, and the kernels that it is made from.
 fn planned<'d>(graph: &Graph, device: &'d DeviceDescription, options: &Options) -> Result<Planner<'d>, Diagnostic> {
+    let graph = rematerialise::opened(graph);
     let mut planner = Planner {
         device,
         lanes: device.lanes(),
@@ -147,8 +149,8 @@ fn planned<'d>(graph: &Graph, device: &'d DeviceDescription, options: &Options) 
         told: FxHashSet::default(),
         awaited: Vec::new(),
     };
-    planner.checks(graph);
-    let mut frame = Frame::new(graph.clone(), planner.lanes, &|_| false);
+    planner.checks(&graph);
+    let mut frame = Frame::new(graph, planner.lanes, &|_| false);
     planner.leaves(&mut frame);
     let mut steps = Vec::new();
     frame.direct = planner.outputs(&frame);
@@ -287,7 +289,8 @@ impl Planner<'_> {
         self.program.prepare.append(&mut prepare);
 
         let stored = |id: NodeId| frame.is_stored(id) || frame.times[id.index()] < BindingTime::Run;
-        let partition = partition::partition(&graph, &live_run, &leaves_run, &stored);
+        let mut partition = partition::partition(&graph, &live_run, &leaves_run, &stored);
+        updates::order(&graph, &mut partition);
         let mut layouts = layout::layout(&graph, &partition, self.device, &leaves_run);
         frame.in_place = layout::in_place(&graph, &partition, &mut layouts, &leaves_run);
         for concat in frame.in_place.parts.values().map(|part| part.concat) {
@@ -298,7 +301,7 @@ impl Planner<'_> {
         let (parts, hosts) = (&frame.in_place.parts, &frame.hosts);
         let free = |id: &NodeId| leaves_run[id.index()] || !parts.contains_key(id) && !hosts.contains_key(id);
         frame.direct.retain(|(id, _), _| free(id));
-        frame.updated = self.updates_in_place(frame, &partition);
+        frame.updated = updates::in_place(frame, &partition);
         for group in &partition.groups {
             for id in group.outputs() {
                 frame.layouts.insert((id, 0), layouts.of[id.index()].clone());
@@ -307,51 +310,6 @@ impl Planner<'_> {
             self.group(frame, group, Place::Arena, direct, Phase::Run, steps)?;
         }
         Ok(())
-    }
-
-    /// Maps that may write the state that they update: no later group reads it, and they read it only element by element.
-    fn updates_in_place(&self, frame: &Frame, partition: &partition::Partition) -> FxHashMap<NodeId, BufferId> {
-        let graph = &frame.graph;
-        let users = graph.users();
-        let mut found = FxHashMap::default();
-        for (name, value) in graph.updates() {
-            let state = graph.iter().find(|(_, node)| matches!(&node.op, Op::State(s) if s.name == *name));
-            let (Some((state, _)), Some(writer)) = (state, partition.written_by[value.index()]) else { continue };
-            if partition.groups[writer].family != Family::Map || graph.ty(state) != graph.ty(*value) {
-                continue;
-            }
-            let is_root =
-                graph.roots().any(|r| r == state) || graph.updates().iter().filter(|(_, v)| v == value).count() > 1;
-            let mut groups: SmallVec<[usize; 4]> = SmallVec::new();
-            let mut elementwise = true;
-            let mut todo: Vec<NodeId> = users[state.index()].to_vec();
-            let mut seen: Vec<NodeId> = Vec::new();
-            while let Some(user) = todo.pop() {
-                if seen.contains(&user) {
-                    continue;
-                }
-                seen.push(user);
-                let node = graph.node(user);
-                let same = graph.ty(user) == graph.ty(state);
-                let own = partition.written_by[user.index()].filter(|_| !matches!(node.op, Op::Bitcast(_)));
-                if let Some(group) = own {
-                    groups.push(group);
-                    elementwise &= group != writer || same && matches!(node.op, Op::Pointwise(_) | Op::Cast(_));
-                } else {
-                    elementwise &= same && matches!(node.op, Op::Pointwise(_) | Op::Cast(_))
-                        || !reaches(graph, &users, partition, user, writer);
-                    todo.extend(users[user.index()].iter().copied());
-                }
-            }
-            if !is_root
-                && elementwise
-                && groups.iter().all(|g| *g <= writer)
-                && let Some(buffer) = frame.buffers.get(&(state, 0))
-            {
-                found.insert(*value, *buffer);
-            }
-        }
-        found
     }
 
     /// Copies of results and states that no kernel wrote in place.
@@ -458,7 +416,7 @@ impl Planner<'_> {
     /// A reshape of something row-major is the same memory.
     fn alias(&mut self, frame: &mut Frame, id: NodeId) -> bool {
         let node = frame.graph.node(id);
-        if !matches!(node.op, Op::Reshape(_) | Op::StopGradient(_)) {
+        if !matches!(node.op, Op::Reshape(_) | Op::StopGradient(_) | Op::Recompute(_)) {
             return false;
         }
         let source = node.operands[0];
@@ -529,35 +487,10 @@ fn within(outer: Option<BufferId>, offset: Option<Dim>, place: &Place) -> Place 
 /// The value that a chain of reshapes begins with.
 fn reshaped(graph: &Graph, id: NodeId) -> NodeId {
     let mut source = id;
-    while let Op::Reshape(_) | Op::StopGradient(_) = &graph.node(source).op {
+    while let Op::Reshape(_) | Op::StopGradient(_) | Op::Recompute(_) = &graph.node(source).op {
         source = graph.node(source).operands[0];
     }
     source
-}
-
-/// Whether the value of `from` flows into group `to` through values that are not stored.
-fn reaches(
-    graph: &Graph,
-    users: &[SmallVec<[NodeId; 4]>],
-    partition: &partition::Partition,
-    from: NodeId,
-    to: usize,
-) -> bool {
-    let mut todo: Vec<NodeId> = users[from.index()].to_vec();
-    let mut seen = Vec::new();
-    while let Some(id) = todo.pop() {
-        if seen.contains(&id) {
-            continue;
-        }
-        seen.push(id);
-        match partition.written_by[id.index()] {
-            Some(group) if group == to => return true,
-            Some(_) => {}
-            None => todo.extend(users[id.index()].iter().copied()),
-        }
-    }
-    let _ = graph;
-    false
 }
 
 /// What a graph assumes of its sizes, each equality once.

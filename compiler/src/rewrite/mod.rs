@@ -146,6 +146,8 @@ pub struct Rewritten {
     places: Vec<(usize, Place)>,
     /// By node of `graph`, the place and the template's node that it is.
     made: Vec<Option<(usize, usize)>>,
+    /// By node of `original`, the node of `graph` that is known to have its value.
+    values: Vec<Option<NodeId>>,
 }
 
 /// Figures of a rewrite.
@@ -204,6 +206,7 @@ pub fn rewrite(graph: &Graph, device: &DeviceDescription, options: &Options) -> 
             rewrites: Vec::new(),
             places: Vec::new(),
             made,
+            values: (0..graph.nodes().len()).map(|i| Some(NodeId::new(i))).collect(),
         });
     }
     let facts = facts(graph)?;
@@ -218,8 +221,19 @@ pub fn rewrite(graph: &Graph, device: &DeviceDescription, options: &Options) -> 
         let alone = extract::alone(&part, device);
         rewrites.push(Rewrite { part, loaded, template, phases, alone });
     }
-    let (graph_out, made) = assemble(graph, &rewrites, &places)?;
-    Ok(Rewritten { graph: graph_out, original: graph.clone(), options: options.clone(), rewrites, places, made })
+    let Assembled { graph: graph_out, made, values } = assemble(graph, &rewrites, &places)?;
+    let (original, options) = (graph.clone(), options.clone());
+    Ok(Rewritten { graph: graph_out, original, options, rewrites, places, made, values })
+}
+
+/// The marks, and one on each node that a marked one is computed from.
+pub(crate) fn with_operands(graph: &Graph, mut marked: Vec<bool>) -> Vec<bool> {
+    for (id, node) in graph.iter().rev() {
+        if marked[id.index()] {
+            node.operands.iter().for_each(|operand| marked[operand.index()] = true);
+        }
+    }
+    marked
 }
 
 /// Binding times and known elements of every node.
@@ -237,7 +251,12 @@ pub(crate) fn facts(graph: &Graph) -> Result<GraphFacts, Diagnostic> {
     Ok(facts)
 }
 
-type Assembled = (Graph, Vec<Option<(usize, usize)>>);
+/// The fields of [`Rewritten`] of these names.
+struct Assembled {
+    graph: Graph,
+    made: Vec<Option<(usize, usize)>>,
+    values: Vec<Option<NodeId>>,
+}
 
 /// The graph with every part replaced by its template.
 fn assemble(graph: &Graph, rewrites: &[Rewrite], places: &[(usize, Place)]) -> Result<Assembled, Diagnostic> {
@@ -306,13 +325,30 @@ fn assemble(graph: &Graph, rewrites: &[Rewrite], places: &[(usize, Place)]) -> R
             kept[id.index()] = *entry;
         }
     }
-    Ok((pruned, kept))
+    let values = new.into_iter().map(|id| map[id?.index()]).collect();
+    Ok(Assembled { graph: pruned, made: kept, values })
 }
 
 impl Rewritten {
     /// The graph before rewriting.
     pub fn original(&self) -> &Graph {
         &self.original
+    }
+
+    /// Marks of nodes of the original graph on those of the rewritten one: on a node that has the value of a marked one, on
+    /// one that covers marked nodes alone, and on all that these are computed from.
+    pub fn marked(&self, original: &[bool]) -> Vec<bool> {
+        let mut marked = vec![false; self.graph.nodes().len()];
+        for id in self.values.iter().zip(original).filter(|(_, marked)| **marked).filter_map(|(id, _)| *id) {
+            marked[id.index()] = true;
+        }
+        for (i, made) in self.made.iter().enumerate() {
+            let Some((place, node)) = made else { continue };
+            let (which, place) = &self.places[*place];
+            let covers = &self.rewrites[*which].template.nodes[*node].origins;
+            marked[i] |= !covers.is_empty() && covers.iter().all(|n| original[place.nodes[*n as usize].index()]);
+        }
+        with_operands(&self.graph, marked)
     }
 
     /// Repeats the steps that the chosen graph rests on, each checked to be an instance of its rule, and assembles the
@@ -340,7 +376,7 @@ impl Rewritten {
         if self.options.level == Level::None {
             return Ok((self.original.clone(), all));
         }
-        assemble(&self.original, &self.rewrites, &self.places).map(|(graph, _)| (graph, all))
+        assemble(&self.original, &self.rewrites, &self.places).map(|assembled| (assembled.graph, all))
     }
 
     /// Names of the rules that were applied to some e-graph, each once, in alphabetical order.

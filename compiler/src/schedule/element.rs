@@ -61,7 +61,7 @@ impl Scope<'_> {
                 self.program(&program, &args, &dtypes)
             }
             Op::Cast(cast) => self.element(node.operands[0], index).cast(cast.dtype),
-            Op::StopGradient(_) => self.element(node.operands[0], index),
+            Op::StopGradient(_) | Op::Recompute(_) => self.element(node.operands[0], index),
             Op::Broadcast(_) => {
                 let index = self.broadcast_index(node.operands[0], index);
                 self.element(node.operands[0], &index)

@@ -169,7 +169,7 @@ fn flat_axis(scope: &Scope, outputs: &[NodeId]) -> Option<(usize, Vec<NodeId>)> 
     let mut todo: SmallVec<[NodeId; 16]> = SmallVec::new();
     let mut leaves = Vec::new();
     let expand = |id: NodeId, todo: &mut SmallVec<[NodeId; 16]>| match graph.node(id).op {
-        Op::Pointwise(_) | Op::Cast(_) | Op::StopGradient(_) => {
+        Op::Pointwise(_) | Op::Cast(_) | Op::StopGradient(_) | Op::Recompute(_) => {
             todo.extend(graph.node(id).operands.iter().copied());
             true
         }
@@ -196,7 +196,9 @@ fn flat_axis(scope: &Scope, outputs: &[NodeId]) -> Option<(usize, Vec<NodeId>)> 
             Some(layout) => fits && (one || *layout == Layout::RowMajor),
             None => match &graph.node(id).op {
                 op @ Op::Const(_) => is_inline(op),
-                Op::Pointwise(_) | Op::Cast(_) | Op::StopGradient(_) => fits && expand(id, &mut todo),
+                Op::Pointwise(_) | Op::Cast(_) | Op::StopGradient(_) | Op::Recompute(_) => {
+                    fits && expand(id, &mut todo)
+                }
                 _ => false,
             },
         };

@@ -22,7 +22,12 @@ pub fn strided(graph: &Graph, id: NodeId, stored: &dyn Fn(NodeId) -> bool) -> Op
     while !stored(at) {
         let node = graph.node(at);
         match node.op {
-            Op::Reshape(_) | Op::Transpose(_) | Op::Broadcast(_) | Op::Slice(_) | Op::StopGradient(_) => {
+            Op::Reshape(_)
+            | Op::Transpose(_)
+            | Op::Broadcast(_)
+            | Op::Slice(_)
+            | Op::StopGradient(_)
+            | Op::Recompute(_) => {
                 path.push(at);
                 at = node.operands[0];
             }

@@ -140,6 +140,7 @@ mod nms;
 mod non_zero;
 mod norm;
 mod pointwise;
+mod recompute;
 mod reduce;
 mod reduce_window;
 mod rng;
@@ -169,6 +170,7 @@ pub use nms::NonMaxSuppression;
 pub use non_zero::NonZero;
 pub use norm::{Norm, NormGrad, NormKind};
 pub use pointwise::{Cast, Pointwise};
+pub use recompute::Recompute;
 pub use reduce::{Reduce, ReduceKind};
 pub use reduce_window::{ReduceWindow, ReduceWindowGrad, Window, WindowKind};
 pub use rng::{Rng, philox};
@@ -268,7 +270,7 @@ operators! {
     DotGeneral, Conv, Reduce, ReduceWindow, ReduceWindowGrad,
     Softmax, SoftmaxGrad, CrossEntropy, Norm, NormGrad, Attention, AttentionGrad,
     Gather, Scatter, Generate, TopK, Cumulative, NonZero, Unique, NonMaxSuppression, Rng,
-    Scan, If, While, Fused, Proj, Grad, StopGradient, CustomVjp,
+    Scan, If, While, Fused, Recompute, Proj, Grad, StopGradient, CustomVjp,
 }
 
 /// Strides, pads and window extents this small cannot overflow when they are added and multiplied.
@@ -331,6 +333,7 @@ pub(crate) fn read(name: &str, a: &Attributes) -> Result<Op, Diagnostic> {
         scan::read,
         control::read,
         fused::read,
+        recompute::read,
         grad::read,
         pointwise::read,
     ];

@@ -4,8 +4,8 @@
 
 use egret_ir::ops::{
     Attention, AttentionGrad, Conv, ConvForm, CumulativeKind, Fused, InnerKind, Labels, NonMaxSuppression, Norm,
-    NormGrad, NormKind, Op, Outside, Places, Proj, Real, ReduceKind, ReduceWindowGrad, ScatterKind, SoftmaxGrad,
-    Window, WindowKind,
+    NormGrad, NormKind, Op, Outside, Places, Proj, Real, Recompute, ReduceKind, ReduceWindowGrad, ScatterKind,
+    SoftmaxGrad, Window, WindowKind,
 };
 use egret_ir::{DType, Dim, Literal, ScalarExpr, ScalarFn, Shape, Tensor, TensorType, Tracer, Var};
 
@@ -75,6 +75,7 @@ pub fn kind(op: &Op) -> &'static str {
         Op::If(_) => "if",
         Op::While(_) => "while",
         Op::Fused(_) => "fused",
+        Op::Recompute(_) => "recompute",
         Op::Proj(_) => "proj",
         Op::Grad(_) => "grad",
         Op::StopGradient(_) => "stop_gradient",
@@ -83,7 +84,7 @@ pub fn kind(op: &Op) -> &'static str {
 }
 
 /// The kinds that every sample may use besides the one under test.
-pub const KINDS: usize = 44;
+pub const KINDS: usize = 45;
 
 /// Whether a sample is of a scalar function of integers or truth values.
 pub fn needs_integers(name: &str) -> bool {
@@ -191,6 +192,7 @@ pub fn samples() -> Vec<Sample> {
     one!("const", [], |t, dtype, _| vec![t.constant(Tensor::splat(Literal::int(1, dtype), &[2]))]);
     one!("param", [], |t, dtype, _| vec![t.param("p", Tensor::splat(Literal::int(1, dtype), &[2]))]);
     one!("state", [], |t, dtype, _| vec![t.state("s", Tensor::splat(Literal::int(1, dtype), &[2]))]);
+    one!("recompute", [values(&[3])], |t, _, x| vec![t.add(Recompute { number: 0 }, x)]);
     one!("stop_gradient", [values(&[3])], |_, _, x| vec![x[0].stop_gradient()]);
     one!("custom_vjp", [values(&[3]), values(&[3])], |t, _, x| {
         t.custom_vjp(

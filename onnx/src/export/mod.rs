@@ -174,7 +174,7 @@ impl<'g> Export<'g> {
             }
             Op::Cast(cast) => self.w.cast(x[0].name, cast.dtype),
             Op::Bitcast(cast) => self.bitcast(&x[0], cast.dtype)?,
-            Op::StopGradient(_) => self.w.op("Identity", &[x[0].name]),
+            Op::StopGradient(_) | Op::Recompute(_) => self.w.op("Identity", &[x[0].name]),
             Op::Reshape(_) => self.reshape(x[0].name, &y.shape)?,
             Op::Transpose(turn) => self.w.transpose(x[0].name, &turn.permutation),
             Op::Broadcast(_) => self.expand(x[0].name, &y.shape)?,

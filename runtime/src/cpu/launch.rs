@@ -1,5 +1,6 @@
 //! Runs bound steps. Nothing here allocates but launches whose extents only the run tells.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Instant;
 
@@ -80,6 +81,8 @@ pub(crate) struct Runner<'a> {
     pub(crate) sizes: &'a mut Bindings,
     /// Nanoseconds and executions by step, if they are wanted.
     pub(crate) times: Option<&'a mut [(u64, u64)]>,
+    /// Bytes that operations copied.
+    pub(crate) copied: &'a Cell<usize>,
 }
 
 /// A launch of generated code, shared by the team.
@@ -265,6 +268,7 @@ impl Runner<'_> {
     unsafe fn copy(&self, source: Address, destination: Address, bytes: usize) {
         let (source, destination) = (self.pointers.at(source), self.pointers.at(destination));
         if source != destination {
+            self.copied.set(self.copied.get() + bytes);
             // SAFETY: the caller's; both lie within their buffers, which was checked when bytes were bound.
             unsafe { std::ptr::copy(source, destination, bytes) };
         }
@@ -274,6 +278,7 @@ impl Runner<'_> {
         for carry in &repeat.carried {
             if let Some(stage) = carry.stage {
                 let bytes = carry.bytes.value(self.sizes)?;
+                self.copied.set(self.copied.get() + bytes);
                 // SAFETY: the arena has room for it.
                 unsafe {
                     let from = self.pointers.at(carry.next);
@@ -288,6 +293,7 @@ impl Runner<'_> {
                 // SAFETY: as above.
                 Some(stage) => unsafe {
                     let (from, to) = (self.arena.wrapping_add(stage), self.pointers.at(current));
+                    self.copied.set(self.copied.get() + bytes);
                     std::ptr::copy_nonoverlapping(from, to, bytes);
                 },
                 // SAFETY: the caller's.

@@ -1,5 +1,6 @@
 //! The driver: whether there is one, what its results mean, and its streams, events and graphs as owned values.
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::result::{self, DriverError};
@@ -7,6 +8,7 @@ use cudarc::driver::sys;
 
 use super::device::Device;
 use super::error::CudaError;
+use crate::outputs::Copied;
 
 /// The least version of the driver's API: 12.0.
 const LEAST_VERSION: i32 = 12_000;
@@ -69,6 +71,8 @@ pub(super) fn check<T>(call: &'static str, result: Result<T, DriverError>) -> Re
 pub(crate) struct Stream {
     device: Arc<Device>,
     raw: sys::CUstream,
+    /// Bytes of the copies that were queued since [`Stream::take_copied`]: from the host, to it, within the device.
+    copied: [AtomicUsize; 3],
 }
 
 // SAFETY: a stream may be used by any thread whose context is the device's, which every method makes sure of.
@@ -80,7 +84,7 @@ impl Stream {
     pub(super) fn new(device: &Arc<Device>) -> Result<Stream, CudaError> {
         device.bind()?;
         let raw = check("cuStreamCreate", result::stream::create(result::stream::StreamKind::NonBlocking))?;
-        Ok(Stream { device: device.clone(), raw })
+        Ok(Stream { device: device.clone(), raw, copied: Default::default() })
     }
 
     pub(super) fn device(&self) -> &Arc<Device> {
@@ -89,6 +93,12 @@ impl Stream {
 
     pub(super) fn raw(&self) -> sys::CUstream {
         self.raw
+    }
+
+    /// Bytes of the copies that were queued since this was last asked for.
+    pub(super) fn take_copied(&self) -> Copied {
+        let [inputs, outputs, within] = self.copied.each_ref().map(|bytes| bytes.swap(0, Relaxed));
+        Copied { inputs, outputs, within }
     }
 
     /// Waits for all that was queued.
@@ -105,6 +115,7 @@ impl Stream {
         if bytes == 0 {
             return Ok(());
         }
+        self.copied[0].fetch_add(bytes, Relaxed);
         // SAFETY: the caller's.
         let code = unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast(), bytes, self.raw) };
         check("cuMemcpyHtoDAsync", code.result())
@@ -118,6 +129,7 @@ impl Stream {
         if bytes == 0 {
             return Ok(());
         }
+        self.copied[1].fetch_add(bytes, Relaxed);
         // SAFETY: the caller's.
         let code = unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, bytes, self.raw) };
         check("cuMemcpyDtoHAsync", code.result())
@@ -131,6 +143,7 @@ impl Stream {
         if bytes == 0 || to == from {
             return Ok(());
         }
+        self.copied[2].fetch_add(bytes, Relaxed);
         // SAFETY: the caller's.
         let code = unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.raw) };
         check("cuMemcpyDtoDAsync", code.result())

@@ -12,7 +12,7 @@ use super::memory::{ALIGNMENT, DeviceBuffer, Pinned};
 use super::state::{Held, State};
 use crate::binding::{Binding, Loaded, OutputPlace};
 use crate::error::listed;
-use crate::outputs::Places;
+use crate::outputs::{Copied, Places};
 use crate::{MemoryReport, Outputs, RuntimeError, StepTime, ports};
 
 /// Bindings that a session keeps, so that dims may alternate.
@@ -64,6 +64,8 @@ struct Kept {
     /// Runs since memory last moved.
     runs: u64,
     graph: Option<Graph>,
+    /// What a run copies.
+    copied: Copied,
 }
 
 impl Session {
@@ -167,6 +169,11 @@ impl Session {
         &self.timings
     }
 
+    /// What the last run copied.
+    pub fn copied(&self) -> Copied {
+        self.bindings.get(self.current).map_or(Copied::default(), |kept| kept.copied)
+    }
+
     /// What memory the last run needed.
     pub fn memory(&self) -> MemoryReport {
         let (prepared_bytes, constant_bytes, param_bytes) = self.exe.held_bytes();
@@ -233,6 +240,7 @@ impl Session {
             self.bindings[self.current].graph = Some(graph);
         }
         self.bindings[self.current].runs += 1;
+        self.stream.take_copied();
         let sizes = match &self.bindings[self.current].graph {
             Some(graph) => {
                 graph.launch(&self.stream)?;
@@ -240,7 +248,9 @@ impl Session {
             }
             None => {
                 let stream = self.stream.clone();
-                Some(self.measured(&stream)?)
+                let sizes = self.measured(&stream)?;
+                self.bindings[self.current].copied = stream.take_copied();
+                Some(sizes)
             }
         };
         self.stream.wait()?;
@@ -340,7 +350,7 @@ impl Session {
                 let binding = Binding::new(&loaded, inputs, &self.given, state, &self.state_entries)?;
                 self.addresses.reserve(exe.program().buffers.len(), &binding.bound);
                 let recordable = is_recordable(&binding.bound);
-                let kept = Kept { binding, recordable, runs: 0, graph: None };
+                let kept = Kept { binding, recordable, runs: 0, graph: None, copied: Copied::default() };
                 if self.bindings.len() < KEPT_BINDINGS {
                     self.bindings.push(kept);
                     self.bindings.len() - 1

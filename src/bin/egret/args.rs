@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use egret::{CompileOptions, Device, Level, RewriteSet};
+use egret::{CompileOptions, Device, Level, Policy, RewriteSet};
 
 /// A kernel compiler for neural-network graphs.
 ///
@@ -70,6 +70,9 @@ pub struct TargetArgs {
     /// Leaves a rule out; `egret rules` lists them.
     #[arg(long, value_name = "RULE", value_parser = rule_name)]
     pub without: Vec<String>,
+    /// What gradients keep of the forward pass: save_everything, save_nothing, save_contractions, min_cut.
+    #[arg(long, value_name = "POLICY", default_value_t)]
+    pub remat: Policy,
 }
 
 fn rule_name(name: &str) -> Result<String, String> {
@@ -92,7 +95,7 @@ impl TargetArgs {
         // each name was looked up when it was parsed
         let without = |set: RewriteSet, name: &String| set.clone().without(name).unwrap_or(set);
         let rules = self.without.iter().fold(RewriteSet::standard(), without);
-        CompileOptions { level: self.rewrite, exact: self.exact, rules }
+        CompileOptions { level: self.rewrite, exact: self.exact, rules, remat: self.remat }
     }
 }
 
@@ -166,6 +169,8 @@ pub enum Stage {
     Raised,
     /// After rewriting.
     Rewritten,
+    /// After rewriting, with what is computed again for gradients.
+    Rematerialised,
     /// Text of each kernel.
     Kernels,
     /// Buffers and steps.
@@ -260,6 +265,9 @@ pub struct ExplainArgs {
     /// Why two nodes, by what is in their names, are one kernel or not.
     #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with = "node")]
     pub pair: Option<Vec<String>>,
+    /// What gradients keep of the forward pass, and what they compute again.
+    #[arg(long, conflicts_with_all = ["node", "pair"])]
+    pub saved: bool,
 }
 
 /// `egret rules`.

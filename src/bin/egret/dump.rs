@@ -13,9 +13,11 @@ use crate::model;
 
 /// Writes a stage of compilation.
 pub fn dump(args: &DumpArgs) -> Result<(), Failure> {
-    let of_graph = matches!(args.stage, Stage::Imported | Stage::Raised | Stage::Rewritten);
+    let of_graph = matches!(args.stage, Stage::Imported | Stage::Raised | Stage::Rewritten | Stage::Rematerialised);
     if args.format != Format::Text && !of_graph {
-        return Err(Failure::usage("only graphs can be written as dot or json: imported, raised, rewritten"));
+        return Err(Failure::usage(
+            "only graphs can be written as dot or json: imported, raised, rewritten, rematerialised",
+        ));
     }
     let graph = match &args.inputs {
         Some(folder) => model::load_for(&args.compile.model, folder)?.graph,
@@ -74,11 +76,14 @@ pub fn dump(args: &DumpArgs) -> Result<(), Failure> {
         Stage::Rewritten => {
             write_graph(args, &egret_compiler::optimise(&graph, &description, &options)?.rewritten.graph)
         }
+        Stage::Rematerialised => {
+            write_graph(args, &egret_compiler::optimise(&graph, &description, &options)?.rematerialised.graph)
+        }
         Stage::Clif | Stage::Asm => {
             let compiled = egret_compiler::compile(&graph, &description, &options)?;
             let listing = if args.stage == Stage::Asm { Listing::Asm } else { Listing::Clif };
             let plan = egret_compiler::plan::Options { exact: options.exact };
-            let texts = egret_compiler::plan::list(&compiled.rewritten.graph, &description, &plan, listing)?;
+            let texts = egret_compiler::plan::list(&compiled.rematerialised.graph, &description, &plan, listing)?;
             let named = |(id, text): &(egret_program::KernelId, String)| {
                 format!("; {}\n{}\n", compiled.program.kernel(*id).name, text.trim_end())
             };

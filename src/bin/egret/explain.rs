@@ -38,6 +38,10 @@ pub fn explain(args: &ExplainArgs, as_json: bool) -> Result<(), Failure> {
         return Err(Failure::usage("the interpreter compiles nothing, so there is nothing to explain"));
     };
     let compiled = egret_compiler::compile(&graph, &description, &args.compile.target.options())?;
+    if args.saved {
+        crate::saved::print(&compiled, args.compile.target.remat, as_json);
+        return Ok(());
+    }
     if let Some(names) = &args.pair {
         return pair(&compiled, names, as_json);
     }

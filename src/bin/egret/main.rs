@@ -18,6 +18,7 @@ mod ops;
 mod rules;
 mod run;
 mod sample;
+mod saved;
 mod tensors;
 mod train;
 mod train_data;
