@@ -8,6 +8,7 @@ use egret_program::{DeviceDescription, Program};
 use crate::rematerialise::{self, Policy, Rematerialised};
 use crate::rewrite::direct::{Applied, Direct};
 use crate::rewrite::{Level, Options, RewriteSet, Rewritten};
+use crate::schedule::cuda::F32Products;
 use crate::{plan, raise, rewrite};
 
 /// What the compiler may do.
@@ -22,11 +23,19 @@ pub struct CompileOptions {
     pub rules: RewriteSet,
     /// What gradients keep of the values that they are gradients of.
     pub remat: Policy,
+    /// How a GPU multiplies `f32`; by fused multiply-adds where `exact` is asked for.
+    pub products: F32Products,
 }
 
 impl Default for CompileOptions {
     fn default() -> CompileOptions {
-        CompileOptions { level: Level::Full, exact: false, rules: RewriteSet::standard(), remat: Policy::default() }
+        CompileOptions {
+            level: Level::Full,
+            exact: false,
+            rules: RewriteSet::standard(),
+            remat: Policy::default(),
+            products: F32Products::Fma,
+        }
     }
 }
 
@@ -94,7 +103,8 @@ pub fn compile(graph: &Graph, device: &DeviceDescription, options: &CompileOptio
         optimise_timed(graph, device, options, &mut phases)?;
 
     let start = Instant::now();
-    let program = plan::plan(&rematerialised.graph, device, &plan::Options { exact: options.exact })?;
+    let planning = plan::Options { exact: options.exact, products: options.products };
+    let program = plan::plan(&rematerialised.graph, device, &planning)?;
     phases.push(("plan and emit", start.elapsed()));
 
     Ok(Compiled { program, raised, raise_log, rewritten, rematerialised, phases })

@@ -18,3 +18,4 @@ pub use compile::{CompileOptions, Compiled, Optimised, Raised, compile, optimise
 pub use estimate::{Estimate, estimate};
 pub use rematerialise::Policy;
 pub use rewrite::{Level, RewriteSet};
+pub use schedule::cuda::F32Products;

@@ -29,8 +29,7 @@ fn without_raise(graph: &Graph, device: &egret_program::DeviceDescription) -> (G
     let canonical = raise::canonicalise(graph).unwrap_or_else(|e| panic!("{e}"));
     let options = rewrite::Options { level: Level::Full, ..rewrite::Options::default() };
     let rewritten = rewrite::rewrite(&canonical, device, &options).unwrap_or_else(|e| panic!("{e}"));
-    let program =
-        plan::plan(&rewritten.graph, device, &plan::Options { exact: false }).unwrap_or_else(|e| panic!("{e}"));
+    let program = plan::plan(&rewritten.graph, device, &plan::Options::default()).unwrap_or_else(|e| panic!("{e}"));
     (rewritten.graph, program)
 }
 

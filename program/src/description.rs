@@ -51,6 +51,10 @@ pub enum Target {
         shared_bytes: u32,
         /// Registers of a multiprocessor.
         registers: u32,
+        /// Multiply-adds of halves by tensor cores, counted as two, of one multiprocessor: GFLOP/s; 0 where that is not
+        /// known.
+        #[serde(default)]
+        matrix_gflops: f64,
         /// What is loaded.
         #[serde(default)]
         image: Image,
@@ -141,6 +145,18 @@ impl DeviceDescription {
         match &self.target {
             Target::Cpu { .. } => None,
             Target::Cuda { arch, .. } => Some(arch),
+        }
+    }
+
+    /// Of a GPU's multiprocessor: bytes of shared memory, registers, and GFLOP/s of products of halves by tensor cores.
+    pub fn block_limits(&self) -> (u32, u32, f64) {
+        match &self.target {
+            Target::Cpu { .. } => (0, 0, self.core_gflops),
+            Target::Cuda { shared_bytes, registers, matrix_gflops, .. } => {
+                // at the least, four times what is computed without them
+                let rate = if *matrix_gflops > 0.0 { *matrix_gflops } else { 4.0 * self.core_gflops };
+                (*shared_bytes, *registers, rate)
+            }
         }
     }
 

@@ -50,6 +50,11 @@ impl KernelBuilder {
         builder
     }
 
+    /// Sets the threads of a block (CUDA), axis 0 fastest.
+    pub fn set_threads(&mut self, threads: [u32; 3]) {
+        self.kernel.threads = threads;
+    }
+
     /// A hook over a tile. The dims are there already: [`Hook::rows`], [`Hook::cols`] and a row stride a buffer.
     pub fn hook(acc: DType, extras: &[DType], outs: &[DType]) -> (Self, Hook) {
         let mut builder = Self::new();

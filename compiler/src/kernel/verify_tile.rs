@@ -138,6 +138,10 @@ impl Checker<'_> {
     fn registers(&mut self, strip: &Strip, memory: Memory, len: u32) {
         let word = self.place(strip, Space::Register, len as usize);
         let element = self.kernel.memory(memory);
+        if let Memory::Scratch(s) = memory {
+            let shared = self.kernel.scratch.get(s as usize).is_none_or(|s| s.space == Space::Shared);
+            self.require(shared, TILE, || format!("{memory} is not shared"));
+        }
         let half = |dtype| matches!(dtype, Some(DType::F16 | DType::BF16));
         let wide = |dtype| dtype == Some(DType::F32);
         let fits = word == element || half(element) && wide(word) || half(word) && wide(element);

@@ -8,7 +8,8 @@ use super::frame::{Copies, Frame};
 use super::{DriverLaunch, Planner};
 use crate::layout::Layout;
 use crate::partition::{Family, Group};
-use crate::schedule::scope::Stored;
+use crate::schedule::cuda::Target;
+use crate::schedule::scope::{Stored, Value};
 use crate::schedule::{Generated, Passes, Temporary};
 use crate::{cost, kernel, schedule};
 
@@ -50,7 +51,12 @@ impl Planner<'_> {
             })?;
             made.into()
         } else {
-            schedule::cuda::generate(&frame.graph, stored, group, self.exact)?
+            let target = Target { device: self.device, exact: self.exact, products: self.products };
+            let aligned = |value: Value| match frame.buffers.get(&value) {
+                Some(buffer) => self.starts_at(*buffer, 16),
+                None => true,
+            };
+            schedule::cuda::generate(&frame.graph, &Aligned { stored, aligned: &aligned }, group, &target)?
         };
         let parts = frame.graph.ty(group.root).parts().len();
         let mut left = Dim::ZERO;
@@ -236,6 +242,30 @@ impl Planner<'_> {
             spatial: shape[2..].to_vec(),
             halo: halo.iter().map(|h| Dim::from(*h)).collect(),
         }]
+    }
+}
+
+/// What is stored, and whether it begins at multiples of 16 bytes.
+struct Aligned<'s> {
+    stored: &'s dyn Stored,
+    aligned: &'s dyn Fn(Value) -> bool,
+}
+
+impl Stored for Aligned<'_> {
+    fn layout(&self, value: Value) -> Option<&Layout> {
+        self.stored.layout(value)
+    }
+
+    fn lanes(&self) -> i64 {
+        self.stored.lanes()
+    }
+
+    fn is_in_place(&self, concat: NodeId, operand: usize) -> bool {
+        self.stored.is_in_place(concat, operand)
+    }
+
+    fn is_aligned(&self, value: Value) -> bool {
+        (self.aligned)(value)
     }
 }
 

@@ -25,6 +25,7 @@ use smallvec::SmallVec;
 use crate::layout::{self, Layout, Part};
 use crate::partition::{self, Family, Group, is_inline, is_movement};
 use crate::rewrite::term::BindingTime;
+use crate::schedule::cuda::F32Products;
 use crate::schedule::scope::{Value, value_of};
 use crate::{kernel, rematerialise};
 pub(crate) use attention::has_driver as attention_has_driver;
@@ -36,6 +37,8 @@ use frame::Frame;
 pub struct Options {
     /// No FMA contraction.
     pub exact: bool,
+    /// How a GPU multiplies `f32`.
+    pub products: F32Products,
 }
 
 /// A value of a tensor: where it starts.
@@ -74,6 +77,7 @@ struct Planner<'d> {
     device: &'d DeviceDescription,
     lanes: i64,
     exact: bool,
+    products: F32Products,
     program: Program,
     known: FxHashMap<String, KernelId>,
     generated: Vec<(KernelId, kernel::Kernel)>,
@@ -128,6 +132,7 @@ fn planned<'d>(graph: &Graph, device: &'d DeviceDescription, options: &Options) 
         device,
         lanes: device.lanes(),
         exact: options.exact,
+        products: options.products,
         program: Program {
             version: egret_program::program::VERSION,
             device: device.name.clone(),

@@ -10,6 +10,7 @@ mod element;
 pub mod epilogue;
 mod generate;
 pub mod map;
+mod neighbours;
 pub mod reduce;
 mod rng;
 pub mod row;

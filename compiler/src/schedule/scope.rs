@@ -20,6 +20,10 @@ pub trait Stored {
     fn is_in_place(&self, _concat: NodeId, _operand: usize) -> bool {
         false
     }
+    /// Whether a stored value begins at a multiple of 16 bytes.
+    fn is_aligned(&self, _value: Value) -> bool {
+        true
+    }
 }
 
 /// The stored value that a node names: parts of tuples are read through `proj`.
@@ -153,6 +157,12 @@ impl<'g> Scope<'g> {
         memory
     }
 
+    /// Sets how many threads a CUDA block has.
+    pub fn set_threads(&mut self, threads: i64) {
+        self.k.set_threads([threads as u32, 1, 1]);
+        self.threads = threads;
+    }
+
     /// Element index of a stored value at logical indices.
     pub fn address(&mut self, value: Value, index: &[Expr]) -> Expr {
         let ty = self.graph.ty(value.0).parts()[value.1].clone();
@@ -274,6 +284,14 @@ impl<'g> Scope<'g> {
     /// loops that may not run.
     fn hoist(&mut self, var: Var, body: Vec<Stmt>, runs: bool) -> Vec<Stmt> {
         let mut inside: SmallVec<[Var; 16]> = smallvec::smallvec![var];
+        for stmt in &body {
+            stmt.any(&mut |stmt| {
+                if let Stmt::Assign { var, .. } | Stmt::Accumulate { var, .. } = stmt {
+                    inside.push(*var);
+                }
+                false
+            });
+        }
         let mut kept = Vec::with_capacity(body.len());
         for stmt in body {
             let varies = |e: &Expr, inside: &[Var]| {

@@ -150,7 +150,13 @@ fn number(arch: &str) -> Option<i32> {
 
 /// Of a GPU older than any that is described: its kernels will be refused by name when they are compiled.
 fn oldest() -> DeviceDescription {
-    let target = Target::Cuda { arch: "sm_80".into(), shared_bytes: 49_152, registers: 65_536, image: Image::Cubin };
+    let target = Target::Cuda {
+        arch: "sm_80".into(),
+        shared_bytes: 49_152,
+        registers: 65_536,
+        matrix_gflops: 0.0,
+        image: Image::Cubin,
+    };
     DeviceDescription {
         name: "cuda".into(),
         target,

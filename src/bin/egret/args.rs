@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use egret::{CompileOptions, Device, Level, Policy, RewriteSet};
+use egret::{CompileOptions, Device, F32Products, Level, Policy, RewriteSet};
 
 /// A kernel compiler for neural-network graphs.
 ///
@@ -67,6 +67,9 @@ pub struct TargetArgs {
     /// No FMA contraction, and no rule that holds over the reals only.
     #[arg(long)]
     pub exact: bool,
+    /// How a GPU multiplies f32: fma, tf32 (operands rounded to 10 bits of fraction), tf32x3 (three products of such).
+    #[arg(long, value_name = "HOW", default_value = "fma")]
+    pub f32_products: F32Products,
     /// Leaves a rule out; `egret rules` lists them.
     #[arg(long, value_name = "RULE", value_parser = rule_name)]
     pub without: Vec<String>,
@@ -95,7 +98,7 @@ impl TargetArgs {
         // each name was looked up when it was parsed
         let without = |set: RewriteSet, name: &String| set.clone().without(name).unwrap_or(set);
         let rules = self.without.iter().fold(RewriteSet::standard(), without);
-        CompileOptions { level: self.rewrite, exact: self.exact, rules, remat: self.remat }
+        CompileOptions { level: self.rewrite, exact: self.exact, rules, remat: self.remat, products: self.f32_products }
     }
 }
 

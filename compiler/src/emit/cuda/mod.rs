@@ -52,7 +52,8 @@ pub fn emit(kernel: &Kernel, provenance: &[String]) -> Result<CudaSource, EmitEr
     let vectors = has_tile(&|s| matches!(s, TileStmt::LoadVector { .. } | TileStmt::StoreVector { .. }));
     let matrices =
         has_tile(&|s| matches!(s, TileStmt::LoadMatrices { .. } | TileStmt::Multiply { .. } | TileStmt::Pack { .. }));
-    let copies = has_tile(&|s| matches!(s, TileStmt::CopyAsync { .. }));
+    let copies =
+        has_tile(&|s| matches!(s, TileStmt::CopyAsync { .. } | TileStmt::CommitCopies | TileStmt::WaitCopies { .. }));
     if reduces && !kernel.block_threads().is_multiple_of(32) {
         return Err(EmitError::UnsupportedForm { backend: "CUDA", what: "reductions in blocks of partial warps" });
     }

@@ -2,7 +2,7 @@
 
 use super::Printer;
 use crate::emit::EmitError;
-use crate::kernel::{Expr, Strip, TileStmt};
+use crate::kernel::{Expr, Memory, Strip, TileStmt};
 
 impl Printer<'_> {
     pub(super) fn tile(&mut self, s: &TileStmt) -> Result<(), EmitError> {
@@ -18,10 +18,12 @@ impl Printer<'_> {
             TileStmt::CommitCopies => "commit_copies();".into(),
             TileStmt::WaitCopies { pending } => format!("wait_copies<{pending}>();"),
             TileStmt::LoadVector { dst, memory, index, len } => {
-                format!("load_vector<{len}>({}, {});", self.strip(dst)?, self.place(memory.to_string(), index)?)
+                let (to, from) = (self.strip(dst)?, self.place(memory.to_string(), index)?);
+                format!("load_vector_{}<{len}>({to}, {from});", space(*memory))
             }
             TileStmt::StoreVector { memory, index, src, len } => {
-                format!("store_vector<{len}>({}, {});", self.place(memory.to_string(), index)?, self.strip(src)?)
+                let (to, from) = (self.place(memory.to_string(), index)?, self.strip(src)?);
+                format!("store_vector_{}<{len}>({to}, {from});", space(*memory))
             }
             TileStmt::Pack { dst, dtype, halves: [low, high] } => {
                 format!("*({}) = pack_{}({}, {});", self.strip(dst)?, dtype.name(), self.expr(low)?, self.expr(high)?)
@@ -49,5 +51,13 @@ impl Printer<'_> {
             return Ok(memory);
         }
         Ok(format!("{memory} + {}", self.operand(index)?))
+    }
+}
+
+/// Where memory that is accessed by several elements lies.
+fn space(memory: Memory) -> &'static str {
+    match memory {
+        Memory::Buffer(_) => "global",
+        Memory::Scratch(_) => "shared",
     }
 }

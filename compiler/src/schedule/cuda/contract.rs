@@ -1,26 +1,13 @@
-//! Contractions and convolutions: tiles of 64 × 64 in shared memory, steps of 16, 4 × 4 sums a thread in registers.
+//! Contractions and convolutions: which engine computes one, and what the engines share.
 
-use egret_ir::{DType, Dim, Op};
+use egret_ir::{Diagnostic, Dim, Graph, NodeId};
 use smallvec::SmallVec;
 
 use super::problem::{Index, Problem};
-use super::row_stage;
-use crate::kernel::{Expr, LoopKind, Memory, Space};
-use crate::schedule::row::epilogue;
-use crate::schedule::scope::Scope;
-
-/// Threads of a block.
-pub const THREADS: i64 = SIDE * SIDE;
-/// Rows and columns of a tile.
-pub const TILE: i64 = 64;
-/// Terms of the sum that a step brings.
-const STEP: i64 = 16;
-/// Rows and columns of a thread.
-const OWN: i64 = 4;
-/// Threads along a side of the tile.
-const SIDE: i64 = TILE / OWN;
-/// Elements from one term of the sum to the next in shared memory.
-const PITCH: i64 = TILE + 4;
+use super::{Target, finished, fma, map, matrix, tiles, unsupported};
+use crate::kernel::Expr;
+use crate::schedule::Passes;
+use crate::schedule::scope::{Scope, Stored};
 
 /// An extent of the product.
 #[derive(Clone)]
@@ -34,206 +21,57 @@ pub struct Extent {
 }
 
 impl Extent {
-    fn new(scope: &mut Scope, parts: &[Dim]) -> Extent {
+    /// The extent that has these parts.
+    pub fn new(scope: &mut Scope, parts: &[Dim]) -> Extent {
         let size = parts.iter().fold(Dim::ONE, |n, d| n * d.clone());
         Extent { parts: parts.into(), end: scope.dim(&size), size }
     }
 
-    /// Whether blocks of `tile` may end beyond it.
-    fn ragged(&self, tile: i64) -> bool {
-        !self.size.modulo(&Dim::from(tile)).is(0)
+    /// How many tiles it has.
+    pub fn tiles(&self, scope: &mut Scope, tile: i64) -> Expr {
+        scope.dim(&self.size.ceil_div(&Dim::from(tile)))
     }
 
-    /// Where an index is inside, unless it always is.
-    fn guard(&self, at: &Expr, tile: i64) -> Option<Expr> {
-        self.ragged(tile).then(|| at.less(&self.end))
-    }
-}
-
-/// A product under construction.
-pub struct Product<'p> {
-    /// What is computed.
-    pub problem: &'p Problem,
-    /// The result.
-    pub out: Memory,
-    /// Rows of the product.
-    pub rows: Extent,
-    /// Columns.
-    pub columns: Extent,
-    sums: Extent,
-    left: Memory,
-    right: Memory,
-    own: Memory,
-    dtype: DType,
-}
-
-/// Where a block is.
-pub struct Block {
-    /// Indices of the batch.
-    pub batch: Index,
-    /// The thread.
-    pub thread: Expr,
-    /// First row.
-    pub row0: Expr,
-}
-
-/// Builds the kernel: a block a tile, or a block 64 whole rows where a row operator follows.
-pub fn build(scope: &mut Scope, problem: &Problem) {
-    let graph = scope.graph;
-    let rows_op = match &graph.node(problem.id).op {
-        Op::Fused(fused) => fused.rows.as_ref(),
-        _ => None,
-    };
-    let out = scope.write((problem.id, 0));
-    let dtype = problem.dtype(scope);
-    let batch = Extent::new(scope, &problem.batch);
-    let rows = Extent::new(scope, &problem.rows);
-    let columns = Extent::new(scope, &problem.columns);
-    let sums = Extent::new(scope, &problem.sums);
-    let tiles = |scope: &mut Scope, extent: &Extent| scope.dim(&extent.size.ceil_div(&Dim::from(TILE)));
-    let (row_tiles, column_tiles) = (tiles(scope, &rows), tiles(scope, &columns));
-    // every axis of the grid before any other variable
-    let group = if batch.size.is(1) { Expr::int(0) } else { scope.k.grid(batch.end.clone()) };
-    let row_tile = scope.k.grid(row_tiles);
-    let column_tile = rows_op.is_none().then(|| scope.k.grid(column_tiles.clone()));
-    let product = Product {
-        problem,
-        out,
-        rows,
-        columns,
-        sums,
-        left: scope.k.scratch(dtype, (STEP * PITCH) as usize, Space::Shared),
-        right: scope.k.scratch(dtype, (STEP * PITCH) as usize, Space::Shared),
-        own: scope.k.scratch(dtype, (OWN * OWN) as usize, Space::Register),
-        dtype,
-    };
-    let batch = scope.unflatten(group, &batch.parts);
-    let row0 = scope.k.bind(row_tile * TILE);
-    scope.for_(Expr::int(0), Expr::int(THREADS), LoopKind::Thread(0), |scope, thread| {
-        let block = Block { batch, thread, row0 };
-        match (column_tile, rows_op) {
-            (Some(tile), _) => {
-                let column0 = scope.k.bind(tile * TILE);
-                product.tile(scope, &block, &column0);
-            }
-            (None, Some((op, finish))) => {
-                scope.for_(Expr::int(0), column_tiles, LoopKind::Serial, |scope, tile| {
-                    let column0 = scope.k.bind(tile * TILE);
-                    product.tile(scope, &block, &column0);
-                });
-                // the rows are complete, and visible to the block
-                scope.k.barrier();
-                row_stage::build(scope, &product, &block, op, finish);
-            }
-            (None, None) => {}
-        }
-    });
-}
-
-impl Product<'_> {
-    /// Computes a tile and stores its epilogue.
-    fn tile(&self, scope: &mut Scope, block: &Block, column0: &Expr) {
-        let zero = Expr::constant(self.dtype, 0.0);
-        scope.for_(Expr::int(0), Expr::int(OWN * OWN), LoopKind::Unroll, |scope, i| scope.k.store(self.own, i, zero));
-        scope.for_step(Expr::int(0), self.sums.end.clone(), STEP, LoopKind::Serial, |scope, sum0| {
-            self.bring_left(scope, block, &sum0);
-            self.bring_right(scope, block, column0, &sum0);
-            scope.k.barrier();
-            self.multiply(scope, block);
-            scope.k.barrier();
-        });
-        self.store(scope, block, column0);
+    /// Where an index is inside, unless in tiles of this extent it always is.
+    pub fn guard(&self, at: &Expr, tile: i64) -> Option<Expr> {
+        let ragged = !self.size.modulo(&Dim::from(tile)).is(0);
+        ragged.then(|| at.less(&self.end))
     }
 
-    /// Puts a tile of one side into shared memory; neighbouring threads read neighbours in memory. `value` gets the
-    /// index along the side and the term of the sum.
-    fn bring(
-        &self,
-        scope: &mut Scope,
-        thread: &Expr,
-        to: Memory,
-        along: bool,
-        value: &mut dyn FnMut(&mut Scope, &Expr, &Expr) -> Expr,
-    ) {
-        let width = if along { TILE } else { STEP };
-        let (near, far) = (scope.k.bind(thread % width), scope.k.bind(thread / width));
-        scope.for_(Expr::int(0), Expr::int(TILE * STEP / THREADS), LoopKind::Unroll, |scope, i| {
-            let far = scope.k.bind(i * (THREADS / width) + far);
-            let (at, term) = if along { (near, far) } else { (far, near) };
-            let value = value(scope, &at, &term);
-            scope.k.store(to, term * PITCH + at, value);
-        });
-    }
-
-    fn bring_left(&self, scope: &mut Scope, block: &Block, sum0: &Expr) {
-        self.bring(scope, &block.thread, self.left, self.problem.left_by_row, &mut |scope, at, term| {
-            let (row, sum) = (scope.k.bind(&block.row0 + at), scope.k.bind(sum0 + term));
-            let inside = both(self.rows.guard(&row, TILE), self.sums.guard(&sum, STEP));
-            let row = scope.unflatten(row, &self.rows.parts);
-            let sum = scope.unflatten(sum, &self.sums.parts);
-            self.problem.left(scope, &block.batch, &row, &sum, inside)
-        });
-    }
-
-    fn bring_right(&self, scope: &mut Scope, block: &Block, column0: &Expr, sum0: &Expr) {
-        self.bring(scope, &block.thread, self.right, self.problem.right_by_column, &mut |scope, at, term| {
-            let (column, sum) = (scope.k.bind(column0 + at), scope.k.bind(sum0 + term));
-            let inside = both(self.columns.guard(&column, TILE), self.sums.guard(&sum, STEP));
-            let column = scope.unflatten(column, &self.columns.parts);
-            let sum = scope.unflatten(sum, &self.sums.parts);
-            self.problem.right(scope, &block.batch, &sum, &column, inside)
-        });
-    }
-
-    /// Adds the products of a step.
-    fn multiply(&self, scope: &mut Scope, block: &Block) {
-        let row = scope.k.bind(&block.thread / SIDE * OWN);
-        let column = scope.k.bind(&block.thread % SIDE * OWN);
-        scope.for_(Expr::int(0), Expr::int(STEP), LoopKind::Unroll, |scope, term| {
-            let mut own = |memory: Memory, first: &Expr| -> SmallVec<[Expr; 4]> {
-                let at = &term * PITCH + first;
-                (0..OWN).map(|i| scope.k.bind(memory.load(&at + i))).collect()
-            };
-            let (left, right) = (own(self.left, &row), own(self.right, &column));
-            for (i, x) in (0..).zip(&left) {
-                for (j, y) in (0..).zip(&right) {
-                    let at = i * OWN + j;
-                    scope.k.store(self.own, at, self.own.load(at) + x * y);
-                }
-            }
-        });
-    }
-
-    /// Stores the epilogue of the sums.
-    fn store(&self, scope: &mut Scope, block: &Block, column0: &Expr) {
-        let first_row = scope.k.bind(&block.row0 + &block.thread / SIDE * OWN);
-        let first_column = scope.k.bind(column0 + &block.thread % SIDE * OWN);
-        scope.for_(Expr::int(0), Expr::int(OWN), LoopKind::Unroll, |scope, i| {
-            let row = scope.k.bind(first_row + &i);
-            let row_index = scope.unflatten(row.clone(), &self.rows.parts);
-            scope.for_(Expr::int(0), Expr::int(OWN), LoopKind::Unroll, |scope, j| {
-                let column = scope.k.bind(first_column + &j);
-                let inside = both(self.rows.guard(&row, TILE), self.columns.guard(&column, TILE));
-                let body = |scope: &mut Scope| {
-                    let column_index = scope.unflatten(column.clone(), &self.columns.parts);
-                    let index = self.problem.result(&block.batch, &row_index, &column_index);
-                    let sum = self.own.load(&i * OWN + &j);
-                    let value = epilogue(scope, self.problem.id, &index, sum);
-                    let address = scope.address((self.problem.id, 0), &index);
-                    scope.k.store(self.out, address, value);
-                };
-                match inside {
-                    Some(inside) => scope.if_(inside, body),
-                    None => body(scope),
-                }
-            });
-        });
+    /// The indices of its parts.
+    pub fn index(&self, scope: &mut Scope, at: Expr) -> Index {
+        scope.unflatten(at, &self.parts)
     }
 }
 
-fn both(a: Option<Expr>, b: Option<Expr>) -> Option<Expr> {
+/// Both conditions, of those that there are.
+pub fn both(a: Option<Expr>, b: Option<Expr>) -> Option<Expr> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.and(b)),
         (a, b) => a.or(b),
     }
+}
+
+/// Builds the kernel of a product, and where blocks sum parts of it, the one that adds these up.
+///
+/// # Errors
+/// As [`super::generate`].
+pub fn generate(graph: &Graph, stored: &dyn Stored, id: NodeId, target: &Target) -> Result<Passes, Diagnostic> {
+    let mut scope = Scope::on_gpu(graph, stored, target.exact, fma::THREADS as u32);
+    let form = || unsupported(graph, id, "of this form");
+    let problem = Problem::new(&mut scope, id).ok_or_else(form)?;
+    let Some(tiles) = tiles::choose(&scope, &problem, target) else {
+        fma::build(&mut scope, &problem);
+        return Ok(finished(scope, id)?.into());
+    };
+    matrix::build(&mut scope, &problem, tiles);
+    let mut passes = Passes::from(finished(scope, id)?);
+    if tiles.splits > 1 {
+        let mut scope = Scope::on_gpu(graph, stored, target.exact, map::THREADS as u32);
+        let problem = Problem::new(&mut scope, id).ok_or_else(form)?;
+        matrix::combine(&mut scope, &problem, tiles.splits);
+        passes.kernels.push(finished(scope, id)?);
+        passes.temporaries.push(matrix::parts(&problem, tiles.splits));
+    }
+    Ok(passes)
 }

@@ -1,11 +1,14 @@
 //! Schedules for CUDA: what differs from the CPU. Everything is row-major; one grid point is a block.
 //!
 //! Maps, windows and scatters deal elements to threads; rows and reductions give a block to a result; contractions are
-//! tiles in shared memory ([`contract`]).
+//! tiles in shared memory ([`contract`]): of tensor cores ([`matrix`]) or of fused multiply-adds ([`fma`]).
 
+mod bring;
 pub mod concat;
 pub mod contract;
+pub mod fma;
 pub mod map;
+pub mod matrix;
 pub mod problem;
 pub mod reduce;
 pub mod row;
@@ -13,8 +16,11 @@ pub mod row_stage;
 pub mod scatter;
 pub mod select;
 pub mod sort;
+mod store;
+pub mod tiles;
 
 use egret_ir::{Diagnostic, Dim, Graph, NodeId, Op};
+use egret_program::DeviceDescription;
 
 use super::row::anchor;
 use super::scope::{Scope, Stored};
@@ -23,12 +29,48 @@ use crate::cost::SYMBOL_HINT;
 use crate::kernel::Finding;
 use crate::partition::{Family, Group};
 
+/// How products of `f32` are computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum F32Products {
+    /// By fused multiply-adds in `f32`.
+    #[default]
+    Fma,
+    /// By tensor cores, operands rounded to 10 bits of fraction.
+    Tf32,
+    /// By tensor cores, operands split into two parts of 10 bits: nearly as exact as `f32`.
+    Tf32x3,
+}
+
+impl std::str::FromStr for F32Products {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<F32Products, String> {
+        match text {
+            "fma" => Ok(F32Products::Fma),
+            "tf32" => Ok(F32Products::Tf32),
+            "tf32x3" => Ok(F32Products::Tf32x3),
+            other => Err(format!("`{other}` is no way to multiply f32: fma, tf32, tf32x3")),
+        }
+    }
+}
+
+/// What kernels are made for.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'d> {
+    /// The GPU.
+    pub device: &'d DeviceDescription,
+    /// No FMA contraction, no rounding of operands.
+    pub exact: bool,
+    /// Products of `f32`.
+    pub products: F32Products,
+}
+
 /// Builds the CUDA kernels of a group.
 ///
 /// # Errors
 /// `E0461` when the kernel is beyond the bounds of the kernel IR, `E0465` when there is no CUDA kernel of that form.
-pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, exact: bool) -> Result<Passes, Diagnostic> {
-    let id = group.root;
+pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, target: &Target) -> Result<Passes, Diagnostic> {
+    let (id, exact) = (group.root, target.exact);
     if matches!(&graph.node(id).op, Op::Fused(fused) if !fused.taps.is_empty()) {
         return Err(unsupported(graph, id, "with several results"));
     }
@@ -37,6 +79,9 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, exact: bool) 
             return sort::generate(graph, stored, id, top, exact);
         }
         _ if group.family == Family::Reduce => return reduce::generate(graph, stored, id, exact),
+        _ if matches!(group.family, Family::Dot | Family::Conv) => {
+            return contract::generate(graph, stored, id, target);
+        }
         _ => {}
     }
     let mut scope = Scope::on_gpu(graph, stored, exact, threads(graph, group));
@@ -55,11 +100,6 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, exact: bool) 
             Op::Scatter(op) => scatter::build(&mut scope, id, op),
             _ => return Err(unsupported(graph, id, "of this form")),
         },
-        Family::Dot | Family::Conv => {
-            let problem =
-                problem::Problem::new(&mut scope, id).ok_or_else(|| unsupported(graph, id, "of this form"))?;
-            contract::build(&mut scope, &problem);
-        }
         Family::Cumulative => match &graph.node(id).op {
             Op::Cumulative(op) => super::cumulative::build(&mut scope, id, op),
             _ => return Err(unsupported(graph, id, "of this form")),
@@ -72,7 +112,9 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, exact: bool) 
             Op::TopK(top) => select::build(&mut scope, id, top),
             _ => return Err(unsupported(graph, id, "of any form")),
         },
-        Family::Reduce
+        Family::Dot
+        | Family::Conv
+        | Family::Reduce
         | Family::Attention
         | Family::AttentionGrad
         | Family::Bits
@@ -113,7 +155,6 @@ fn threads(graph: &Graph, group: &Group) -> u32 {
             };
             row::threads(&shape[axes].iter().fold(Dim::ONE, |n, d| n * d.clone()))
         }
-        (Family::Dot | Family::Conv, _) => contract::THREADS as u32,
         (Family::Scatter, _) => scatter::THREADS as u32,
         _ => map::THREADS as u32,
     }

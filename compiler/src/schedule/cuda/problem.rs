@@ -4,13 +4,22 @@ use egret_ir::ops::{Conv, ConvForm, DotGeneral, Labels};
 use egret_ir::{DType, Dim, NodeId, Op, Shape};
 use smallvec::SmallVec;
 
-use crate::kernel::Expr;
+use crate::kernel::{Expr, Memory};
 use crate::schedule::row::anchor;
 use crate::schedule::scope::{Scope, Stored, value_of};
 use crate::schedule::view::strided;
 
 /// Indices, one an axis of a part of the problem.
 pub type Index = SmallVec<[Expr; 6]>;
+
+/// A side of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// It has the rows.
+    Left,
+    /// It has the columns.
+    Right,
+}
 
 /// A product whose element is a sum over `sums` of left × right.
 pub struct Problem {
@@ -112,6 +121,10 @@ impl Problem {
         if has_rows && dot.columns.len() != 1 {
             return None;
         }
+        // neighbours in memory are neighbours in the product
+        let left_rows = [(left, left_labels)];
+        innermost(scope, &mut dot.rows, &left_rows);
+        innermost(scope, &mut dot.sums, &[(left, left_labels), (right, right_labels)]);
         let dims = |labels: &[u8]| labels.iter().map(|l| extent(*l)).collect::<Vec<_>>();
         Some(Problem {
             id,
@@ -160,6 +173,67 @@ impl Problem {
                 outer: scope.dim(&outer),
                 extents: read[2..].iter().map(|d| scope.dim(d)).collect(),
             })),
+        }
+    }
+
+    /// Whether it is a convolution.
+    pub fn is_conv(&self) -> bool {
+        matches!(self.form, Form::Conv(_))
+    }
+
+    /// Along which index a side's elements lie side by side, and how many of them may be moved at once, up to `limit`:
+    /// true where it is the last one of the sum, false for the last row or column.
+    pub fn neighbours(&self, scope: &Scope, which: Which, limit: i64) -> (bool, i64) {
+        let along_terms = match which {
+            Which::Left => !self.left_by_row,
+            Which::Right => !self.right_by_column,
+        };
+        let Form::Dot(dot) = &self.form else { return (along_terms, 1) };
+        let (id, labels, free) = dot.side(which);
+        let width = |label: Option<&u8>| match label.and_then(|label| labels.axis(*label)) {
+            Some(axis) => scope.neighbours(id, axis, limit),
+            None => 1,
+        };
+        let (terms, others) = (width(dot.sums.last()), width(free.last()));
+        if terms == others { (along_terms, terms) } else { (terms > others, terms.max(others)) }
+    }
+
+    /// The buffer of a side, and the place there of an element; `None` where it is computed, or where there may be none.
+    pub fn source(
+        &self,
+        scope: &mut Scope,
+        which: Which,
+        batch: &[Expr],
+        at: &[Expr],
+        sum: &[Expr],
+    ) -> Option<(Memory, Expr)> {
+        let Form::Dot(dot) = &self.form else { return None };
+        let (id, labels, free) = dot.side(which);
+        let index = dot.index(labels, &[(&dot.batch, batch), (free, at), (&dot.sums, sum)]);
+        scope.place(id, &index)
+    }
+
+    /// An element of a side; zero where `inside` does not hold.
+    pub fn element(
+        &self,
+        scope: &mut Scope,
+        which: Which,
+        batch: &[Expr],
+        at: &[Expr],
+        sum: &[Expr],
+        inside: Option<Expr>,
+    ) -> Expr {
+        match which {
+            Which::Left => self.left(scope, batch, at, sum, inside),
+            Which::Right => self.right(scope, batch, sum, at, inside),
+        }
+    }
+
+    /// The axis of the result that the last column is along.
+    pub fn column_axis(&self, scope: &Scope) -> Option<usize> {
+        match &self.form {
+            Form::Dot(dot) => dot.columns.last().and_then(|label| dot.out.axis(*label)),
+            Form::Conv(_) => Some(scope.graph.tensor_type(self.id).shape.rank() - 1),
         }
     }
 
@@ -232,6 +306,14 @@ impl Problem {
 }
 
 impl Dot {
+    /// The operand of a side, its labels, and those of them that are rows or columns.
+    fn side(&self, which: Which) -> (NodeId, &Labels, &Vec<u8>) {
+        match which {
+            Which::Left => (self.left, &self.left_labels, &self.rows),
+            Which::Right => (self.right, &self.right_labels, &self.columns),
+        }
+    }
+
     fn index(&self, labels: &Labels, parts: &[(&Vec<u8>, &[Expr])]) -> Index {
         let at = |label: &u8| {
             let find = |(have, index): &(&Vec<u8>, &[Expr])| {
@@ -309,6 +391,17 @@ fn element(scope: &mut Scope, id: NodeId, index: &[Expr], inside: Option<Expr>) 
     }
     let dtype = scope.graph.tensor_type(id).dtype;
     inside.select(value, Expr::constant(dtype, 0.0))
+}
+
+/// Puts the label last whose neighbours lie side by side in the first operand that has such.
+fn innermost(scope: &Scope, labels: &mut Vec<u8>, operands: &[(NodeId, &Labels)]) {
+    for (id, of) in operands {
+        let side_by_side = |label: &u8| of.axis(*label).is_some_and(|axis| scope.neighbours(*id, axis, 2) > 1);
+        if let Some(at) = labels.iter().position(side_by_side) {
+            let label = labels.remove(at);
+            return labels.push(label);
+        }
+    }
 }
 
 /// Whether, of two labels of a value, the first is the one whose neighbours are nearer in memory.

@@ -4,7 +4,7 @@ use egret_ir::ops::{Norm, NormKind, Softmax};
 use egret_ir::{DType, Op, ScalarExpr};
 use smallvec::SmallVec;
 
-use super::contract::{Block, Product, THREADS, TILE};
+use super::fma::{Block, Product, THREADS, TILE};
 use crate::kernel::{Expr, LoopKind, ReduceOp, UnaryOp};
 use crate::schedule::row::apply;
 use crate::schedule::scope::Scope;

@@ -1,0 +1,214 @@
+//! How a side of a product gets into shared memory, and from there into the registers of warps.
+//!
+//! A stage holds `extent` rows (or columns) of `step` terms. Neighbours in shared memory are what neighbours are in
+//! memory: terms of a row, or rows of a term. Copies are asynchronous where at least four bytes lie side by side; else
+//! threads load elements and store them. The 16-byte chunks of a line are permuted by the line's number, so that neither
+//! copies nor the warps' loads meet in a bank of shared memory.
+
+use egret_ir::DType;
+
+use super::contract::{Extent, both};
+use super::matrix::Product;
+use super::problem::{Index, Problem, Which};
+use super::tiles::Tiles;
+use crate::kernel::{BinaryOp, Expr, LoopKind, MatrixKind, Memory, Space};
+use crate::schedule::scope::Scope;
+
+/// What the number of a line does to its chunks: they are combined with one of these by exclusive or.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Swizzle {
+    /// Lines of four chunks, two of which fill the banks: half the line's number, of four.
+    HalfLines,
+    /// Lines that are loaded eight together: the line's number, of eight.
+    Lines,
+    /// Lines of which four are read at once by words, eight of each: twice the line's number, of four.
+    Words,
+}
+
+/// A side of a product.
+pub struct Side {
+    which: Which,
+    /// Its stages in shared memory.
+    pub tile: Memory,
+    extent: i64,
+    step: i64,
+    along_terms: bool,
+    /// Elements that are copied at once.
+    width: i64,
+    is_async: bool,
+    /// Elements of 16 bytes.
+    chunk: i64,
+    swizzle: Swizzle,
+    threads: i64,
+}
+
+/// What a thread copies in every stage: a place of the side, and where in the stage it goes.
+pub struct Place {
+    index: Index,
+    guard: Option<Expr>,
+    /// First term, from the stage's first.
+    term: Expr,
+    to: Expr,
+}
+
+impl Side {
+    /// A side of a problem, with shared memory for its stages.
+    pub fn new(scope: &mut Scope, problem: &Problem, which: Which, tiles: &Tiles) -> Side {
+        let dtype = problem.dtype(scope);
+        let chunk = 16 / dtype.size() as i64;
+        let extent = if which == Which::Left { tiles.rows } else { tiles.columns };
+        let (along_terms, width) = problem.neighbours(scope, which, chunk);
+        let is_async = width * dtype.size() as i64 >= 4;
+        let chunks = if along_terms { tiles.step } else { extent } / chunk;
+        let swizzle = match chunks {
+            _ if !along_terms && dtype == DType::F32 => Swizzle::Words,
+            4 => Swizzle::HalfLines,
+            _ => Swizzle::Lines,
+        };
+        Side {
+            which,
+            tile: scope.k.scratch(dtype, (extent * tiles.step * tiles.stages) as usize, Space::Shared),
+            extent,
+            step: tiles.step,
+            along_terms,
+            width: if is_async { width } else { 1 },
+            is_async,
+            chunk,
+            swizzle,
+            threads: tiles.threads(),
+        }
+    }
+
+    /// Elements of a stage.
+    pub fn stage_len(&self) -> i64 {
+        self.extent * self.step
+    }
+
+    /// Elements of a line: terms of a row, or rows of a term.
+    fn line(&self) -> i64 {
+        if self.along_terms { self.step } else { self.extent }
+    }
+
+    /// The place in a stage of a chunk of a line. Of `within` only the last bits count: the line's number from a
+    /// multiple of eight.
+    fn chunk_at(&self, line: Expr, within: &Expr, chunk: Expr) -> Expr {
+        let key = match self.swizzle {
+            Swizzle::HalfLines => within / 2 % 4,
+            Swizzle::Lines => within % 8,
+            Swizzle::Words => within % 4 * 2,
+        };
+        line * self.line() + chunk.binary(BinaryOp::Xor, key) * self.chunk
+    }
+
+    fn extents<'p>(&self, product: &'p Product) -> &'p Extent {
+        match self.which {
+            Which::Left => &product.rows,
+            Which::Right => &product.columns,
+        }
+    }
+
+    /// What a thread copies of the rows (or columns) from `first`.
+    pub fn places(&self, scope: &mut Scope, product: &Product, first: &Expr, thread: &Expr) -> Vec<Place> {
+        let lines = self.extent * self.step / self.line();
+        let near_count = self.line() / self.width;
+        let per_pass = self.threads / near_count;
+        let near = scope.k.bind(thread % near_count * self.width);
+        let far = scope.k.bind(thread / near_count);
+        let mut places = Vec::new();
+        for pass in 0..lines / per_pass {
+            let line = scope.k.bind(&far + pass * per_pass);
+            let (at, term) = if self.along_terms { (&line, &near) } else { (&near, &line) };
+            let at = scope.k.bind(first + at);
+            let extents = self.extents(product);
+            let guard = extents.guard(&at, self.extent).map(|guard| scope.k.bind(guard));
+            let index = extents.index(scope, at);
+            // the same for every pass, where passes are whole groups of lines
+            let within = if per_pass % 8 == 0 { &far } else { &line };
+            let to = self.chunk_at(line.clone(), within, &near / self.chunk) + &near % self.chunk;
+            places.push(Place { index, guard, term: term.clone(), to: scope.k.bind(to) });
+        }
+        places
+    }
+
+    /// Brings a step of the sum into a stage, which begins at an element of the tile.
+    pub fn bring(
+        &self,
+        scope: &mut Scope,
+        product: &Product,
+        batch: &[Expr],
+        places: &[Place],
+        stage: &Expr,
+        step: &Expr,
+    ) {
+        for place in places {
+            let (sum, guard) = product.term(scope, step, &place.term);
+            let inside = both(place.guard.clone(), guard);
+            let to = stage + &place.to;
+            let problem = product.problem;
+            let source = self.is_async.then(|| problem.source(scope, self.which, batch, &place.index, &sum));
+            match source.flatten() {
+                Some((memory, from)) => {
+                    scope.k.align_buffer(memory, (16 * self.width / self.chunk) as u32);
+                    scope.k.copy_async((self.tile, to), (memory, from), self.width as u32, inside);
+                }
+                None => {
+                    let value = problem.element(scope, self.which, batch, &place.index, &sum, inside);
+                    scope.k.store(self.tile, to, value);
+                }
+            }
+        }
+    }
+
+    /// Loads the 16 rows (or columns) from `first`, a multiple of eight, of the terms that one product takes: into the
+    /// registers of one left matrix from `to`, or those of two right ones.
+    pub fn load(&self, scope: &mut Scope, stage: &Expr, first: &Expr, slab: &Expr, lane: &Expr, to: (Memory, Expr)) {
+        if self.swizzle == Swizzle::Words {
+            return self.load_words(scope, stage, first, slab, lane, to);
+        }
+        let (low, matrix) = (lane % 8, lane / 8);
+        let (row_half, term_half) = match self.which {
+            Which::Left => (&matrix % 2, &matrix / 2),
+            Which::Right => (&matrix / 2, &matrix % 2),
+        };
+        let from = if self.along_terms {
+            let within = row_half * 8 + low;
+            self.chunk_at(first + &within, &within, slab * 2 + term_half)
+        } else {
+            let within = term_half * 8 + low;
+            self.chunk_at(slab * 16 + &within, &within, first / 8 + row_half)
+        };
+        scope.k.load_matrices(to, (self.tile, stage + from), !self.along_terms);
+    }
+
+    /// [`Side::load`] of rows of terms in words, which nothing transposes on the way.
+    fn load_words(
+        &self,
+        scope: &mut Scope,
+        stage: &Expr,
+        first: &Expr,
+        slab: &Expr,
+        lane: &Expr,
+        (registers, to): (Memory, Expr),
+    ) {
+        scope.for_(Expr::int(0), Expr::int(4), LoopKind::Unroll, |scope, i| {
+            let (row_half, term_half) = match self.which {
+                Which::Left => (&i % 2, &i / 2),
+                Which::Right => (&i / 2, &i % 2),
+            };
+            let (row, within) = (lane / 4, lane % 4);
+            let chunk = first / 4 + row_half * 2 + &row / 4;
+            let from = self.chunk_at(slab * 8 + term_half * 4 + &within, &within, chunk) + row % 4;
+            scope.k.store(registers, to + i, self.tile.load(stage + from));
+        });
+    }
+}
+
+/// How many products a step takes: each has 32 bytes of terms.
+pub fn slabs(tiles: &Tiles) -> i64 {
+    let terms = match tiles.kind {
+        MatrixKind::F16 | MatrixKind::BF16 => 16,
+        MatrixKind::Tf32 | MatrixKind::Tf32x3 => 8,
+        MatrixKind::I8 => 32,
+    };
+    tiles.step / terms
+}

@@ -1,0 +1,176 @@
+//! The sums of a product on their way to memory: through shared memory, so that each thread has neighbours of a row; their
+//! epilogue; stores of up to 16 bytes.
+
+use egret_ir::{DType, NodeId, Op};
+
+use super::contract::both;
+use super::matrix::{Block, Product};
+use super::tiles::WARP_COLUMNS;
+use crate::kernel::{BinaryOp, Expr, LoopKind, Memory, Space};
+use crate::schedule::row::epilogue;
+use crate::schedule::scope::Scope;
+
+/// Rows of a warp that are stored together.
+const SLAB: i64 = 16;
+/// Elements of a slab.
+const SLAB_LEN: i64 = SLAB * WARP_COLUMNS;
+
+/// Stores the sums of a warp, all threads of the block together.
+pub fn store(scope: &mut Scope, product: &Product, block: &Block) {
+    let problem = product.problem;
+    let warps = product.tiles.threads() / 32;
+    let slabs = scope.k.scratch_over(product.tiles.kind.sum(), (warps * SLAB_LEN) as usize, product.free());
+    let slab = scope.k.bind(&block.warp * SLAB_LEN);
+    let out_dtype = if product.tiles.splits > 1 { DType::F32 } else { scope.graph.tensor_type(problem.id).dtype };
+    let width = width(scope, product, out_dtype);
+    let own_dtype = if product.tiles.splits > 1 { DType::F32 } else { problem.dtype(scope) };
+    let rows = Rows {
+        product,
+        block,
+        slabs,
+        slab,
+        width,
+        own: scope.k.scratch(own_dtype, width as usize, Space::Register),
+        made: scope.k.scratch(out_dtype, width as usize, Space::Register),
+        extras: extras(scope, product, width),
+    };
+    if product.tiles.splits > 1 || width > 1 {
+        scope.k.align_buffer(product.out, 16);
+    }
+    scope.for_(Expr::int(0), Expr::int(product.tiles.warp_rows / SLAB), LoopKind::Unroll, |scope, i| {
+        // the slab before has been read
+        scope.k.warp_barrier();
+        rows.put(scope, &i);
+        scope.k.warp_barrier();
+        // a pass has as many rows as a thread has columns
+        scope.for_(Expr::int(0), Expr::int(SLAB / width), LoopKind::Serial, |scope, pass| {
+            let threads = WARP_COLUMNS / width;
+            let row = scope.k.bind(pass * width + &block.lane / threads);
+            let column = scope.k.bind(&block.lane % threads * width);
+            rows.finish(scope, &i, &row, &column);
+        });
+    });
+}
+
+/// Columns that a thread stores at once.
+fn width(scope: &Scope, product: &Product, dtype: DType) -> i64 {
+    let limit = (16 / dtype.size() as i64).min(8);
+    if product.tiles.splits > 1 {
+        return if product.columns.size.modulo(&limit.into()).is(0) { limit } else { 1 };
+    }
+    match product.problem.column_axis(scope) {
+        Some(axis) => scope.neighbours(product.problem.id, axis, limit),
+        None => 1,
+    }
+}
+
+/// Extra operands of which a thread loads neighbours at once.
+fn extras(scope: &mut Scope, product: &Product, width: i64) -> Vec<(NodeId, Memory)> {
+    let graph = scope.graph;
+    let node = graph.node(product.problem.id);
+    let Op::Fused(fused) = &node.op else { return Vec::new() };
+    if width == 1 || product.tiles.splits > 1 {
+        return Vec::new();
+    }
+    let last = graph.tensor_type(product.problem.id).shape.rank() - 1;
+    let along = product.problem.column_axis(scope) == Some(last);
+    let mut found: Vec<(NodeId, Memory)> = Vec::new();
+    for extra in node.operands[fused.bases..].iter().copied() {
+        let ty = graph.tensor_type(extra);
+        let rank = ty.shape.rank();
+        let fits = along && rank > 0 && width * ty.dtype.size() as i64 <= 16;
+        if fits && !found.iter().any(|(id, _)| *id == extra) && scope.neighbours(extra, rank - 1, width) == width {
+            found.push((extra, scope.k.scratch(ty.dtype, width as usize, Space::Register)));
+        }
+    }
+    found
+}
+
+/// The rows of a warp on their way.
+struct Rows<'p> {
+    product: &'p Product<'p>,
+    block: &'p Block,
+    slabs: Memory,
+    /// The warp's first element of `slabs`.
+    slab: Expr,
+    width: i64,
+    own: Memory,
+    made: Memory,
+    extras: Vec<(NodeId, Memory)>,
+}
+
+impl Rows<'_> {
+    /// The place of a column in the warp's slab: chunks of 16 bytes are permuted by rows, so that neither the stores of
+    /// matrices nor the loads of rows meet in a bank.
+    fn at(&self, row: &Expr, column: &Expr) -> Expr {
+        let key = (row % 4 * 2).binary(BinaryOp::Xor, row % 2);
+        &self.slab + row * WARP_COLUMNS + (column / 4).binary(BinaryOp::Xor, key) * 4 + column % 4
+    }
+
+    /// Puts 16 rows of the sums into the slab.
+    fn put(&self, scope: &mut Scope, i: &Expr) {
+        let lane = &self.block.lane;
+        scope.for_(Expr::int(0), Expr::int(WARP_COLUMNS / 8), LoopKind::Unroll, |scope, j| {
+            scope.for_(Expr::int(0), Expr::int(2), LoopKind::Unroll, |scope, half| {
+                let to = self.at(&(lane / 4 + &half * 8), &(&j * 8 + lane % 4 * 2));
+                let from = i * (WARP_COLUMNS / 2) + j * 4 + half * 2;
+                scope.k.store_vector(self.slabs, to, (self.product.totals, from), 2);
+            });
+        });
+    }
+
+    /// Stores neighbours of a row of the slab.
+    fn finish(&self, scope: &mut Scope, i: &Expr, row: &Expr, column: &Expr) {
+        let (product, tiles) = (self.product, &self.product.tiles);
+        for part in 0..(self.width + 3) / 4 {
+            let from = self.at(row, &(column + part * 4));
+            scope.k.load_vector((self.own, part * 4), self.slabs, from, self.width.min(4) as u32);
+        }
+        let row = scope.k.bind(&self.block.row0 + i * SLAB + row);
+        let column = scope.k.bind(&self.block.column0 + column);
+        let inside = both(product.rows.guard(&row, tiles.rows), product.columns.guard(&column, tiles.columns));
+        let body = |scope: &mut Scope| self.leave(scope, row, column);
+        match inside {
+            Some(inside) => scope.if_(inside, body),
+            None => body(scope),
+        }
+    }
+
+    fn leave(&self, scope: &mut Scope, row: Expr, column: Expr) {
+        let (product, problem) = (self.product, self.product.problem);
+        if product.tiles.splits > 1 {
+            let first = (&self.block.group * &product.rows.end + row) * &product.columns.end + column;
+            return scope.k.store_vector(product.out, first, (self.own, 0), self.width as u32);
+        }
+        let row = product.rows.index(scope, row);
+        let column = product.columns.index(scope, column);
+        let index = problem.result(&self.block.batch, &row, &column);
+        for (extra, registers) in &self.extras {
+            let at = scope.broadcast_index(*extra, &index);
+            if let Some((memory, address)) = scope.place(*extra, &at) {
+                scope.k.align_buffer(memory, 16);
+                scope.k.load_vector((*registers, 0), memory, address, self.width as u32);
+            }
+        }
+        let address = scope.address((problem.id, 0), &index);
+        if self.width == 1 {
+            let value = epilogue(scope, problem.id, &index, self.own.load(0));
+            return scope.k.store(product.out, address, value);
+        }
+        let address = scope.k.bind(address);
+        scope.for_(Expr::int(0), Expr::int(self.width), LoopKind::Unroll, |scope, i| {
+            let mut column = column.clone();
+            if let Some(last) = column.last_mut() {
+                *last = last.clone() + &i;
+            }
+            let index = problem.result(&self.block.batch, &row, &column);
+            for (extra, registers) in &self.extras {
+                let at = scope.broadcast_index(*extra, &index);
+                scope.remember(*extra, &at, &registers.load(&i));
+            }
+            let value = epilogue(scope, problem.id, &index, self.own.load(&i));
+            scope.k.store(self.made, i, value);
+        });
+        scope.k.store_vector(product.out, address, (self.made, 0), self.width as u32);
+    }
+}

@@ -1,0 +1,178 @@
+//! Schedules of products by tensor cores: plain data, chosen from extents and the device's description.
+
+use egret_ir::{DType, Dim, Op};
+use egret_program::DeviceDescription;
+
+use super::problem::Problem;
+use super::{F32Products, Target, expected};
+use crate::kernel::MatrixKind;
+use crate::schedule::scope::Scope;
+
+/// Columns of a warp's tile.
+pub const WARP_COLUMNS: i64 = 32;
+/// Bytes of a stage's terms of a row.
+const STEP_BYTES: i64 = 64;
+/// Registers of a thread that schedules are made for: two blocks of 256 threads fit.
+const REGISTERS: i64 = 128;
+/// Nanoseconds from a copy's start to its arrival when it comes from the second cache.
+const LATENCY: f64 = 600.0;
+/// Parts that a sum may be split into.
+const MAX_SPLITS: i64 = 16;
+
+/// How a product is computed by tensor cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tiles {
+    /// What the tensor cores compute.
+    pub kind: MatrixKind,
+    /// Rows of a block.
+    pub rows: i64,
+    /// Columns of a block.
+    pub columns: i64,
+    /// Terms of the sum in a stage.
+    pub step: i64,
+    /// Rows of a warp.
+    pub warp_rows: i64,
+    /// Stages in shared memory: all but one are on their way while one is multiplied.
+    pub stages: i64,
+    /// Parts of the sum, each of a block of its own.
+    pub splits: i64,
+}
+
+/// Rows and columns of a block, and rows of a warp; where equally good, the first is taken.
+const CANDIDATES: [(i64, i64, i64); 6] =
+    [(128, 128, 64), (128, 64, 64), (64, 128, 64), (64, 64, 32), (128, 32, 32), (32, 128, 32)];
+
+impl Tiles {
+    /// Threads of a block.
+    pub fn threads(&self) -> i64 {
+        self.rows / self.warp_rows * (self.columns / WARP_COLUMNS) * 32
+    }
+
+    /// Bytes of shared memory of a block, for elements of `size` bytes.
+    pub fn shared_bytes(&self, size: usize) -> i64 {
+        (self.rows + self.columns) * self.step * self.stages * size as i64
+    }
+}
+
+/// Extents of a product, as a schedule sees them.
+#[derive(Clone, Copy, Debug)]
+pub struct Extents {
+    /// Independent products.
+    pub batch: i64,
+    /// Rows.
+    pub rows: i64,
+    /// Columns.
+    pub columns: i64,
+    /// Terms of the sum.
+    pub sums: i64,
+}
+
+/// The schedule of a problem; `None` where tensor cores do not compute it.
+pub fn choose(scope: &Scope, problem: &Problem, target: &Target) -> Option<Tiles> {
+    let graph = scope.graph;
+    let node = graph.node(problem.id);
+    let dtypes = [0, 1].map(|i| graph.tensor_type(node.operands[i]).dtype);
+    let kind = match (dtypes[0], target.products) {
+        (DType::F16, _) => MatrixKind::F16,
+        (DType::BF16, _) => MatrixKind::BF16,
+        (DType::F32, F32Products::Tf32) if !target.exact => MatrixKind::Tf32,
+        (DType::F32, F32Products::Tf32x3) if !target.exact => MatrixKind::Tf32x3,
+        _ => return None,
+    };
+    // a row operator needs whole rows of results, which the other engine has
+    let whole_rows = matches!(&node.op, Op::Fused(fused) if fused.rows.is_some());
+    if dtypes[0] != dtypes[1] || whole_rows || problem.is_conv() {
+        return None;
+    }
+    let extent = |parts: &[Dim]| expected(&parts.iter().fold(Dim::ONE, |n, d| n * d.clone())).max(1);
+    let extents = Extents {
+        batch: extent(&problem.batch),
+        rows: extent(&problem.rows),
+        columns: extent(&problem.columns),
+        sums: extent(&problem.sums),
+    };
+    // of a matrix of 16 × 8 most would be padding
+    let wasted = extents.rows < 8 || extents.columns < 8;
+    (!wasted).then(|| best(kind, dtypes[0].size(), extents, target.device))
+}
+
+/// The fastest schedule by [`time`].
+pub fn best(kind: MatrixKind, size: usize, extents: Extents, device: &DeviceDescription) -> Tiles {
+    let step = STEP_BYTES / size as i64;
+    let steps = (extents.sums + step - 1) / step;
+    let mut found: Option<(f64, Tiles)> = None;
+    for (rows, columns, warp_rows) in CANDIDATES {
+        for splits in (0..).map(|n| 1 << n).take_while(|s| *s <= MAX_SPLITS && (*s == 1 || steps / *s >= 4)) {
+            let tiles = Tiles { kind, rows, columns, step, warp_rows, stages: 3, splits };
+            let time = time(&tiles, size, extents, device);
+            if found.is_none_or(|(best, _)| time < best) {
+                found = Some((time, tiles));
+            }
+        }
+    }
+    found.map_or(Tiles { kind, rows: 64, columns: 64, step, warp_rows: 32, stages: 3, splits: 1 }, |(_, tiles)| tiles)
+}
+
+/// Modelled nanoseconds: waves of blocks, each as long as its products, its copies from the second cache, or the latency
+/// of these, whichever is the longest; and the parts of a split sum, written and read, with a launch.
+fn time(tiles: &Tiles, size: usize, extents: Extents, device: &DeviceDescription) -> f64 {
+    let ceil = |a: i64, b: i64| (a + b - 1) / b;
+    let cores = i64::from(device.cores.max(1));
+    let (shared, registers, rate) = device.block_limits();
+    let blocks = extents.batch * ceil(extents.rows, tiles.rows) * ceil(extents.columns, tiles.columns) * tiles.splits;
+    let by_memory = i64::from(shared) / tiles.shared_bytes(size).max(1);
+    let by_registers = i64::from(registers) / (tiles.threads() * REGISTERS);
+    let resident = by_memory.min(by_registers).max(1);
+    let active = resident.min(ceil(blocks, cores)) as f64;
+    let waves = ceil(blocks, cores * resident) as f64;
+    let steps = ceil(ceil(extents.sums, tiles.step), tiles.splits) as f64;
+    let (rows, columns, step) = (tiles.rows as f64, tiles.columns as f64, tiles.step as f64);
+    let slower = match tiles.kind {
+        MatrixKind::F16 | MatrixKind::BF16 => 1.0,
+        MatrixKind::Tf32 => 2.0,
+        MatrixKind::Tf32x3 => 6.0,
+        MatrixKind::I8 => 0.5,
+    };
+    let products = 2.0 * rows * columns * step * steps * active * slower / rate;
+    let copies = (rows + columns) * step * size as f64 * steps * active * cores as f64 / device.cache_gbps;
+    let latency = LATENCY * steps / (tiles.stages - 1) as f64;
+    let parts = if tiles.splits > 1 {
+        let elements = (extents.batch * extents.rows * extents.columns) as f64;
+        2.0 * 4.0 * elements * tiles.splits as f64 / device.memory_gbps + 1e3 * device.launch_us
+    } else {
+        0.0
+    };
+    waves * products.max(copies).max(latency) + parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(batch: i64, rows: i64, columns: i64, sums: i64, device: &str) -> Tiles {
+        let device = DeviceDescription::named(device).unwrap();
+        best(MatrixKind::BF16, 2, Extents { batch, rows, columns, sums }, &device)
+    }
+
+    #[test]
+    fn large_products_have_large_tiles_and_small_grids_split_their_sums() {
+        for device in ["a100", "h200"] {
+            let large = of(1, 4096, 4096, 4096, device);
+            assert_eq!((large.rows, large.columns, large.splits), (128, 128, 1), "{device}");
+            let deep = of(1, 128, 128, 16384, device);
+            assert!(deep.splits >= 8, "{device}: {deep:?}");
+            let narrow = of(1, 16, 4096, 4096, device);
+            assert_eq!(narrow.rows, 32, "{device}: {narrow:?}");
+        }
+    }
+
+    #[test]
+    fn the_choice_follows_the_description() {
+        let device = DeviceDescription::named("a100").unwrap();
+        let extents = Extents { batch: 1, rows: 1024, columns: 1024, sums: 1024 };
+        let choices: Vec<Tiles> = [8, 32, 108, 400]
+            .map(|cores| best(MatrixKind::BF16, 2, extents, &DeviceDescription { cores, ..device.clone() }))
+            .to_vec();
+        assert!(choices.windows(2).any(|pair| pair[0] != pair[1]), "{choices:?}");
+    }
+}
