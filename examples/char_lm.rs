@@ -37,16 +37,16 @@ pub(crate) struct Args {
     #[arg(long)]
     minutes: Option<f64>,
     /// Texts of a step.
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 16)]
     batch: usize,
     /// Characters that the model looks back at most.
     #[arg(long, default_value_t = 64)]
     length: usize,
     /// Features of a character.
-    #[arg(long, default_value_t = 96)]
+    #[arg(long, default_value_t = 128)]
     features: usize,
     /// Layers.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 3)]
     layers: usize,
     /// Learning rate at its highest.
     #[arg(long, default_value_t = 3e-3)]

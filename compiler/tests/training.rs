@@ -4,6 +4,7 @@
 //! is skipped.
 
 mod support {
+    pub mod drawn;
     pub mod host;
 }
 
@@ -11,8 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use egret_compiler::{CompileOptions, Level, compile};
-use egret_ir::{DType, Graph, Tensor, Tensors, Tracer, Var, f32, files, i64, trace};
-use egret_runtime::{Executable, LoadOptions};
+use egret_ir::{DType, Graph, Tensor, Tensors, Tracer, Var, f32, files, i64, interpret, trace};
+use egret_runtime::{Executable, LoadOptions, State};
+use support::drawn::drawn;
 use support::host::description;
 
 fn data() -> PathBuf {
@@ -81,6 +83,83 @@ fn first_gradients_of_the_recorded_cnn() {
                 let off = (a.as_f64() - b.as_f64()).abs();
                 assert!(off <= TOLERANCE * most, "{} at {level:?}: off by {off:e} of {most:e}", output.name());
             }
+        }
+    }
+}
+
+/// Descent with momentum on layers of these extents, each trained by its own gradient.
+fn descent(extents: &[usize]) -> Graph {
+    trace(|t: &Tracer<'_>| {
+        let mut x = t.input("x", f32([8i64, extents[0] as i64]));
+        let mut params = Vec::new();
+        for (i, pair) in extents.windows(2).enumerate() {
+            let fill = |shape: &[usize]| drawn(DType::F32, shape, i as u64, 0.5, 1);
+            let (w, b) = (t.state(&format!("{i}.w"), fill(pair)), t.state(&format!("{i}.b"), fill(&pair[1..])));
+            x = (x.matmul(w) + b).tanh();
+            params.extend([w, b]);
+        }
+        let loss = (x * x).mean();
+        for (i, (p, g)) in params.iter().zip(t.grad(loss, &params)).enumerate() {
+            let mean = t.state(&format!("{i}.mean"), Tensor::zeros(DType::F32, &extents_of(*p)));
+            let square = t.state(&format!("{i}.square"), Tensor::zeros(DType::F32, &extents_of(*p)));
+            let (next_mean, next_square) = (mean * 0.9 + g * 0.1, square * 0.99 + g * g * 0.01);
+            t.update(mean, next_mean);
+            t.update(square, next_square);
+            t.update(*p, *p - next_mean * 0.1 / (next_square.sqrt() + 1e-3));
+        }
+        t.output("loss", loss);
+    })
+    .expect("a graph")
+}
+
+fn extents_of(value: Var<'_>) -> Vec<usize> {
+    value.shape().iter().filter_map(|dim| dim.as_const()).map(|n| n as usize).collect()
+}
+
+/// Kernels that write states, and the states after four steps.
+fn descended(graph: &Graph, level: Level) -> (usize, Tensors) {
+    let options = CompileOptions { level, ..CompileOptions::default() };
+    let program = compile(graph, &description(), &options).unwrap_or_else(|e| panic!("{e}")).program;
+    let states: Vec<_> = program.states.iter().map(|port| port.buffer).collect();
+    let writes = |launch: &egret_program::Launch| launch.args.iter().any(|a| a.writes && states.contains(&a.buffer));
+    let kernels = program.launches().into_iter().filter(|launch| writes(launch)).count();
+    let weights = |name: &str| graph.weights.get(name).map(|w| w.materialise());
+    let options = LoadOptions { threads: 2, isa: None };
+    let executable = Executable::load(Arc::new(program), &weights, options).unwrap_or_else(|e| panic!("{e}"));
+    let state = State::new(&executable, &weights).unwrap_or_else(|e| panic!("{e}"));
+    let mut session = executable.session_with(&state).unwrap_or_else(|e| panic!("{e}"));
+    for step in 0..STEPS {
+        session.run(&[("x", &batch(step))]).unwrap_or_else(|e| panic!("{e}"));
+    }
+    let value = |name: &String| state.get(name).unwrap_or_else(|e| panic!("{e}"));
+    (kernels, state.names().iter().map(|name| (name.clone(), value(name))).collect())
+}
+
+const STEPS: u64 = 4;
+
+fn batch(step: u64) -> Tensor {
+    drawn(DType::F32, &[8, 64], step, 1.0, 1)
+}
+
+/// Tensors that end within a chunk of the grid, at its end, and beyond it: all their updates are one kernel, and what it
+/// writes is what the interpreter writes.
+#[test]
+fn small_updates_are_one_kernel() {
+    /// Where roots of squares are near zero, they divide what rounding left.
+    const TOLERANCE: f64 = 1e-4;
+    let graph = descent(&[64, 64, 100, 3]);
+    let mut want = Tensors::new();
+    for step in 0..STEPS {
+        let outcome = interpret(&graph, &Tensors::from([("x".into(), batch(step))]), &want);
+        want.extend(outcome.unwrap_or_else(|e| panic!("{e}")).updates);
+    }
+    for (level, most) in [(Level::None, 1), (Level::Greedy, usize::MAX), (Level::Full, usize::MAX)] {
+        let (kernels, have) = descended(&graph, level);
+        assert!(kernels <= most, "{kernels} kernels write states at {level:?}");
+        for (name, want) in &want {
+            let off = |(a, b): (egret_ir::ScalarValue, egret_ir::ScalarValue)| (a.as_f64() - b.as_f64()).abs();
+            let off = have[name].values().zip(want.values()).map(off).fold(0.0, f64::max);
+            assert!(off <= TOLERANCE, "{name} is off by {off:e} at {level:?}");
         }
     }
 }

@@ -65,12 +65,26 @@ pub struct Group {
     pub root: NodeId,
     /// Further values that it writes: maps over the same elements, which the root reads; ascending.
     pub siblings: SmallVec<[NodeId; 2]>,
+    /// Maps over other elements that the same kernel computes: what each writes, operands first. None reads what another
+    /// writes.
+    pub beside: Vec<SmallVec<[NodeId; 4]>>,
 }
 
 impl Group {
+    /// A group that writes one value.
+    pub fn new(family: Family, root: NodeId) -> Group {
+        Group { family, root, siblings: SmallVec::new(), beside: Vec::new() }
+    }
+
     /// All values that it writes, operands first.
     pub fn outputs(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.siblings.iter().copied().chain([self.root])
+        self.beside.iter().flatten().chain(&self.siblings).copied().chain([self.root])
+    }
+
+    /// What each of its maps writes, operands first.
+    pub fn maps(&self) -> Vec<SmallVec<[NodeId; 4]>> {
+        let own = self.siblings.iter().copied().chain([self.root]).collect();
+        self.beside.iter().cloned().chain([own]).collect()
     }
 }
 
@@ -186,7 +200,7 @@ pub fn partition(graph: &Graph, live: &[bool], must_store: &[bool], leaf: &dyn F
     for (i, family) in roots.iter().enumerate() {
         if let Some(family) = family.filter(|_| !joined.contains_key(&NodeId::new(i))) {
             partition.written_by[i] = Some(partition.groups.len());
-            partition.groups.push(Group { family, root: NodeId::new(i), siblings: SmallVec::new() });
+            partition.groups.push(Group::new(family, NodeId::new(i)));
         }
     }
     for id in (0..n).map(NodeId::new) {

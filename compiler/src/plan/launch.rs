@@ -116,8 +116,8 @@ impl Planner<'_> {
         let points = grid.hint(cost::SYMBOL_HINT).max(1);
         let kernel = self.code(made.kernel, family);
         let mut launch = self.launch(frame, group.root, kernel, args, clear);
-        for id in &group.siblings {
-            let other = self.launch(frame, *id, kernel, Vec::new(), Vec::new());
+        for id in group.outputs().filter(|id| *id != group.root) {
+            let other = self.launch(frame, id, kernel, Vec::new(), Vec::new());
             launch.flops = launch.flops + other.flops;
             launch.bytes = launch.bytes + other.bytes;
             if !launch.origin.contains(&other.origin) {

@@ -297,6 +297,7 @@ impl Planner<'_> {
         let mut partition = partition::partition(&graph, &live_run, &leaves_run, &stored);
         updates::order(&graph, &mut partition);
         let mut layouts = layout::layout(&graph, &partition, self.device, &leaves_run);
+        updates::join(frame, &mut partition, &layouts);
         frame.in_place = layout::in_place(&graph, &partition, &mut layouts, &leaves_run);
         for concat in frame.in_place.parts.values().map(|part| part.concat) {
             frame.hosts.insert(concat, None);

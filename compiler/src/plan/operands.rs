@@ -53,7 +53,7 @@ impl Planner<'_> {
         if self.alias(frame, id) {
             return Ok(frame.buffers[&(id, 0)]);
         }
-        let group = Group { family: Family::Map, root: id, siblings: SmallVec::new() };
+        let group = Group::new(Family::Map, id);
         frame.layouts.insert((id, 0), Layout::RowMajor);
         self.generated(frame, &group, Place::Arena, None, steps)?;
         Ok(frame.buffers[&(id, 0)])

@@ -1,10 +1,10 @@
 //! Elementwise kernels, and concatenation.
 
-use egret_ir::{Dim, NodeId, Op};
+use egret_ir::{Dim, Graph, NodeId, Op};
 use smallvec::SmallVec;
 
 use super::cuda;
-use super::scope::{Scope, value_of};
+use super::scope::{Scope, Stored, value_of};
 use crate::kernel::{Expr, LoopKind, Memory};
 use crate::layout::Layout;
 use crate::partition::is_inline;
@@ -21,7 +21,7 @@ pub fn build(scope: &mut Scope, outputs: &[NodeId]) {
     if blocked {
         return blocked_loops(scope, root, |scope, index, live| store(scope, outputs, &memories, index, live));
     }
-    match flat_axis(scope, outputs) {
+    match flat_axis(scope.graph, scope.stored, outputs) {
         Some((axis, leaves)) if scope.is_gpu() => {
             let total = scope.graph.tensor_type(root).shape.elements();
             let outputs: Vec<_> = outputs.iter().copied().zip(memories).collect();
@@ -40,6 +40,52 @@ pub fn build(scope: &mut Scope, outputs: &[NodeId]) {
         }
         None => row_loops(scope, root, |scope, index| store(scope, outputs, &memories, index, None)),
     }
+}
+
+/// Builds a kernel of one map or several, each over elements of its own and with its own part of the grid. Several are
+/// [flat](is_flat) and of constant extents.
+pub fn build_all(scope: &mut Scope, maps: &[SmallVec<[NodeId; 4]>]) {
+    if let [only] = maps {
+        return build(scope, only);
+    }
+    scope.own = maps.iter().flat_map(|outputs| &outputs[..outputs.len() - 1]).copied().collect();
+    let memories: Vec<Vec<Memory>> =
+        maps.iter().map(|outputs| outputs.iter().map(|id| scope.write((*id, 0))).collect()).collect();
+    let width = if scope.is_gpu() { cuda::map::CHUNK } else { CHUNK };
+    let totals: Vec<Dim> = maps.iter().map(|outputs| scope.graph.tensor_type(outputs[0]).shape.elements()).collect();
+    let chunks = |total: &Dim| total.ceil_div(&Dim::from(width));
+    let all = scope.dim(&totals.iter().fold(Dim::ZERO, |n, total| n + chunks(total)));
+    let at = scope.k.grid(all);
+    let mut end = Dim::ZERO;
+    for ((outputs, memories), total) in maps.iter().zip(memories).zip(&totals) {
+        let first = scope.dim(&end);
+        end = end + chunks(total);
+        let last = scope.dim(&end);
+        let Some((axis, _)) = flat_axis(scope.graph, scope.stored, outputs) else { continue };
+        scope.if_(at.greater_equal(&first).and(at.less(&last)), |scope| {
+            let chunk = scope.k.bind(&at - &first);
+            let rank = scope.graph.tensor_type(outputs[0]).shape.rank();
+            let body = |scope: &mut Scope, at: Expr| {
+                let mut index: SmallVec<[Expr; 6]> = SmallVec::from_elem(Expr::int(0), rank);
+                if rank > 0 {
+                    index[axis] = at;
+                }
+                store(scope, outputs, &memories, &index, None);
+            };
+            if scope.is_gpu() {
+                return cuda::map::stretch(scope, &chunk, total, body);
+            }
+            let stop = scope.dim(total);
+            let start = scope.k.bind(chunk * Expr::int(CHUNK));
+            let stop = scope.k.bind((&start + CHUNK).min(stop));
+            scope.for_(start, stop, LoopKind::Vector, body);
+        });
+    }
+}
+
+/// Whether a map may run over a flat index: everything that it reads lies row-major as its results do, or is one element.
+pub fn is_flat(graph: &Graph, stored: &dyn Stored, outputs: &[NodeId]) -> bool {
+    flat_axis(graph, stored, outputs).is_some()
 }
 
 /// Stores each output's element; where `live` is false, zero (lanes beyond the channels).
@@ -162,8 +208,7 @@ pub fn blocked_loops(scope: &mut Scope, root: NodeId, body: impl FnOnce(&mut Sco
 
 /// The axis along which a flat index may run, when everything that is read has the result's shape row-major, or is one
 /// element; and what is read element by element.
-fn flat_axis(scope: &Scope, outputs: &[NodeId]) -> Option<(usize, Vec<NodeId>)> {
-    let graph = scope.graph;
+fn flat_axis(graph: &Graph, memory: &dyn Stored, outputs: &[NodeId]) -> Option<(usize, Vec<NodeId>)> {
     let shape = &graph.tensor_type(outputs[0]).shape;
     let mut seen: SmallVec<[NodeId; 16]> = SmallVec::new();
     let mut todo: SmallVec<[NodeId; 16]> = SmallVec::new();
@@ -188,7 +233,7 @@ fn flat_axis(scope: &Scope, outputs: &[NodeId]) -> Option<(usize, Vec<NodeId>)> 
         let ty = graph.tensor_type(id);
         let one = ty.shape.iter().all(|d| d.is(1));
         let fits = one || ty.shape == *shape;
-        let stored = scope.stored.layout(value_of(graph, id));
+        let stored = memory.layout(value_of(graph, id));
         if stored.is_some() && !one {
             leaves.push(id);
         }

@@ -20,7 +20,7 @@ pub mod scope;
 pub mod view;
 pub mod window;
 
-use egret_ir::{DType, Dim, Graph, NodeId, Op};
+use egret_ir::{DType, Dim, Graph, Op};
 
 use crate::kernel::{Finding, Kernel};
 use crate::partition::{Family, Group};
@@ -70,8 +70,7 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, exact: bool) 
     let id = group.root;
     match group.family {
         Family::Map => {
-            let outputs: Vec<NodeId> = group.outputs().collect();
-            map::build(&mut scope, &outputs);
+            map::build_all(&mut scope, &group.maps());
         }
         Family::Concat => match &graph.node(id).op {
             Op::Concat(concat) => map::build_concat(&mut scope, id, concat.axis),

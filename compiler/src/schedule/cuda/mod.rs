@@ -87,8 +87,7 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, target: &Targ
     let mut scope = Scope::on_gpu(graph, stored, exact, threads(graph, group));
     match group.family {
         Family::Map => {
-            let outputs: Vec<NodeId> = group.outputs().collect();
-            super::map::build(&mut scope, &outputs);
+            super::map::build_all(&mut scope, &group.maps());
         }
         Family::Concat => match &graph.node(id).op {
             Op::Concat(op) => concat::build(&mut scope, id, op.axis),
