@@ -351,7 +351,12 @@ impl KernelBuilder {
 
     /// Combines a variable over the warp.
     pub fn warp_reduce(&mut self, var: Var, op: ReduceOp) {
-        self.push(Stmt::WarpReduce { var, op });
+        self.lanes_reduce(var, op, 32);
+    }
+
+    /// Combines a variable over each run of so many lanes of a warp.
+    pub fn lanes_reduce(&mut self, var: Var, op: ReduceOp, lanes: u32) {
+        self.push(Stmt::WarpReduce { var, op, lanes });
     }
 
     /// Combines a variable over the block.

@@ -222,12 +222,14 @@ pub enum Stmt {
     },
     /// All threads of the block wait for each other; shared scratch is then visible to all.
     Barrier,
-    /// Combines a variable over the threads of a warp; each has the result.
+    /// Combines a variable over lanes of a warp; each has the result.
     WarpReduce {
         /// A mutable variable.
         var: Var,
         /// The operation.
         op: ReduceOp,
+        /// How many lanes: a power of two; those of a warp are cut into runs of so many.
+        lanes: u32,
     },
     /// Combines a variable over the threads of the block, in a fixed order; each has the result. Holds barriers.
     BlockReduce {

@@ -81,7 +81,8 @@ impl Kernel {
                 }
                 Stmt::Tile(tile) => writeln!(w, "{tile}")?,
                 Stmt::Barrier => writeln!(w, "barrier")?,
-                Stmt::WarpReduce { var, op } => writeln!(w, "warp {} {var}", op.name())?,
+                Stmt::WarpReduce { var, op, lanes: 32 } => writeln!(w, "warp {} {var}", op.name())?,
+                Stmt::WarpReduce { var, op, lanes } => writeln!(w, "lanes {lanes} {} {var}", op.name())?,
                 Stmt::BlockReduce { var, op } => writeln!(w, "block {} {var}", op.name())?,
                 Stmt::Status { condition, code } => writeln!(w, "status {code} if {condition}")?,
             }

@@ -256,7 +256,11 @@ impl Checker<'_> {
                 self.arrive();
             }
             Stmt::Tile(tile) => self.tile(tile, uniform),
-            Stmt::WarpReduce { var, op } | Stmt::BlockReduce { var, op } => {
+            Stmt::WarpReduce { var, op, .. } | Stmt::BlockReduce { var, op } => {
+                if let Stmt::WarpReduce { lanes, .. } = s {
+                    let run = lanes.is_power_of_two() && (2..=32).contains(lanes);
+                    self.require(run, THREADS, || format!("a reduction over {lanes} lanes"));
+                }
                 self.meeting(uniform, "a reduction");
                 let dtype = self.assigned(*var);
                 self.reducible(*op, dtype);

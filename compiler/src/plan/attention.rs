@@ -1,7 +1,7 @@
 //! Attention and its gradient on their drivers.
 
 use egret_ir::ops::{Attention, Labels};
-use egret_ir::{DType, Diagnostic, Dim, ExprKind, NodeId, Op, ScalarExpr, ScalarFn, Shape};
+use egret_ir::{DType, Diagnostic, Dim, ExprKind, NodeId, Op, ScalarExpr, ScalarFn, Shape, TensorType};
 use egret_program::driver::{
     AttentionGradProblem, AttentionOperand, AttentionProblem, AttentionSchedule, Driver, Mask, Score,
 };
@@ -11,72 +11,24 @@ use smallvec::SmallVec;
 use super::frame::Frame;
 use super::gemm::compact;
 use super::{DriverLaunch, Operand, Planner};
+use crate::schedule::attention::Roles;
+use crate::schedule::cuda;
 use crate::schedule::epilogue::{self, Extra};
 
-/// Labels of an attention in the driver's terms.
-struct Roles {
-    /// Outer axes, those that keys and values share last.
-    outer: SmallVec<[u8; 8]>,
-    shared: usize,
-    /// `None` of a single query.
-    query: Option<u8>,
-    key: u8,
-    channel: u8,
-    value: u8,
-}
-
-/// Most outer axes that the driver has.
-const MAX_OUTER: usize = 8;
-
-fn roles(attention: &Attention) -> Option<Roles> {
-    let Attention { q, k, v, o, scores, .. } = attention;
-    let distinct = |labels: &Labels| (0..labels.0.len()).all(|i| !labels.0[..i].contains(&labels.0[i]));
-    if ![q, k, v, o, scores].into_iter().all(distinct) {
-        return None;
-    }
-    let (key, rest) = scores.0.split_last()?;
-    let query = rest.last().copied().filter(|l| q.has(*l) && !k.has(*l));
-    if attention.causal.is_some() && query.is_none() {
-        return None;
-    }
-    let outer = &rest[..rest.len() - usize::from(query.is_some())];
-    let only = |labels: &Labels| -> Option<u8> {
-        let mut inner = labels.0.iter().copied().filter(|l| !scores.has(*l));
-        inner.next().filter(|_| inner.next().is_none())
+/// Whether the device has a kernel for an attention of these queries, keys and values, or also for its gradient.
+pub fn has_driver(
+    attention: &Attention,
+    [q, k, v]: [&TensorType; 3],
+    gradient: bool,
+    device: &DeviceDescription,
+) -> bool {
+    let Some(roles) = Roles::new(attention).filter(|roles| !gradient || roles.has_gradient(attention)) else {
+        return false;
     };
-    let (channel, value) = (only(q)?, only(v)?);
-    let shares = |l: &u8| !k.has(*l) && !v.has(*l);
-    let ordered: SmallVec<[u8; 8]> =
-        outer.iter().copied().filter(|l| !shares(l)).chain(outer.iter().copied().filter(shares)).collect();
-    let fits = only(k) == Some(channel)
-        && channel != value
-        && only(o) == Some(value)
-        && v.has(*key)
-        && query.is_none_or(|l| o.has(l) && !v.has(l))
-        && o.0.len() == outer.len() + 1 + usize::from(query.is_some())
-        && outer.len() <= MAX_OUTER;
-    fits.then(|| Roles {
-        shared: ordered.iter().filter(|l| shares(l)).count(),
-        outer: ordered,
-        query,
-        key: *key,
-        channel,
-        value,
-    })
-}
-
-impl Roles {
-    /// Whether each gradient is a sum that one pass makes: queries lack no outer axis, keys and values none but the shared.
-    fn has_gradient(&self, attention: &Attention) -> bool {
-        let own = &self.outer[..self.outer.len() - self.shared];
-        self.outer.iter().all(|l| attention.q.has(*l)) && own.iter().all(|l| attention.k.has(*l) && attention.v.has(*l))
+    if device.is_cpu() {
+        return q.dtype == DType::F32;
     }
-}
-
-/// Whether the driver runs an attention of a type, or also its gradient.
-pub fn has_driver(attention: &Attention, dtype: DType, gradient: bool, device: &DeviceDescription) -> bool {
-    let fits = |roles: Roles| !gradient || roles.has_gradient(attention);
-    device.is_cpu() && dtype == DType::F32 && roles(attention).is_some_and(fits)
+    cuda::attention::fits(attention, &roles, [q, k, v])
 }
 
 /// `scale · p0 + p_mask`, and −∞ where `p_truth` is false.
@@ -210,7 +162,8 @@ impl Planner<'_> {
         };
         let attention = &grad.of;
         let prepared = self.forward(frame, id, attention, &node.operands[..3], &node.operands[6..], steps)?;
-        let roles = roles(attention).filter(|r| r.has_gradient(attention)).ok_or_else(|| unsupported(frame, id))?;
+        let roles =
+            Roles::new(attention).filter(|r| r.has_gradient(attention)).ok_or_else(|| unsupported(frame, id))?;
         let o = self.read(frame, node.operands[3], &attention.o, &roles, roles.query, roles.value, steps)?;
         let grad_o = self.read(frame, node.operands[5], &attention.o, &roles, roles.query, roles.value, steps)?;
         let lse = self.row_major(frame, node.operands[4], steps)?;
@@ -315,7 +268,7 @@ impl Planner<'_> {
         steps: &mut Vec<Step>,
     ) -> Result<Forward, Diagnostic> {
         let f32s = qkv.iter().all(|n| frame.graph.tensor_type(*n).dtype == DType::F32);
-        let Some(roles) = roles(attention).filter(|_| f32s) else { return Err(unsupported(frame, id)) };
+        let Some(roles) = Roles::new(attention).filter(|_| f32s) else { return Err(unsupported(frame, id)) };
         let shape = |frame: &Frame, i: usize| frame.graph.tensor_type(qkv[i]).shape.clone();
         let extent = |frame: &Frame, label: u8| {
             let own = [&attention.q, &attention.k, &attention.v].into_iter().enumerate();

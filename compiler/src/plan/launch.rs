@@ -28,7 +28,8 @@ impl Planner<'_> {
             self.result(frame, (id, 0), &place, direct);
         }
         for part in 1..frame.graph.ty(group.root).parts().len() {
-            self.result(frame, (group.root, part), &place, None);
+            let direct = frame.direct.get(&(group.root, part)).copied();
+            self.result(frame, (group.root, part), &place, direct);
         }
         // pixels that lie a vector apart are read one by one: the driver that moves them is faster
         let rows = matches!(group.family, Family::Map | Family::Concat | Family::Window | Family::Row);

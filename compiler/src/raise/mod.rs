@@ -12,7 +12,7 @@ mod labels;
 mod loops;
 mod score;
 mod simplify;
-mod spell;
+pub(crate) mod spell;
 mod trim;
 mod view;
 

@@ -1,7 +1,8 @@
 //! Composites that have no kernel on a device, spelled out in operators that have one.
 //!
-//! Scatters of halves are joined in `f32`, and halves are sorted as `f32`. Attention has a driver on CPUs, for `f32` and at most two axes beside queries and keys. Halves are attended in `f32`
-//! and rounded once, as the operator states; any other form becomes products around a softmax.
+//! Scatters of halves are joined in `f32`, and halves are sorted as `f32`. Attention whose labels strides describe has a
+//! kernel, on CPUs of `f32`, on GPUs of halves too and up to 256 channels. Halves that have none are attended in `f32` and
+//! rounded once, as the operator states; any other form becomes products around a softmax.
 
 use std::sync::Arc;
 
@@ -67,7 +68,7 @@ fn is_half(dtype: DType) -> bool {
 }
 
 /// A program of halves as one of `f32`.
-fn widened(program: &ScalarExpr) -> ScalarExpr {
+pub(crate) fn widened(program: &ScalarExpr) -> ScalarExpr {
     match program.kind() {
         ExprKind::Const(literal) if is_half(literal.dtype) => ScalarExpr::float(literal.as_f64(), DType::F32),
         ExprKind::Arg(_) | ExprKind::Const(_) => program.clone(),
@@ -84,6 +85,12 @@ impl Speller<'_> {
 
     fn dtype(&self, id: NodeId) -> DType {
         self.builder.graph().tensor_type(id).dtype
+    }
+
+    /// Whether the device has a kernel for an attention, or its gradient, as it is.
+    fn has_driver(&self, attention: &Attention, operands: &[NodeId], gradient: bool) -> bool {
+        let [q, k, v] = [0, 1, 2].map(|i| self.builder.graph().tensor_type(operands[i]));
+        attention_has_driver(attention, [q, k, v], gradient, self.device)
     }
 
     fn cast(&mut self, id: NodeId, dtype: DType) -> Option<NodeId> {
@@ -128,6 +135,9 @@ impl Speller<'_> {
 
     fn attention(&mut self, attention: &Attention, operands: &[NodeId], part: usize) -> Option<NodeId> {
         let dtype = self.dtype(operands[0]);
+        if self.has_driver(attention, operands, false) {
+            return None;
+        }
         if is_half(dtype) {
             let wide = self.wide(operands)?;
             let attention = Attention { score: widened(&attention.score), ..attention.clone() };
@@ -140,9 +150,6 @@ impl Speller<'_> {
             };
             // the log-sum-exps are f32 anyhow
             return if part == 0 { self.cast(value, dtype) } else { Some(value) };
-        }
-        if attention_has_driver(attention, dtype, false, self.device) {
-            return None;
         }
         let logits = self.logits(attention, operands[0], operands[1], &operands[3..])?;
         let keys = attention.scores.0.len() - 1;
@@ -164,6 +171,9 @@ impl Speller<'_> {
     /// With `p` the probabilities: `dv = pᵀ·do`, `dp = do·vᵀ`, `dlogit = p·(dp − Σ p·dp)`, then through the score program.
     fn gradient(&mut self, attention: &Attention, operands: &[NodeId], part: usize) -> Option<NodeId> {
         let dtype = self.dtype(operands[0]);
+        if self.has_driver(attention, operands, true) {
+            return None;
+        }
         if is_half(dtype) {
             let wide = self.wide(operands)?;
             let of = Attention { score: widened(&attention.score), ..attention.clone() };
@@ -175,9 +185,6 @@ impl Speller<'_> {
                 }
             };
             return self.cast(value, dtype);
-        }
-        if attention_has_driver(attention, dtype, true, self.device) {
-            return None;
         }
         let extras = &operands[6..];
         let (q, k, v, d_o) = (operands[0], operands[1], operands[2], operands[5]);

@@ -3,6 +3,7 @@
 //! Generated families (map, row, reduce, window) become kernel IR here. Drivers get their hooks here; their problems are
 //! put together by [`crate::plan`].
 
+pub mod attention;
 pub mod contract;
 pub mod cuda;
 mod cumulative;

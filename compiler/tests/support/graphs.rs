@@ -246,7 +246,7 @@ fn training_norm() -> Graph {
     .unwrap()
 }
 
-/// Attention, which has no CUDA kernel yet.
+/// Attention.
 pub fn attention() -> Graph {
     trace(|t| {
         let [q, k, v] = ["q", "k", "v"].map(|name| t.input(name, f32([2, 16, 8])));

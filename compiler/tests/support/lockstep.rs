@@ -151,11 +151,11 @@ impl Block<'_> {
                 assert!(!active.contains(&false), "a barrier where threads diverge");
                 self.stretch += 1;
             }
-            Stmt::WarpReduce { var, op } | Stmt::BlockReduce { var, op } => {
+            Stmt::WarpReduce { var, op, .. } | Stmt::BlockReduce { var, op } => {
                 assert!(!active.contains(&false), "a reduction where threads diverge");
                 let warp = matches!(s, Stmt::WarpReduce { .. });
                 self.stretch += u64::from(!warp);
-                let width = if warp { 32 } else { self.threads };
+                let width = if let Stmt::WarpReduce { lanes, .. } = s { *lanes as usize } else { self.threads };
                 for values in self.vars[var.0 as usize].chunks_mut(width) {
                     let total = values.iter().copied().reduce(|a, b| match op {
                         ReduceOp::Sum => a + b,

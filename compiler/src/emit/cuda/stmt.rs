@@ -62,9 +62,10 @@ impl Printer<'_> {
             }
             Stmt::Tile(tile) => self.tile(tile)?,
             Stmt::Barrier => self.line("__syncthreads();"),
-            Stmt::WarpReduce { var, op } => {
+            Stmt::WarpReduce { var, op, lanes } => {
                 let ty = self.var_type(*var);
-                self.line(&format!("{var} = warp_{}_{ty}({var});", reduction(*op)));
+                let lanes = if *lanes == 32 { String::new() } else { format!("<{lanes}>") };
+                self.line(&format!("{var} = warp_{}_{ty}{lanes}({var});", reduction(*op)));
             }
             Stmt::BlockReduce { var, op } => {
                 let (ty, threads) = (self.var_type(*var), self.kernel.block_threads());

@@ -3,6 +3,7 @@
 //! Maps, windows and scatters deal elements to threads; rows and reductions give a block to a result; contractions are
 //! tiles in shared memory ([`contract`]): of tensor cores ([`matrix`]) or of fused multiply-adds ([`fma`]).
 
+pub mod attention;
 mod bring;
 pub mod concat;
 pub mod contract;
@@ -78,6 +79,7 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, target: &Targ
         Op::TopK(top) if sort::is_long(&graph.tensor_type(graph.node(id).operands[0]).shape[top.axis]) => {
             return sort::generate(graph, stored, id, top, exact);
         }
+        Op::Attention(_) | Op::AttentionGrad(_) => return attention::generate(graph, stored, id, exact),
         _ if group.family == Family::Reduce => return reduce::generate(graph, stored, id, exact),
         _ if matches!(group.family, Family::Dot | Family::Conv) => {
             return contract::generate(graph, stored, id, target);

@@ -1,11 +1,11 @@
-// Reductions over a warp and a block. Every thread takes part and has the result; the order is fixed.
+// Reductions over lanes of a warp, and a block. Every thread takes part and has the result; the order is fixed.
 #define SUM(type, a, b) ((a) + (b))
 #define PROD(type, a, b) ((a) * (b))
 #define MAX(type, a, b) max_##type(a, b)
 #define MIN(type, a, b) min_##type(a, b)
 #define REDUCE(name, OP, type, neutral) \
-    DEVICE type warp_##name##_##type(type x) { \
-        for (int lane = 16; lane > 0; lane /= 2) x = OP(type, x, __shfl_xor_sync(0xffffffffu, x, lane)); \
+    template <int lanes = 32> DEVICE type warp_##name##_##type(type x) { \
+        for (int lane = lanes / 2; lane > 0; lane /= 2) x = OP(type, x, __shfl_xor_sync(0xffffffffu, x, lane)); \
         return x; \
     } \
     DEVICE type block_##name##_##type(type x, type* partial, int threads) { \
