@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use egret_ir::{Graph, Tensor, Tensors, interpret};
-use egret_runtime::{Copied, MemoryReport, RuntimeError, StepTime};
+use egret_runtime::{Copied, MemoryReport, RuntimeError, Span, StepTime};
 
 use crate::compile::{Engine, Executable};
 use crate::error::{Error, Result};
@@ -101,6 +101,17 @@ impl Session {
             Runs::Cpu(session) => session.timings(),
             #[cfg(feature = "cuda")]
             Runs::Cuda(session) => session.timings(),
+            Runs::Interpreter { .. } => &[],
+        }
+    }
+
+    /// When each step of the last profiled run was executed, by its place in [`timings`](Session::timings). The interpreter
+    /// measures nothing.
+    pub fn spans(&self) -> &[Span] {
+        match &self.runs {
+            Runs::Cpu(session) => session.spans(),
+            #[cfg(feature = "cuda")]
+            Runs::Cuda(session) => session.spans(),
             Runs::Interpreter { .. } => &[],
         }
     }

@@ -44,6 +44,24 @@ fn inputs(folder: &Path, x: &Tensor) -> PathBuf {
 }
 
 #[test]
+fn a_run_is_traced() {
+    let folder = folder("trace");
+    let (model, trace) = (model(&folder), folder.join("trace.json"));
+    let output = egret(&["run", text(&model), "--dim", "n=4", "--dim", "three=3", "--trace", text(&trace)]);
+    assert_eq!(status(&output), 0, "{}", String::from_utf8_lossy(&output.stderr));
+    let trace: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&trace).unwrap()).unwrap();
+    let events: Vec<_> = trace["traceEvents"].as_array().unwrap().iter().filter(|event| event["ph"] == "X").collect();
+    assert!(!events.is_empty());
+    let mut end = 0.0;
+    for event in events {
+        // one step after the other
+        let begin = event["ts"].as_f64().unwrap();
+        assert!(begin >= end - 1e-3, "{event}");
+        end = begin + event["dur"].as_f64().unwrap();
+    }
+}
+
+#[test]
 fn exit_statuses() {
     let folder = folder("statuses");
     let model = model(&folder);

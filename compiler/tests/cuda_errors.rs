@@ -79,6 +79,45 @@ fn a_gpu_that_is_not_there() {
     assert_eq!(error.code(), "E0522");
 }
 
+/// What a process of its own reports of loading the program with the cache of `EGRET_CACHE`.
+const REPORT: &str = "EGRET_CACHE_REPORT";
+
+#[test]
+fn other_processes_start_warm() {
+    if nvrtc().is_none() {
+        return;
+    }
+    if let Some(path) = std::env::var_os(REPORT) {
+        let report = load(&program(), &device(), &Cache::standard()).unwrap().compile_report();
+        return std::fs::write(path, format!("{} {} {}", report.compiled, report.cached, report.whole)).unwrap();
+    }
+    let folder = folder("processes");
+    std::fs::create_dir_all(&folder).unwrap();
+    let start = |name: &str| {
+        let report = folder.join(name);
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "other_processes_start_warm", "--test-threads", "1"])
+            .env(REPORT, &report)
+            .env("EGRET_CACHE", &folder)
+            .stdout(std::process::Stdio::null())
+            .spawn();
+        (child.unwrap(), report)
+    };
+    let finish = |(mut child, report): (std::process::Child, PathBuf)| {
+        assert!(child.wait().unwrap().success());
+        std::fs::read_to_string(report).unwrap()
+    };
+    let count = program().kernels.len();
+    // one begins while another writes: whatever each finds, both load all
+    let (first, during) = (start("first"), start("during"));
+    for report in [finish(first), finish(during)] {
+        let numbers: Vec<usize> = report.split(' ').filter_map(|n| n.parse().ok()).collect();
+        assert_eq!(numbers.iter().sum::<usize>(), count, "{report}");
+    }
+    assert_eq!(finish(start("after")), format!("0 {count} true"));
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
 #[test]
 fn programs_of_other_devices_are_refused() {
     let device = device();
@@ -149,10 +188,18 @@ fn a_second_load_is_warm_and_damage_costs_time_alone() {
         }
     });
     let report = load(&program, &device, &cache).unwrap().compile_report();
-    assert_eq!((report.compiled, report.cached), (0, count));
-    let entries = cache.entries();
-    assert_eq!(entries.len(), count);
+    assert_eq!((report.compiled, report.cached, report.whole), (0, count, true));
+    let (whole, mut entries): (Vec<_>, Vec<_>) =
+        cache.entries().into_iter().partition(|entry| entry.about.starts_with("a program of"));
+    assert_eq!((whole.len(), entries.len()), (1, count));
     assert!(entries.iter().all(|entry| entry.about.contains("for sm_80 by NVRTC")), "{entries:?}");
+    // without the program as a whole its kernels serve
+    let mut bytes = std::fs::read(&whole[0].path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&whole[0].path, bytes).unwrap();
+    let report = load(&program, &device, &cache).unwrap().compile_report();
+    assert_eq!((report.compiled, report.cached, report.whole), (0, count, false));
+    std::fs::remove_file(&whole[0].path).unwrap();
     // one is cut short, one has another byte
     std::fs::write(&entries[0].path, b"EGRETK1\n").unwrap();
     let mut bytes = std::fs::read(&entries[1].path).unwrap();
@@ -161,9 +208,10 @@ fn a_second_load_is_warm_and_damage_costs_time_alone() {
     let report = load(&program, &device, &cache).unwrap().compile_report();
     assert_eq!((report.compiled, report.cached), (2, count - 2));
     // what was used last stays
+    entries = cache.entries();
     cache.trim(entries.iter().map(|entry| entry.bytes).sum::<u64>() - 1);
-    assert_eq!(cache.entries().len(), count - 1);
-    assert_eq!(cache.clear().unwrap(), count - 1);
+    assert_eq!(cache.entries().len(), count);
+    assert_eq!(cache.clear().unwrap(), count);
     assert!(cache.entries().is_empty());
     // a folder that cannot be made
     std::fs::write(folder.join("file"), b"").unwrap();

@@ -20,7 +20,11 @@ use egret_runtime::RuntimeError;
 use egret_runtime::cuda::{Cache, CudaError, Device, Executable, LoadOptions, Session, State};
 use support::nvrtc;
 
+/// A simulated GPU, or the one that `EGRET_TEST_GPU` numbers.
 fn device() -> Arc<Device> {
+    if let Some(number) = std::env::var("EGRET_TEST_GPU").ok().and_then(|n| n.parse().ok()) {
+        return Device::open(number).unwrap_or_else(|e| panic!("{e}"));
+    }
     let description = DeviceDescription::named("sm_90a").expect("a shipped description");
     Device::simulated(&description).unwrap_or_else(|e| panic!("{e}"))
 }
@@ -384,4 +388,27 @@ fn a_lost_gpu_is_an_error_and_another_goes_on() {
     assert!(matches!(error, RuntimeError::Cuda(CudaError::Lost { .. })), "{error}");
     assert!(error.to_string().contains("taken away"), "{error}");
     check("softmax", &mut second, &graph, graphs::BATCH);
+}
+
+#[test]
+fn sessions_and_threads_share_a_gpu() {
+    if nvrtc().is_none() {
+        return;
+    }
+    let device = device();
+    let (mlp, softmax) = (graphs::mlp(), graphs::softmax());
+    let executables = [load(&mlp, &device).unwrap(), load(&softmax, &device).unwrap()];
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let exe = executables[thread % 2].clone();
+            let graph = [&mlp, &softmax][thread % 2];
+            scope.spawn(move || {
+                // two sessions a thread, in turn, each replayed from its second run on
+                let mut sessions = [exe.session().unwrap(), exe.session().unwrap()];
+                for run in 0..4 {
+                    check("shared", &mut sessions[run % 2], graph, 2 + thread as i64 / 2);
+                }
+            });
+        }
+    });
 }

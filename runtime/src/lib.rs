@@ -19,6 +19,6 @@ mod validate;
 
 pub use error::RuntimeError;
 pub use executable::{Executable, LoadOptions};
-pub use outputs::{Copied, MemoryReport, Output, Outputs, StepTime};
+pub use outputs::{Copied, MemoryReport, Output, Outputs, Span, StepTime};
 pub use session::Session;
 pub use state::State;

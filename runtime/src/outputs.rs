@@ -1,5 +1,7 @@
 //! What a run gives.
 
+use std::time::Instant;
+
 use egret_ir::{DType, Element, Tensor};
 use egret_program::{Program, Step};
 
@@ -148,6 +150,55 @@ impl StepTime {
                 time
             })
             .collect()
+    }
+}
+
+/// When a step was executed in a profiled run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span {
+    /// The step, by its place in the timings.
+    pub step: usize,
+    /// Nanoseconds from the beginning of the run.
+    pub begin: u64,
+    /// Nanoseconds that it took; of a loop's step, what the loop itself took.
+    pub ns: u64,
+}
+
+/// Times that are being taken.
+#[derive(Debug)]
+pub(crate) struct Times {
+    /// Nanoseconds and executions by step.
+    pub by_step: Vec<(u64, u64)>,
+    /// Every execution, in order, up to [`Times::MOST`].
+    pub spans: Vec<Span>,
+    /// When the run began.
+    pub start: Instant,
+}
+
+impl Times {
+    /// Executions that are told apart.
+    pub const MOST: usize = 1 << 20;
+
+    pub fn new(steps: usize) -> Times {
+        Times { by_step: vec![(0, 0); steps], spans: Vec::new(), start: Instant::now() }
+    }
+
+    /// Forgets the last run.
+    pub fn begin(&mut self) {
+        self.by_step.fill((0, 0));
+        self.spans.clear();
+        self.start = Instant::now();
+    }
+
+    /// Counts an execution that began then and ends now.
+    pub fn count(&mut self, step: usize, since: Instant, executed: bool) {
+        let ns = since.elapsed().as_nanos() as u64;
+        if let Some(time) = self.by_step.get_mut(step) {
+            *time = (time.0 + ns, time.1 + u64::from(executed));
+        }
+        if self.spans.len() < Times::MOST {
+            self.spans.push(Span { step, begin: since.duration_since(self.start).as_nanos() as u64, ns });
+        }
     }
 }
 

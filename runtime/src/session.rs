@@ -13,9 +13,10 @@ use crate::cpu::memory::Buffer;
 use crate::cpu::team::Team;
 use crate::error::listed;
 use crate::executable::thread_count;
+use crate::outputs::Times;
 use crate::outputs::{Copied, Places};
 use crate::state::Held;
-use crate::{Executable, MemoryReport, Outputs, RuntimeError, State, StepTime, ports};
+use crate::{Executable, MemoryReport, Outputs, RuntimeError, Span, State, StepTime, ports};
 
 /// Bindings that a session keeps, so that dims may alternate.
 const KEPT_BINDINGS: usize = 16;
@@ -44,7 +45,7 @@ pub struct Session {
     given: Vec<usize>,
     /// By output: a tensor of the caller's that it goes to, or null.
     into: Vec<*mut u8>,
-    times: Vec<(u64, u64)>,
+    times: Times,
     timings: Vec<StepTime>,
     profile: bool,
     copied: Copied,
@@ -89,7 +90,7 @@ impl Session {
             clock: 0,
             given: vec![0; program.inputs.len()],
             into: vec![std::ptr::null_mut(); program.outputs.len()],
-            times: Vec::new(),
+            times: Times::new(0),
             timings: Vec::new(),
             profile: false,
             copied: Copied::default(),
@@ -141,13 +142,18 @@ impl Session {
             return;
         }
         self.timings = StepTime::of(self.exe.program());
-        self.times = vec![(0, 0); self.timings.len()];
+        self.times = Times::new(self.timings.len());
     }
 
     /// What [`profile`](Session::profile) measured in the last run: an entry for each step, in program order, loops before
     /// their bodies. A loop's own time is that of its copies.
     pub fn timings(&self) -> &[StepTime] {
         &self.timings
+    }
+
+    /// When each step of the last profiled run was executed, in order; at most a million executions.
+    pub fn spans(&self) -> &[Span] {
+        &self.times.spans
     }
 
     /// What the last run copied.
@@ -212,7 +218,7 @@ impl Session {
         }
         copied.outputs += self.copy_outputs(OutputPlace::Before);
         let within = Cell::new(0);
-        self.times.fill((0, 0));
+        self.times.begin();
         let told_by_data = !binding.bound.sizes.is_empty() || !binding.bound.checks.is_empty();
         let mut sizes = if told_by_data { binding.symbols.clone() } else { Bindings::new() };
         let mut runner = Runner {
@@ -222,7 +228,7 @@ impl Session {
             team: &self.team,
             scratch: &self.scratch,
             sizes: &mut sizes,
-            times: self.profile.then_some(self.times.as_mut_slice()),
+            times: self.profile.then_some(&mut self.times),
             copied: &within,
         };
         let ran = {
@@ -233,7 +239,9 @@ impl Session {
             unsafe { runner.run(0, binding.bound.ops.len()) }
         };
         if self.profile {
-            for ((timing, (ns, calls)), work) in self.timings.iter_mut().zip(&self.times).zip(&binding.bound.work) {
+            for ((timing, (ns, calls)), work) in
+                self.timings.iter_mut().zip(&self.times.by_step).zip(&binding.bound.work)
+            {
                 (timing.ns, timing.calls, timing.flops, timing.bytes) = (*ns, *calls, work.0, work.1);
             }
         }

@@ -13,6 +13,7 @@ use super::late::Ready;
 use super::team::Team;
 use crate::RuntimeError;
 use crate::binding::holds;
+use crate::outputs::Times;
 
 const NO_CPU: &str = "a kernel of a GPU in a program for a CPU";
 
@@ -79,8 +80,8 @@ pub(crate) struct Runner<'a> {
     pub(crate) scratch: &'a ScratchPool,
     /// Values of symbols, and of data-dependent sizes once they are known; empty where there are none of those.
     pub(crate) sizes: &'a mut Bindings,
-    /// Nanoseconds and executions by step, if they are wanted.
-    pub(crate) times: Option<&'a mut [(u64, u64)]>,
+    /// Times, if they are wanted.
+    pub(crate) times: Option<&'a mut Times>,
     /// Bytes that operations copied.
     pub(crate) copied: &'a Cell<usize>,
 }
@@ -227,11 +228,8 @@ impl Runner<'_> {
                     }
                 }
             }
-            if let (Some(times), Some(since)) = (self.times.as_deref_mut(), since)
-                && let Some(time) = times.get_mut(item.step)
-            {
-                time.0 += since.elapsed().as_nanos() as u64;
-                time.1 += u64::from(!matches!(item.op, Op::Clear { .. } | Op::End(_)));
+            if let (Some(times), Some(since)) = (self.times.as_deref_mut(), since) {
+                times.count(item.step, since, !matches!(item.op, Op::Clear { .. } | Op::End(_)));
             }
         }
         Ok(())

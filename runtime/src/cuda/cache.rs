@@ -1,4 +1,5 @@
-//! Compiled kernels on disk, so that a second process starts warm.
+//! Compiled kernels on disk, so that a second process starts warm: an entry a kernel, which programs share, and one with
+//! all kernels of a program, which is read at once.
 //!
 //! An entry's name is the hash of all that its content depends on. It is written beside its place and then renamed, so
 //! that another process sees it whole or not at all; what is read is checked, and what is damaged is removed. A folder that
@@ -27,7 +28,7 @@ pub struct Cache {
 pub struct Entry {
     /// Its file.
     pub path: PathBuf,
-    /// The kernel, the architecture, and what compiled it.
+    /// The kernel or program, the architecture, and what compiled it.
     pub about: String,
     /// Bytes of the file.
     pub bytes: u64,

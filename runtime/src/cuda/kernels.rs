@@ -26,6 +26,8 @@ pub struct CompileReport {
     pub compiled: usize,
     /// Kernels from the cache.
     pub cached: usize,
+    /// Whether the cache had the program as a whole.
+    pub whole: bool,
     /// Time from the first to the last.
     pub time: Duration,
 }
@@ -55,10 +57,62 @@ pub fn compile(
     cache: &Cache,
 ) -> Result<(Vec<Option<Vec<u8>>>, CompileReport), CudaError> {
     let start = Instant::now();
+    let keys = for_each(program, |_, code| cache_key(code, arch, image))?;
+    let count = keys.iter().flatten().count();
+    let listed: Vec<[u8; 16]> = keys.iter().flatten().map(|key| key.to_le_bytes()).collect();
+    let key = Cache::key(&listed.iter().map(<[u8; 16]>::as_slice).collect::<Vec<_>>());
+    // one kernel is an entry already
+    let together = count > 1;
+    if together && let Some(images) = cache.get(key).and_then(|bytes| unpack(&bytes, &keys)) {
+        let report = CompileReport { compiled: 0, cached: count, whole: true, time: start.elapsed() };
+        return Ok((images, report));
+    }
     let made = for_each(program, |kernel, code| one(kernel, code, arch, image, cache))?;
     let hits = made.iter().flatten().filter(|(_, hit)| *hit).count();
-    let report = CompileReport { compiled: made.iter().flatten().count() - hits, cached: hits, time: start.elapsed() };
-    Ok((made.into_iter().map(|made| made.map(|(bytes, _)| bytes)).collect(), report))
+    let images: Vec<Option<Vec<u8>>> = made.into_iter().map(|made| made.map(|(bytes, _)| bytes)).collect();
+    if together {
+        let (major, minor) = nvrtc_version()?;
+        let about = format!("a program of {count} kernels for {arch} by NVRTC {major}.{minor}");
+        cache.put(key, &about, &pack(&images));
+    }
+    let report = CompileReport { compiled: count - hits, cached: hits, whole: false, time: start.elapsed() };
+    Ok((images, report))
+}
+
+fn nvrtc_version() -> Result<(i32, i32), CudaError> {
+    let failed = |source: NvrtcError| CudaError::Compile {
+        kernel: String::new(),
+        origin: String::new(),
+        source: Box::new(source),
+    };
+    Ok(Nvrtc::get().map_err(failed)?.version())
+}
+
+/// The images of a program, one after the other, each after its length.
+fn pack(images: &[Option<Vec<u8>>]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(images.iter().flatten().map(|image| image.len() + 8).sum());
+    for image in images.iter().flatten() {
+        bytes.extend((image.len() as u64).to_le_bytes());
+        bytes.extend(image);
+    }
+    bytes
+}
+
+/// What [`pack`] packed, for the kernels that have code; `None` of anything else.
+fn unpack(bytes: &[u8], kernels: &[Option<u128>]) -> Option<Vec<Option<Vec<u8>>>> {
+    let mut rest = bytes;
+    let mut images = Vec::with_capacity(kernels.len());
+    for kernel in kernels {
+        if kernel.is_none() {
+            images.push(None);
+            continue;
+        }
+        let (len, after) = rest.split_first_chunk::<8>()?;
+        let (image, after) = after.split_at_checked(usize::try_from(u64::from_le_bytes(*len)).ok()?)?;
+        images.push(Some(image.to_vec()));
+        rest = after;
+    }
+    rest.is_empty().then_some(images)
 }
 
 /// Does something with the code of every CUDA kernel of a program, on all processors; the results by kernel, or what went

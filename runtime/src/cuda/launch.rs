@@ -9,10 +9,10 @@ use egret_program::{Program, SizeValue, Step};
 use super::driver::{Event, Stream};
 use super::kernels::Functions;
 use super::memory::Pinned;
-use crate::RuntimeError;
 use crate::binding::holds;
 use crate::cpu::bind::{Address, Bound, Op, Repeat, every_step, step_at};
 use crate::cpu::late::{Extent, Ready};
+use crate::{RuntimeError, Span};
 
 /// Operations of one graph: more are queued one by one.
 const MOST_RECORDED: usize = 20_000;
@@ -57,16 +57,20 @@ pub(super) struct Times {
 }
 
 impl Times {
-    /// Nanoseconds and executions by step.
-    pub(super) fn read(&self, end: &Event, by_step: &mut [(u64, u64)]) -> Result<(), RuntimeError> {
+    /// Nanoseconds and executions by step, and each execution.
+    pub(super) fn read(&self, end: &Event, by_step: &mut [(u64, u64)]) -> Result<Vec<Span>, RuntimeError> {
         let ends = self.begun.iter().skip(1).map(|(_, event)| event).chain([end]);
+        let (mut spans, mut begin) = (Vec::with_capacity(self.begun.len()), 0);
         for ((step, begun), ended) in self.begun.iter().zip(ends) {
+            let ns = ended.since(begun)?;
             if let Some(time) = by_step.get_mut(*step) {
-                time.0 += ended.since(begun)?;
+                time.0 += ns;
                 time.1 += 1;
             }
+            spans.push(Span { step: *step, begin, ns });
+            begin += ns;
         }
-        Ok(())
+        Ok(spans)
     }
 }
 

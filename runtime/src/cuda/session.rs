@@ -13,7 +13,7 @@ use super::state::{Held, State};
 use crate::binding::{Binding, Loaded, OutputPlace};
 use crate::error::listed;
 use crate::outputs::{Copied, Places};
-use crate::{MemoryReport, Outputs, RuntimeError, StepTime, ports};
+use crate::{MemoryReport, Outputs, RuntimeError, Span, StepTime, ports};
 
 /// Bindings that a session keeps, so that dims may alternate.
 const KEPT_BINDINGS: usize = 16;
@@ -52,6 +52,7 @@ pub struct Session {
     /// By input: its place in what was given.
     given: Vec<usize>,
     timings: Vec<StepTime>,
+    spans: Vec<Span>,
     profile: bool,
     record: bool,
 }
@@ -107,6 +108,7 @@ impl Session {
             clock: 0,
             given: vec![0; program.inputs.len()],
             timings: Vec::new(),
+            spans: Vec::new(),
             profile: false,
             record: true,
         })
@@ -167,6 +169,11 @@ impl Session {
     /// program order, loops before their bodies.
     pub fn timings(&self) -> &[StepTime] {
         &self.timings
+    }
+
+    /// When each step of the last profiled run was executed, in order, by the GPU's clock.
+    pub fn spans(&self) -> &[Span] {
+        &self.spans
     }
 
     /// What the last run copied.
@@ -268,7 +275,7 @@ impl Session {
         end.record(stream)?;
         stream.wait()?;
         let mut by_step = vec![(0, 0); self.timings.len()];
-        times.read(&end, &mut by_step)?;
+        self.spans = times.read(&end, &mut by_step)?;
         let work = &self.bindings[self.current].binding.bound.work;
         for ((timing, (ns, calls)), work) in self.timings.iter_mut().zip(by_step).zip(work) {
             (timing.ns, timing.calls, timing.flops, timing.bytes) = (ns, calls, work.0, work.1);

@@ -152,6 +152,9 @@ pub struct RunArgs {
     /// A folder for `output_0.pb`, …
     #[arg(long, value_name = "DIR")]
     pub outputs: Option<PathBuf>,
+    /// A file for a trace of the run, each step measured, as Chrome and Perfetto show it.
+    #[arg(long, value_name = "FILE", conflicts_with = "batch")]
+    pub trace: Option<PathBuf>,
     /// A folder with the expected outputs, named as inputs are: `output_0.pb`, …
     #[arg(long, value_name = "DIR")]
     pub expect: Option<PathBuf>,

@@ -84,7 +84,7 @@ fn settle(job: &Job, args: &RunArgs) -> Result<Outcome, Failure> {
     let device = args.target.device_with(args.target.threads.unwrap_or(1));
     let from = InputArgs { inputs: Some(job.inputs.clone()), dims: Vec::new(), seed: 0 };
     let attempt = catch_unwind(AssertUnwindSafe(|| {
-        let ran = run::once(&job.model, &from, &device, &args.target.options())?;
+        let ran = run::once(&job.model, &from, &device, &args.target.options(), false)?;
         crate::tensors::write(&job.outputs, "output", &ran.outputs)
     }));
     let (outcome, status) = match attempt {

@@ -28,7 +28,7 @@ pub fn cache(args: &CacheArgs, as_json: bool) -> Result<(), Failure> {
             for entry in &entries {
                 println!("{:>8} {}", entry.bytes, entry.about);
             }
-            println!("{} kernels, {:.2} MB in {folder}", entries.len(), bytes as f64 / 1e6);
+            println!("{} entries, {:.2} MB in {folder}", entries.len(), bytes as f64 / 1e6);
         }
         CacheAction::Explain { model, arch } => {
             let description = model::description(arch)?;
@@ -67,7 +67,7 @@ pub fn cache(args: &CacheArgs, as_json: bool) -> Result<(), Failure> {
                 cache.clear().map_err(|e| Failure::file(cache.folder().unwrap_or(std::path::Path::new("")), &e))?;
             match as_json {
                 true => println!("{:#}", json!({ "folder": folder, "removed": removed })),
-                false => println!("{removed} kernels removed from {folder}"),
+                false => println!("{removed} entries removed from {folder}"),
             }
         }
     }

@@ -20,6 +20,7 @@ mod run;
 mod sample;
 mod saved;
 mod tensors;
+mod trace;
 mod train;
 mod train_data;
 mod verify;

@@ -11,6 +11,7 @@ use crate::batch::batch;
 use crate::failure::Failure;
 use crate::model;
 use crate::tensors::{self, Difference};
+use crate::trace;
 
 /// One run of a model.
 pub struct Run {
@@ -22,21 +23,31 @@ pub struct Run {
     pub outputs: Vec<(String, Tensor)>,
     /// How long it took.
     pub took: Duration,
+    /// What a profiled run measured, as a trace.
+    pub trace: Option<Value>,
 }
 
 /// Compiles a model and runs it once; inputs come from the folder in `from`, or are drawn.
 ///
 /// # Errors
 /// What is wrong with the model, its inputs or the run.
-pub fn once(model: &Path, from: &InputArgs, device: &Device, options: &CompileOptions) -> Result<Run, Failure> {
+pub fn once(
+    model: &Path,
+    from: &InputArgs,
+    device: &Device,
+    options: &CompileOptions,
+    traced: bool,
+) -> Result<Run, Failure> {
     let model::Given { graph, inputs, fixed } = model::given(model, from)?;
     let exe = egret::compile_with(&graph, device, options)?;
     let mut session = exe.session()?;
+    session.profile(traced);
     let start = Instant::now();
     let outputs = session.run(&model::borrowed(&inputs))?;
     let outputs = outputs.iter().map(|output| (output.name().to_string(), output.to_tensor())).collect();
     let took = start.elapsed();
-    Ok(Run { inputs, fixed, outputs, took })
+    let trace = traced.then(|| trace::chrome(session.timings(), session.spans(), device.name()));
+    Ok(Run { inputs, fixed, outputs, took, trace })
 }
 
 /// Runs a model once, and compares or summarises its outputs; or a batch of models.
@@ -45,8 +56,11 @@ pub fn run(args: &RunArgs, as_json: bool) -> Result<(), Failure> {
         return batch(list, args, as_json);
     }
     let Some(model) = &args.model else { return Err(Failure::usage("no model is named")) };
-    let Run { inputs, fixed, outputs, took } =
-        once(model, &args.inputs, &args.target.device(), &args.target.options())?;
+    let Run { inputs, fixed, outputs, took, trace } =
+        once(model, &args.inputs, &args.target.device(), &args.target.options(), args.trace.is_some())?;
+    if let (Some(path), Some(trace)) = (&args.trace, trace) {
+        std::fs::write(path, trace.to_string()).map_err(|e| Failure::file(path, &e))?;
+    }
     if let Some(folder) = &args.outputs {
         tensors::write(folder, "output", &outputs)?;
     }
