@@ -39,6 +39,13 @@ impl Default for CompileOptions {
     }
 }
 
+impl CompileOptions {
+    /// What these options are to the planner.
+    pub fn plan(&self) -> plan::Options {
+        plan::Options { exact: self.exact, products: self.products, unfused: self.level == Level::None }
+    }
+}
+
 /// A compiled graph, with every stage on the way.
 pub struct Compiled {
     /// The program.
@@ -103,8 +110,7 @@ pub fn compile(graph: &Graph, device: &DeviceDescription, options: &CompileOptio
         optimise_timed(graph, device, options, &mut phases)?;
 
     let start = Instant::now();
-    let planning = plan::Options { exact: options.exact, products: options.products };
-    let program = plan::plan(&rematerialised.graph, device, &planning)?;
+    let program = plan::plan(&rematerialised.graph, device, &options.plan())?;
     phases.push(("plan and emit", start.elapsed()));
 
     Ok(Compiled { program, raised, raise_log, rewritten, rematerialised, phases })
@@ -148,15 +154,9 @@ pub fn raise(
     let mut forward = Vec::new();
 
     let start = Instant::now();
-    let canonical = raise::canonicalise_with(graph, rules)?;
-    log.extend(canonical.applied);
-    timed("canonicalise", start);
-
-    let start = Instant::now();
-    let raised = raise::raise_with(&canonical.graph, rules)?;
-    log.follow(&raised.map);
+    let raised = raise::raise_with(graph, rules)?;
     log.extend(raised.applied);
-    timed("raise", start);
+    timed("canonicalise and raise", start);
 
     let start = Instant::now();
     let mut graph = raised.graph;
@@ -187,13 +187,15 @@ pub fn raise(
         forward = follow(forward, &trimmed);
         graph = trimmed.graph;
     }
-    let spelled = raise::spell_out(&graph, device)?;
-    log.follow(&spelled.map);
-    forward = follow(forward, &spelled);
-    log.extend(spelled.applied);
+    if let Some(spelled) = raise::spell_out(&graph, device)? {
+        log.follow(&spelled.map);
+        forward = follow(forward, &spelled);
+        log.extend(spelled.applied);
+        graph = spelled.graph;
+    }
     timed("autodiff", start);
 
-    Ok(Raised { graph: spelled.graph, log: log.0, forward })
+    Ok(Raised { graph, log: log.0, forward })
 }
 
 /// Marks of the nodes that a pass moved, where they are now, and on all that they are computed from now.

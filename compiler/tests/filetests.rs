@@ -163,5 +163,6 @@ files! {
     spelled_attention
     spelled_norms
     spellings
+    transposed_product
     wide_projections
 }

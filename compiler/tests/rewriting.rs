@@ -193,6 +193,15 @@ models! {
     a_training_step_of_a_cnn CNN;
 }
 
+/// DenseNet's normalised and rectified copies of ever longer concatenations are what fusion saves.
+#[test]
+fn densenet_moves_a_third_fewer_bytes_than_unfused() {
+    let Some(graph) = graph("light/test_light_densenet121") else { return };
+    let bytes = |level| on_cpu(&graph, level).unwrap_or_else(|e| panic!("{e}")).1;
+    let (none, full) = (bytes(Level::None), bytes(Level::Full));
+    assert!(full * 100 <= none * 65, "{full} of {none} bytes");
+}
+
 /// A product that is read through several slices: what `merge-dots` makes.
 fn merged_products(graph: &Graph) -> usize {
     let users = graph.users();

@@ -76,7 +76,7 @@ fn merged_products_keep_every_bit() {
 
 fn reduction(m: &Match, name: &str) -> Option<Reduce> {
     match m.op(name)? {
-        Op::Reduce(reduce) => Some(reduce.clone()),
+        Op::Reduce(reduce) => Some((**reduce).clone()),
         _ => None,
     }
 }

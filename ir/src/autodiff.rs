@@ -197,8 +197,10 @@ fn rebuild<'t>(t: &Tracer<'t>, graph: &Graph, unreached: Unreached) -> Result<Ve
                 // a gradient reads what each step began with
                 if last_grad.is_some_and(|last| id < last) {
                     op = match op {
-                        Op::Scan(scan) => scan.with_record().into(),
-                        Op::While(looped) if looped.bound.is_some() => looped.with_history().into(),
+                        Op::Scan(scan) => Arc::unwrap_or_clone(scan).with_record().into(),
+                        Op::While(looped) if looped.bound.is_some() => {
+                            Arc::unwrap_or_clone(looped).with_history().into()
+                        }
                         other => other,
                     };
                 }

@@ -190,7 +190,7 @@ fn error(op: &Op, operands: &[&Bounded], result: &Tensor, cx: &EvalCx) -> Result
         }
         Op::Gather(_) => eval(op, &[parts(operands[0]).error, operands[1].value.clone()])?,
         Op::Pad(pad) => {
-            let zeros: Op = Pad { value: Literal::float(0.0, DType::F64), ..pad.clone() }.into();
+            let zeros: Op = Pad { value: Literal::float(0.0, DType::F64), ..(**pad).clone() }.into();
             eval(&zeros, &[parts(operands[0]).error])?
         }
         Op::Cast(cast) => {
@@ -203,11 +203,11 @@ fn error(op: &Op, operands: &[&Bounded], result: &Tensor, cx: &EvalCx) -> Result
             let x = parts(operands[0]);
             match reduce.kind {
                 ReduceKind::Max | ReduceKind::Min => {
-                    eval(&crate::ops::Reduce { kind: ReduceKind::Max, ..reduce.clone() }.into(), &[x.error])?
+                    eval(&crate::ops::Reduce { kind: ReduceKind::Max, ..(**reduce).clone() }.into(), &[x.error])?
                 }
                 ReduceKind::Sum | ReduceKind::Mean => {
                     let count = eval(
-                        &crate::ops::Reduce { kind: ReduceKind::Sum, ..reduce.clone() }.into(),
+                        &crate::ops::Reduce { kind: ReduceKind::Sum, ..(**reduce).clone() }.into(),
                         std::slice::from_ref(&x.ones),
                     )?;
                     summed(eval(op, &[x.error])?, count, eval(op, &[x.size])?)
@@ -220,7 +220,7 @@ fn error(op: &Op, operands: &[&Bounded], result: &Tensor, cx: &EvalCx) -> Result
             match window.kind {
                 WindowKind::Max => eval(op, &[x.error])?,
                 _ => {
-                    let sum = crate::ops::ReduceWindow { kind: WindowKind::Sum, ..window.clone() }.into();
+                    let sum = crate::ops::ReduceWindow { kind: WindowKind::Sum, ..(**window).clone() }.into();
                     let count = eval(&sum, std::slice::from_ref(&x.ones))?;
                     summed(eval(op, &[x.error])?, count, eval(op, &[x.size])?)
                 }

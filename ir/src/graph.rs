@@ -68,6 +68,13 @@ impl Graph {
         Graph::default()
     }
 
+    /// An empty graph with the weights of `like`, and room for as many nodes.
+    pub fn like(like: &Graph) -> Graph {
+        let n = like.nodes.len();
+        let (nodes, origins) = (Vec::with_capacity(n), Vec::with_capacity(n));
+        Graph { nodes, origins, weights: like.weights.clone(), ..Graph::default() }
+    }
+
     /// Appends a node and infers its type.
     ///
     /// # Errors
@@ -96,13 +103,33 @@ impl Graph {
         })?;
         let node = NodeId::new(self.nodes.len());
         self.assumptions.extend(cx.assumptions.into_iter().map(|equality| Assumption { node, equality }));
-        if matches!(op, Op::Input(_)) {
-            self.inputs.push(node);
+        Ok(self.push(Node { op, operands: operands.into(), ty }, origins))
+    }
+
+    /// Appends a node whose operator fits its operands and gives its type: one of another graph whose operands have
+    /// their types here. What its type rule assumes is not recorded again.
+    pub fn add_typed(&mut self, node: Node, origins: SmallVec<[Arc<Origin>; 1]>) -> NodeId {
+        debug_assert!(
+            {
+                let types: SmallVec<[Type; 4]> = node.operands.iter().map(|id| self.ty(*id).clone()).collect();
+                let same = |ty: Type| ty.parts().len() == node.ty.parts().len();
+                node.op.home().infer(&types, &mut InferCx::default()).is_ok_and(same)
+            },
+            "{} does not fit its operands",
+            node.op.home().name()
+        );
+        self.push(node, origins)
+    }
+
+    fn push(&mut self, node: Node, origins: SmallVec<[Arc<Origin>; 1]>) -> NodeId {
+        let id = NodeId::new(self.nodes.len());
+        if matches!(node.op, Op::Input(_)) {
+            self.inputs.push(id);
         }
         self.users = OnceLock::new();
-        self.nodes.push(Node { op, operands: operands.into(), ty });
+        self.nodes.push(node);
         self.origins.push(origins);
-        Ok(node)
+        id
     }
 
     /// Lets what reads `from` read `to`, an earlier value of the same type.
@@ -130,6 +157,15 @@ impl Graph {
         if !self.assumptions.contains(&assumption) {
             self.assumptions.push(assumption);
         }
+    }
+
+    /// Takes over the results and updates of a graph that this one was made from; `new` tells where its nodes went.
+    pub fn take_roots_of(&mut self, from: &Graph, new: impl Fn(NodeId) -> Option<NodeId>) {
+        let named = |list: &[(String, NodeId)]| -> Vec<(String, NodeId)> {
+            list.iter().filter_map(|(name, id)| Some((name.clone(), new(*id)?))).collect()
+        };
+        self.outputs = named(&from.outputs);
+        self.updates = named(&from.updates);
     }
 
     /// All nodes, operands before users.
@@ -231,8 +267,12 @@ impl Graph {
 
     /// The graph of the nodes that `live` names, which reads nothing else, and where each node went. Types stay as they are;
     /// what dropped nodes assumed of symbols is kept, because it still holds.
-    pub fn restricted(&self, live: &[bool]) -> (Graph, Vec<Option<NodeId>>) {
-        let mut kept = Graph { weights: self.weights.clone(), ..Graph::default() };
+    pub fn restricted(self, live: &[bool]) -> (Graph, Vec<Option<NodeId>>) {
+        if live.iter().all(|live| *live) {
+            let map = (0..self.nodes.len()).map(|i| Some(NodeId::new(i))).collect();
+            return (self, map);
+        }
+        let mut kept = Graph::like(&self);
         let mut new: Vec<Option<NodeId>> = vec![None; self.nodes.len()];
         for (id, node) in self.iter().filter(|(id, _)| live[id.index()]) {
             let operands = node.operands.iter().filter_map(|o| new[o.index()]).collect();
@@ -244,11 +284,7 @@ impl Graph {
             kept.origins.push(self.origins[id.index()].clone());
             new[id.index()] = Some(at);
         }
-        let named = |list: &[(String, NodeId)]| -> Vec<(String, NodeId)> {
-            list.iter().filter_map(|(name, id)| Some((name.clone(), new[id.index()]?))).collect()
-        };
-        kept.outputs = named(&self.outputs);
-        kept.updates = named(&self.updates);
+        kept.take_roots_of(&self, |id| new[id.index()]);
         for assumption in &self.assumptions {
             let node = new[assumption.node.index()].unwrap_or(NodeId::new(0));
             kept.assume(Assumption { node, equality: assumption.equality.clone() });

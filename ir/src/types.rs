@@ -1,6 +1,7 @@
 //! Shapes and the types of values.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -10,9 +11,21 @@ use smallvec::SmallVec;
 use crate::dim::{Bindings, Dim, DimError};
 use crate::dtype::DType;
 
-/// The extents of a tensor, outermost first.
-#[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Shape(SmallVec<[Dim; 4]>);
+/// The extents of a tensor, outermost first. Shared: a copy costs a count.
+#[derive(Clone, Default, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Shape(Arc<[Dim]>);
+
+impl PartialEq for Shape {
+    fn eq(&self, other: &Shape) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
+    }
+}
+
+impl Hash for Shape {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
 
 impl Shape {
     /// The shape of a scalar.
@@ -35,6 +48,11 @@ impl Shape {
         self.0.iter().map(Dim::as_const).collect()
     }
 
+    /// Whether all extents are constant.
+    pub fn is_constant(&self) -> bool {
+        self.0.iter().all(|dim| dim.as_const().is_some())
+    }
+
     /// The extents under `bindings`.
     ///
     /// # Errors
@@ -50,12 +68,12 @@ impl Shape {
 
     /// Appends an extent.
     pub fn push(&mut self, dim: Dim) {
-        self.0.push(dim);
+        *self = self.0.iter().cloned().chain([dim]).collect();
     }
 
     /// The extents, to change.
     pub fn dims_mut(&mut self) -> &mut [Dim] {
-        &mut self.0
+        Arc::make_mut(&mut self.0)
     }
 
     /// Row-major strides in elements.
@@ -80,13 +98,15 @@ impl Deref for Shape {
 
 impl FromIterator<Dim> for Shape {
     fn from_iter<I: IntoIterator<Item = Dim>>(dims: I) -> Shape {
-        Shape(dims.into_iter().collect())
+        // gathered first: an iterator of unknown length would be allocated twice
+        let dims: SmallVec<[Dim; 8]> = dims.into_iter().collect();
+        Shape(dims.as_slice().into())
     }
 }
 
 impl<D: Into<Dim>, const N: usize> From<[D; N]> for Shape {
     fn from(dims: [D; N]) -> Shape {
-        dims.into_iter().map(Into::into).collect()
+        Shape(dims.map(Into::into).into())
     }
 }
 
@@ -98,7 +118,7 @@ impl From<&[i64]> for Shape {
 
 impl From<&[Dim]> for Shape {
     fn from(dims: &[Dim]) -> Shape {
-        dims.iter().cloned().collect()
+        Shape(dims.into())
     }
 }
 

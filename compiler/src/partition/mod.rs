@@ -145,9 +145,24 @@ pub fn anchor_family(op: &Op) -> Option<Family> {
 /// Steps of the longest chain of maps that one kernel computes for its operand.
 const MAX_INLINE: usize = 64;
 
+/// What becomes of elementwise operators.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Maps {
+    /// They are computed where they are read, where that is legal and no waste.
+    Joined,
+    /// Each is a kernel.
+    Alone,
+}
+
 /// Groups the nodes of `live` (those that are computed here). `must_store` are values that leave; `leaf` tells values that
 /// are in memory already.
-pub fn partition(graph: &Graph, live: &[bool], must_store: &[bool], leaf: &dyn Fn(NodeId) -> bool) -> Partition {
+pub fn partition(
+    graph: &Graph,
+    live: &[bool],
+    must_store: &[bool],
+    leaf: &dyn Fn(NodeId) -> bool,
+    maps: Maps,
+) -> Partition {
     let n = graph.nodes().len();
     let users = graph.users();
     // by node, the group in which it is computed; groups are named by their root
@@ -175,7 +190,7 @@ pub fn partition(graph: &Graph, live: &[bool], must_store: &[bool], leaf: &dyn F
             continue;
         }
         let only = match readers.as_slice() {
-            [one] if !must_store[i] => Some(*one),
+            [one] if !must_store[i] && maps == Maps::Joined => Some(*one),
             _ => None,
         };
         let joins = only.filter(|root| {
@@ -195,7 +210,10 @@ pub fn partition(graph: &Graph, live: &[bool], must_store: &[bool], leaf: &dyn F
     }
     store_what_drivers_cannot_read(graph, live, leaf, &mut roots);
     let homes = siblings::Homes { users: &users, live, home: &home, depth: &depth, roots: &roots };
-    let joined = siblings::join(graph, &homes);
+    let joined = match maps {
+        Maps::Joined => siblings::join(graph, &homes),
+        Maps::Alone => Default::default(),
+    };
     let mut partition = Partition { groups: Vec::new(), written_by: vec![None; n] };
     for (i, family) in roots.iter().enumerate() {
         if let Some(family) = family.filter(|_| !joined.contains_key(&NodeId::new(i))) {

@@ -110,7 +110,7 @@ impl Planner<'_> {
     ) -> Result<(), Diagnostic> {
         let node = frame.graph.node(id).clone();
         let Op::While(looped) = &node.op else { return Err(Diagnostic::new("E0464", "a loop's group has no loop")) };
-        let While { condition, body, carried, bound, .. } = looped;
+        let While { condition, body, carried, bound, .. } = &**looped;
         let (carried, tested) = (*carried, condition.inputs().len() - looped.carried);
         let bounded = bound.as_ref().is_some_and(|bound| bound.upper_bound().as_const() != Some(i64::MAX));
         if !bounded && body.outputs().len() > carried {

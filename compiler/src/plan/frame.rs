@@ -106,7 +106,7 @@ impl Frame {
 
     fn time_node(&mut self, id: NodeId, loaded: &dyn Fn(NodeId) -> bool) {
         let node = self.graph.node(id);
-        let symbolic = node.ty.parts().iter().any(|part| part.shape.constant().is_none());
+        let symbolic = !node.ty.parts().iter().all(|part| part.shape.is_constant());
         let time = match &node.op {
             Op::Const(_) | Op::Iota(_) => BindingTime::Compile,
             Op::Param(_) => BindingTime::Load,

@@ -23,7 +23,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
 
 use crate::layout::{self, Layout, Part};
-use crate::partition::{self, Family, Group, is_inline, is_movement};
+use crate::partition::{self, Family, Group, Maps, is_inline, is_movement};
 use crate::rewrite::term::BindingTime;
 use crate::schedule::cuda::F32Products;
 use crate::schedule::scope::{Value, value_of};
@@ -39,6 +39,8 @@ pub struct Options {
     pub exact: bool,
     /// How a GPU multiplies `f32`.
     pub products: F32Products,
+    /// Each operator is a kernel of its own: level `none`.
+    pub unfused: bool,
 }
 
 /// A value of a tensor: where it starts.
@@ -78,6 +80,7 @@ struct Planner<'d> {
     lanes: i64,
     exact: bool,
     products: F32Products,
+    unfused: bool,
     program: Program,
     known: FxHashMap<String, KernelId>,
     generated: Vec<(KernelId, kernel::Kernel)>,
@@ -133,6 +136,7 @@ fn planned<'d>(graph: &Graph, device: &'d DeviceDescription, options: &Options) 
         lanes: device.lanes(),
         exact: options.exact,
         products: options.products,
+        unfused: options.unfused,
         program: Program {
             version: egret_program::program::VERSION,
             device: device.name.clone(),
@@ -280,7 +284,7 @@ impl Planner<'_> {
         let live_run: Vec<bool> = (0..n).map(|i| live[i] && !is_load(NodeId::new(i))).collect();
 
         let stored = |id: NodeId| frame.is_stored(id);
-        let at_load = partition::partition(&graph, &live_at_load, &leaves_at_load, &stored);
+        let at_load = partition::partition(&graph, &live_at_load, &leaves_at_load, &stored, Maps::Joined);
         let mut prepare = std::mem::take(&mut self.program.prepare);
         // only a run writes results
         let direct = std::mem::take(&mut frame.direct);
@@ -294,11 +298,14 @@ impl Planner<'_> {
         self.program.prepare.append(&mut prepare);
 
         let stored = |id: NodeId| frame.is_stored(id) || frame.times[id.index()] < BindingTime::Run;
-        let mut partition = partition::partition(&graph, &live_run, &leaves_run, &stored);
+        let maps = if self.unfused { Maps::Alone } else { Maps::Joined };
+        let mut partition = partition::partition(&graph, &live_run, &leaves_run, &stored, maps);
         updates::order(&graph, &mut partition);
         let mut layouts = layout::layout(&graph, &partition, self.device, &leaves_run);
-        updates::join(frame, &mut partition, &layouts);
-        frame.in_place = layout::in_place(&graph, &partition, &mut layouts, &leaves_run);
+        if !self.unfused {
+            updates::join(frame, &mut partition, &layouts);
+            frame.in_place = layout::in_place(&graph, &partition, &mut layouts, &leaves_run);
+        }
         for concat in frame.in_place.parts.values().map(|part| part.concat) {
             frame.hosts.insert(concat, None);
             frame.layouts.insert((concat, 0), layouts.of[concat.index()].clone());

@@ -26,7 +26,7 @@ fn pooling(frame: &Frame, id: NodeId) -> Option<ReduceWindow> {
     let blocked = is_blocked((id, 0)) || is_blocked(source) && !fused;
     let f32 = x.dtype == DType::F32 && y.dtype == DType::F32;
     let spatial = op.window.size.len() + 2 == x.shape.rank() && op.window.size.len() <= 3;
-    (blocked && f32 && spatial).then(|| op.clone())
+    (blocked && f32 && spatial).then(|| (**op).clone())
 }
 
 impl Planner<'_> {

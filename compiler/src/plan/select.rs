@@ -42,7 +42,8 @@ impl Planner<'_> {
                 let size = frame.graph.tensor_type(id).shape[1].clone();
                 self.select_with(frame, id, &[truth], driver, "non_zero", Some(size), place, steps)
             }
-            Op::Unique(Unique { axis, sorted, .. }) => {
+            Op::Unique(unique) => {
+                let Unique { axis, sorted, .. } = &**unique;
                 let (outer, extent, inner) = match *axis {
                     Some(axis) => {
                         let extent = ty.shape[axis].clone();

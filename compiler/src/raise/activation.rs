@@ -2,6 +2,7 @@
 
 use egret_ir::ops::Pointwise;
 use egret_ir::{ExprKind, NodeId, Op};
+use smallvec::{SmallVec, smallvec};
 
 use super::cone::cone;
 use crate::rewrite::direct::Builder;
@@ -20,7 +21,6 @@ pub fn raise(builder: &mut Builder, id: NodeId) -> Option<(NodeId, &'static str)
     if !dtype.is_float() {
         return None;
     }
-    // the cone may stop at any value that all paths meet in: try the nearest first
     for stop in common_sources(builder, id) {
         let Some(cone) = cone(builder, id, LIMIT, &|node| node == stop) else { continue };
         if cone.leaves.as_slice() != [stop] {
@@ -40,26 +40,29 @@ pub fn raise(builder: &mut Builder, id: NodeId) -> Option<(NodeId, &'static str)
     None
 }
 
-/// Values of the node's own type near above it, nearest first.
-fn common_sources(builder: &Builder, id: NodeId) -> Vec<NodeId> {
-    const DEPTH: usize = 24;
+/// Values of the node's own type that every way up from it meets, nearest first.
+fn common_sources(builder: &Builder, id: NodeId) -> SmallVec<[NodeId; 4]> {
     let graph = builder.graph();
     let ty = graph.ty(id);
-    let mut seen = vec![id];
-    let mut next = 0;
-    while next < seen.len() && seen.len() < DEPTH {
-        let node = graph.node(seen[next]);
-        next += 1;
-        if matches!(node.op, Op::Pointwise(_) | Op::Cast(_)) {
-            for operand in &node.operands {
-                if builder.splat_of_node(*operand).is_none() && !seen.contains(operand) {
-                    seen.push(*operand);
-                }
+    let mut found = SmallVec::new();
+    // the latest value is taken apart first: nothing that is still in front can depend on it
+    let mut front: SmallVec<[NodeId; 8]> = smallvec![id];
+    for _ in 0..LIMIT {
+        let Some(latest) = (0..front.len()).max_by_key(|i| front[*i]) else { break };
+        let node = graph.node(front.swap_remove(latest));
+        if !matches!(node.op, Op::Pointwise(_) | Op::Cast(_)) {
+            break;
+        }
+        for operand in &node.operands {
+            if builder.splat_of_node(*operand).is_none() && !front.contains(operand) {
+                front.push(*operand);
             }
         }
+        if let [alone] = front[..]
+            && graph.ty(alone) == ty
+        {
+            found.push(alone);
+        }
     }
-    let mut sources: Vec<NodeId> = seen[1..].iter().copied().filter(|n| graph.ty(*n) == ty).collect();
-    sources.sort();
-    sources.reverse();
-    sources
+    found
 }

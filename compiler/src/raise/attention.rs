@@ -37,7 +37,7 @@ impl Found {
         let Op::DotGeneral(outer) = &node.op else { return None };
         // the probabilities may be either operand
         let (outer, shares, probabilities, values) = match shares(builder, node.operands[0], &outer.lhs) {
-            Some(shares) => (outer.clone(), shares, node.operands[0], node.operands[1]),
+            Some(shares) => ((**outer).clone(), shares, node.operands[0], node.operands[1]),
             None => {
                 let shares = shares(builder, node.operands[1], &outer.rhs)?;
                 let swapped = DotGeneral { lhs: outer.rhs.clone(), rhs: outer.lhs.clone(), out: outer.out.clone() };
@@ -138,8 +138,8 @@ impl Product {
         let node = builder.graph().node(at).clone();
         let (raw, apart) = if matches!(node.op, Op::Reshape(_)) { (node.operands[0], true) } else { (at, false) };
         let inner = builder.graph().node(raw).clone();
-        let Op::DotGeneral(dot) = inner.op else { return None };
-        let mut product = Product { dot, operands: [inner.operands[0], inner.operands[1]], factor };
+        let Op::DotGeneral(dot) = &inner.op else { return None };
+        let mut product = Product { dot: (**dot).clone(), operands: [inner.operands[0], inner.operands[1]], factor };
         if apart {
             let shape = |id: NodeId| builder.graph().tensor_type(id).shape.clone();
             let (fine, coarse) = (shape(at), shape(raw));
@@ -261,7 +261,8 @@ fn empty(builder: &mut Builder, condition: NodeId, logits: NodeId, masks: Option
         _ => return false,
     };
     let top = graph.node(top);
-    let Op::Reduce(Reduce { kind: ReduceKind::Max, axes, keep: true }) = &top.op else { return false };
+    let Op::Reduce(reduce) = &top.op else { return false };
+    let Reduce { kind: ReduceKind::Max, axes, keep: true } = &**reduce else { return false };
     let over = top.operands[0];
     if axes.as_slice() != [graph.tensor_type(over).shape.rank().saturating_sub(1)] {
         return false;

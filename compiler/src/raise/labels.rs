@@ -3,7 +3,7 @@
 //! A transpose permutes labels; an axis that merges batch and heads is split into its parts; an axis along which keys and
 //! values repeat (grouped heads) is no axis of theirs. So every spelling of one attention has the same labels.
 
-use egret_ir::ops::{Attention, Labels, Places, Proj, Reshape};
+use egret_ir::ops::{Attention, Labels, Places, Proj};
 use egret_ir::{Dim, NodeId, Op, Shape};
 use smallvec::SmallVec;
 
@@ -103,7 +103,8 @@ impl Form {
     fn absorb(&mut self, builder: &mut Builder, i: usize) -> Option<()> {
         let node = builder.graph().node(self.operands[i]).clone();
         match &node.op {
-            Op::Reshape(Reshape { shape }) => {
+            Op::Reshape(reshape) => {
+                let shape = &reshape.shape;
                 let from = builder.graph().tensor_type(node.operands[0]).shape.clone();
                 let Some(groups) = view::merges(&from, shape) else {
                     return self.cut_copies(builder, i, shape, node.operands[0]);
@@ -244,8 +245,8 @@ pub fn part_of(builder: &Builder, id: NodeId) -> Option<(Form, usize)> {
     let graph = builder.graph();
     let Op::Proj(Proj { index }) = &graph.node(id).op else { return None };
     let tuple = graph.node(graph.node(id).operands[0]).clone();
-    let Op::Attention(op) = tuple.op else { return None };
-    Some((Form { op, operands: tuple.operands.iter().copied().collect() }, *index))
+    let Op::Attention(op) = &tuple.op else { return None };
+    Some((Form { op: (**op).clone(), operands: tuple.operands.iter().copied().collect() }, *index))
 }
 
 /// A simpler equal of a part of an attention, or of the transpose of its result.
@@ -253,6 +254,7 @@ pub fn raise(builder: &mut Builder, id: NodeId) -> Option<(NodeId, &'static str)
     let shape = builder.graph().ty(id).tensor()?.shape.clone();
     if let Some((mut form, part)) = part_of(builder, id) {
         form.settle(builder).then_some(())?;
+        builder.take_origins(&[builder.graph().node(id).operands[0]]);
         return Some((form.build(builder, part, &shape)?, "attention-labels"));
     }
     let node = builder.graph().node(id).clone();
@@ -260,15 +262,16 @@ pub fn raise(builder: &mut Builder, id: NodeId) -> Option<(NodeId, &'static str)
     let moved = node.operands[0];
     // through a reshape that merges labels that were split
     let (result, groups) = match &builder.graph().node(moved).op {
-        Op::Reshape(Reshape { shape }) => {
+        Op::Reshape(reshape) => {
             let inner = builder.graph().node(moved).operands[0];
             let from = builder.graph().ty(inner).tensor()?.shape.clone();
-            (inner, view::merges(&from, shape)?)
+            (inner, view::merges(&from, &reshape.shape)?)
         }
         _ => (moved, (0..permutation.len()).map(|axis| axis..axis + 1).collect()),
     };
     let (mut form, 0) = part_of(builder, result)? else { return None };
     let axes: SmallVec<[usize; 6]> = permutation.iter().flat_map(|axis| groups[*axis].clone()).collect();
     form.op.o = form.op.o.permuted(&axes);
+    builder.take_origins(&[builder.graph().node(result).operands[0], result]);
     Some((form.build(builder, 0, &shape)?, "attention-transpose"))
 }

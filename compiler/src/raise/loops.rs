@@ -276,10 +276,10 @@ impl<'b> Loop<'b> {
                 return Some(Outside { id, stacked: true });
             }
             Op::Reduce(reduce) => {
-                Reduce { axes: reduce.axes.iter().map(|axis| axis + 1).collect(), ..reduce.clone() }.into()
+                Reduce { axes: reduce.axes.iter().map(|axis| axis + 1).collect(), ..(**reduce).clone() }.into()
             }
             Op::Softmax(softmax) => Softmax { axis: softmax.axis + 1, ..softmax.clone() }.into(),
-            Op::Norm(norm) => Norm { axis: norm.axis + 1, ..norm.clone() }.into(),
+            Op::Norm(norm) => Norm { axis: norm.axis + 1, ..(**norm).clone() }.into(),
             Op::DotGeneral(dot) => {
                 let step = fresh(dot)?;
                 let with = |labels: &Labels, stacked: bool| {

@@ -94,22 +94,20 @@ fn unbroadcast(builder: &mut Builder, id: NodeId) -> Option<(NodeId, &'static st
 /// The value of a small node of constants, by the reference evaluator.
 fn fold(builder: &mut Builder, id: NodeId) -> Option<(NodeId, &'static str)> {
     let graph = builder.graph();
-    let node = graph.node(id).clone();
-    let ty = graph.tensor_type(id).clone();
-    let shape = ty.shape.constant()?;
-    let count: i64 = shape.iter().product();
-    if usize::try_from(count).ok()? * ty.dtype.size() > FOLD_BYTES {
+    let node = graph.node(id);
+    let constant = |o: &NodeId| match &graph.node(*o).op {
+        Op::Const(constant) => Some(&constant.value),
+        _ => None,
+    };
+    if node.operands.is_empty() || !node.operands.iter().all(|o| constant(o).is_some()) {
         return None;
     }
-    let operands: Option<Vec<Tensor>> = node
-        .operands
-        .iter()
-        .map(|o| match &graph.node(*o).op {
-            Op::Const(constant) => Some(constant.value.clone()),
-            _ => None,
-        })
-        .collect();
-    let operands = operands.filter(|o| !o.is_empty())?;
+    let ty = graph.tensor_type(id);
+    let count = ty.shape.constant()?.iter().try_fold(1i64, |n, extent| n.checked_mul(*extent))?;
+    if usize::try_from(count).ok()?.checked_mul(ty.dtype.size())? > FOLD_BYTES {
+        return None;
+    }
+    let operands: Vec<Tensor> = node.operands.iter().filter_map(constant).cloned().collect();
     let mut results = node.op.home().eval(&operands, &EvalCx::new(&Bindings::new())).ok()?;
     let value = results.pop()?;
     let new = builder.add(&Const { value }.into(), &[]).ok()?;

@@ -18,11 +18,14 @@ use crate::plan::attention_has_driver;
 use crate::rewrite::direct::{self, Builder, Direct};
 
 /// The graph, and those in its loops, with every composite that the device has no kernel for spelled out, and where each
-/// node went.
+/// node went; `None` when there is no composite of these kinds.
 ///
 /// # Errors
 /// When what is put in does not fit: a defect.
-pub fn spell_out(graph: &Graph, device: &DeviceDescription) -> Result<Direct, Diagnostic> {
+pub fn spell_out(graph: &Graph, device: &DeviceDescription) -> Result<Option<Direct>, Diagnostic> {
+    if !graph.nodes().iter().any(|node| may_be_spelled(&node.op)) {
+        return Ok(None);
+    }
     let mut hook = |builder: &mut Builder, id: NodeId| {
         let node = builder.graph().node(id).clone();
         match &node.op {
@@ -46,16 +49,22 @@ pub fn spell_out(graph: &Graph, device: &DeviceDescription) -> Result<Direct, Di
                 let mut op = op.clone();
                 let mut changed = false;
                 for region in op.regions_mut() {
-                    let spelled = spell_out(region, device).ok()?.graph;
-                    changed |= spelled != **region;
-                    *region = Arc::new(spelled);
+                    if let Some(spelled) = spell_out(region, device).ok()? {
+                        changed |= spelled.graph != **region;
+                        *region = Arc::new(spelled.graph);
+                    }
                 }
                 changed.then(|| builder.add(&op, &node.operands).ok().map(|id| (id, "spell-out"))).flatten()
             }
             _ => None,
         }
     };
-    direct::apply(graph, &[], &mut hook)
+    direct::apply(graph, &[], &mut hook).map(Some)
+}
+
+fn may_be_spelled(op: &Op) -> bool {
+    use Op::*;
+    matches!(op, Attention(_) | AttentionGrad(_) | TopK(_) | Unique(_) | Scatter(_)) || !op.home().regions().is_empty()
 }
 
 struct Speller<'b> {

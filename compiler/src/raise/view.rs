@@ -1,6 +1,6 @@
 //! Movement of values, simplified where it is added.
 
-use egret_ir::ops::{Broadcast, Reshape, Transpose};
+use egret_ir::ops::Reshape;
 use egret_ir::{NodeId, Op, Shape};
 use smallvec::SmallVec;
 
@@ -40,8 +40,8 @@ pub fn along(builder: &mut Builder, steps: &[Op], x: NodeId) -> Option<NodeId> {
         let same = |shape: &Shape| builder.graph().tensor_type(at).shape == *shape;
         at = match step {
             Op::StopGradient(_) => at,
-            Op::Broadcast(Broadcast { shape }) if same(shape) => at,
-            Op::Reshape(Reshape { shape }) => reshape(builder, at, shape.clone())?,
+            Op::Broadcast(broadcast) if same(&broadcast.shape) => at,
+            Op::Reshape(to) => reshape(builder, at, to.shape.clone())?,
             other => builder.add(other, &[at]).ok()?,
         };
     }
@@ -76,7 +76,7 @@ pub fn merges(from: &Shape, to: &Shape) -> Option<SmallVec<[std::ops::Range<usiz
 /// The permutation, if the operator is a transpose.
 pub fn permutation(op: &Op) -> Option<&[usize]> {
     match op {
-        Op::Transpose(Transpose { permutation }) => Some(permutation),
+        Op::Transpose(transpose) => Some(&transpose.permutation),
         _ => None,
     }
 }

@@ -4,11 +4,12 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use egg::Id;
-use egret_ir::ops::{Const, Pointwise};
-use egret_ir::{DType, Diagnostic, Graph, Literal, NodeId, Op, Origin, Tensor, Type};
+use egret_ir::ops::Const;
+use egret_ir::{DType, Diagnostic, Graph, Literal, Node, NodeId, Op, Origin, Tensor, Type};
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
+use super::facts::GraphFacts;
 use super::pattern::{Bindings, Rule, View};
 use super::term::{BindingTime, Kind};
 
@@ -19,8 +20,7 @@ const MAX_CHAIN: usize = 32;
 pub struct Builder {
     graph: Graph,
     known: FxHashMap<(Op, SmallVec<[NodeId; 4]>), NodeId>,
-    splats: Vec<Option<Literal>>,
-    times: Vec<BindingTime>,
+    facts: GraphFacts,
     origins: SmallVec<[Arc<Origin>; 1]>,
 }
 
@@ -35,9 +35,8 @@ fn class(id: NodeId) -> Id {
 impl Builder {
     /// An empty graph with the weights of `like`.
     pub fn new(like: &Graph) -> Builder {
-        let mut graph = Graph::new();
-        graph.weights = like.weights.clone();
-        Builder { graph, known: FxHashMap::default(), splats: Vec::new(), times: Vec::new(), origins: SmallVec::new() }
+        let known = FxHashMap::with_capacity_and_hasher(like.nodes().len(), Default::default());
+        Builder { graph: Graph::like(like), known, facts: GraphFacts::default(), origins: SmallVec::new() }
     }
 
     /// The graph so far.
@@ -72,25 +71,41 @@ impl Builder {
         let key = (op.clone(), SmallVec::from_slice(operands));
         let leaf = matches!(op, Op::Input(_));
         if !leaf && let Some(id) = self.known.get(&key) {
-            let origins = std::mem::take(&mut self.origins);
-            self.graph.add_origins(*id, &origins);
-            self.origins = origins;
+            self.graph.add_origins(*id, &self.origins);
             return Ok(*id);
         }
         let id = self.graph.add_from(op.clone(), operands, self.origins.clone())?;
-        self.splats.push(self.splat_of(op, operands, id));
-        let time = match op {
-            Op::Const(_) | Op::Iota(_) => BindingTime::Compile,
-            Op::Param(_) => BindingTime::Load,
-            Op::Input(_) | Op::State(_) => BindingTime::Run,
-            _ => operands.iter().map(|o| self.times[o.index()]).max().unwrap_or(BindingTime::Run),
-        };
-        // a size that only a run knows
-        let symbolic = self.graph.ty(id).parts().iter().any(|part| part.shape.constant().is_none());
-        let time = if symbolic { BindingTime::Run } else { time };
-        self.times.push(time);
-        self.known.insert(key, id);
+        self.learn(key, id);
         Ok(id)
+    }
+
+    /// [`Builder::add`] of a node of another graph, whose operands have these values here.
+    ///
+    /// # Errors
+    /// When the operands do not fit the operator.
+    pub fn add_again(&mut self, node: &Node, types_of: &Graph, operands: &[NodeId]) -> Result<NodeId, Diagnostic> {
+        let same = node.operands.len() == operands.len()
+            && node.operands.iter().zip(operands).all(|(old, new)| types_of.ty(*old) == self.graph.ty(*new));
+        if same { Ok(self.add_typed(&node.op, operands, &node.ty)) } else { self.add(&node.op, operands) }
+    }
+
+    /// [`Builder::add`] of a node that fits its operands, as in the graph that it is taken from.
+    pub fn add_typed(&mut self, op: &Op, operands: &[NodeId], ty: &Type) -> NodeId {
+        let key = (op.clone(), SmallVec::from_slice(operands));
+        let leaf = matches!(op, Op::Input(_));
+        if !leaf && let Some(id) = self.known.get(&key) {
+            self.graph.add_origins(*id, &self.origins);
+            return *id;
+        }
+        let node = Node { op: op.clone(), operands: operands.into(), ty: ty.clone() };
+        let id = self.graph.add_typed(node, self.origins.clone());
+        self.learn(key, id);
+        id
+    }
+
+    fn learn(&mut self, key: (Op, SmallVec<[NodeId; 4]>), id: NodeId) {
+        self.facts.learn(self.graph.node(id));
+        self.known.insert(key, id);
     }
 
     /// A scalar constant.
@@ -114,35 +129,12 @@ impl Builder {
 
     /// When a value is known.
     pub fn time(&self, id: NodeId) -> BindingTime {
-        self.times[id.index()]
+        self.facts.times[id.index()]
     }
 
     /// The element of a value, if all are one known number.
     pub fn splat_of_node(&self, id: NodeId) -> Option<Literal> {
-        self.splats[id.index()]
-    }
-
-    fn splat_of(&self, op: &Op, operands: &[NodeId], id: NodeId) -> Option<Literal> {
-        let of = |i: usize| operands.get(i).and_then(|o| self.splats[o.index()]);
-        match op {
-            Op::Const(constant) => {
-                let first = (constant.value.elements() > 0).then(|| constant.value.get(0))?;
-                let same = constant.value.elements() <= 4096
-                    && constant.value.values().all(|v| {
-                        Literal::new(v, constant.value.dtype()) == Literal::new(first, constant.value.dtype())
-                    });
-                same.then(|| Literal::new(first, constant.value.dtype()))
-            }
-            Op::Reshape(_) | Op::Broadcast(_) | Op::Transpose(_) | Op::Slice(_) => of(0),
-            Op::Cast(cast) => of(0).map(|l| Literal::new(l.value(), cast.dtype)),
-            Op::Pointwise(Pointwise { f }) => {
-                let values: Option<SmallVec<[_; 3]>> = (0..operands.len()).map(|i| of(i).map(Literal::value)).collect();
-                let operand_dtype = of(operands.len().wrapping_sub(1))?.dtype;
-                let dtype = self.graph.ty(id).tensor()?.dtype;
-                Some(Literal::new(f.eval(&values?, operand_dtype), dtype))
-            }
-            _ => None,
-        }
+        self.facts.splats[id.index()]
     }
 }
 
@@ -163,11 +155,11 @@ impl View for BuilderView<'_> {
     }
 
     fn splat(&self, class: Id) -> Option<Literal> {
-        self.0.splats[usize::from(class)]
+        self.0.facts.splats[usize::from(class)]
     }
 
     fn time(&self, class: Id) -> BindingTime {
-        self.0.times[usize::from(class)]
+        self.0.facts.times[usize::from(class)]
     }
 
     fn find(&self, class: Id) -> Id {
@@ -225,7 +217,7 @@ pub fn apply(graph: &Graph, rules: &[Arc<Rule>], hook: Hook) -> Result<Direct, D
         }
         let operands: SmallVec<[NodeId; 4]> = old.operands.iter().filter_map(|o| new[o.index()]).collect();
         builder.set_origins(graph.origins(id));
-        let mut at = builder.add(&old.op, &operands)?;
+        let mut at = builder.add_again(old, graph, &operands)?;
         for _ in 0..MAX_CHAIN {
             let Some((next, rule)) = improve(&mut builder, at, &by_root, hook) else { break };
             applied.push(Step { rule, old: at, new: next });
@@ -295,24 +287,16 @@ fn finish(
     new: &[Option<NodeId>],
     applied: Vec<Step>,
 ) -> Result<Direct, Diagnostic> {
-    for (name, id) in graph.outputs() {
-        if let Some(id) = new[id.index()] {
-            builder.graph.add_output(name.clone(), id);
-        }
-    }
-    for (name, id) in graph.updates() {
-        if let Some(id) = new[id.index()] {
-            builder.graph.add_update(name.clone(), id);
-        }
-    }
+    builder.graph.take_roots_of(graph, |id| new[id.index()]);
     for assumption in graph.assumptions() {
         if let Some(node) = new[assumption.node.index()] {
             builder.graph.assume(egret_ir::Assumption { node, equality: assumption.equality.clone() });
         }
     }
     let built = builder.finish();
-    let (pruned, map) = built.restricted(&built.live());
-    let into = taken(&built, &applied, &map);
+    let live = built.live();
+    let into = taken(&built, &applied, &live);
+    let (pruned, map) = built.restricted(&live);
     let survivor = |mut node: NodeId| {
         while map[node.index()].is_none() {
             node = into[node.index()]?;
@@ -326,13 +310,13 @@ fn finish(
 }
 
 /// By dead node, the node that a rule put in the place of it and of what reads it.
-fn taken(built: &Graph, applied: &[Step], map: &[Option<NodeId>]) -> Vec<Option<NodeId>> {
+fn taken(built: &Graph, applied: &[Step], live: &[bool]) -> Vec<Option<NodeId>> {
     let mut into: Vec<Option<NodeId>> = vec![None; built.nodes().len()];
     for step in applied {
         let mut todo = vec![step.old];
         while let Some(id) = todo.pop() {
             // a rule that gives back a part of its left side leaves that part alone
-            let free = map[id.index()].is_none() && into[id.index()].is_none() && id < step.new;
+            let free = !live[id.index()] && into[id.index()].is_none() && id < step.new;
             if free {
                 into[id.index()] = Some(step.new);
                 todo.extend(&built.node(id).operands);

@@ -84,7 +84,7 @@ impl Anchor {
         }
         let operands: SmallVec<[Id; 4]> = term.operands.iter().map(|id| egraph.find(*id)).collect();
         let fused = match op {
-            Op::Fused(fused) => fused.clone(),
+            Op::Fused(fused) => (**fused).clone(),
             plain => {
                 let dtype = tensor_type(egraph, egraph.lookup(term.clone())?)?.dtype;
                 Fused::epilogue(plain.clone(), operands.len(), ScalarExpr::arg(0), dtype)

@@ -9,6 +9,7 @@ pub mod direct;
 mod epilogue;
 mod explain;
 mod extract;
+mod facts;
 mod journal;
 mod merge;
 mod part;
@@ -28,7 +29,7 @@ pub use activation::recognise as recognise_activations;
 use direct::Builder;
 pub use explain::{Explanation, Link, Pair};
 use extract::Search;
-pub(crate) use part::GraphFacts;
+pub(crate) use facts::GraphFacts;
 use part::{Part, Place, Ref};
 pub use saturate::Replayed;
 use saturate::{Loaded, Template};
@@ -209,7 +210,7 @@ pub fn rewrite(graph: &Graph, device: &DeviceDescription, options: &Options) -> 
             values: (0..graph.nodes().len()).map(|i| Some(NodeId::new(i))).collect(),
         });
     }
-    let facts = facts(graph)?;
+    let facts = GraphFacts::of(graph);
     let (parts, places) = part::cut(graph, &facts);
     let search = if options.level == Level::Greedy { Search::Greedy } else { Search::Full };
     let mut rewrites = Vec::with_capacity(parts.len());
@@ -236,21 +237,6 @@ pub(crate) fn with_operands(graph: &Graph, mut marked: Vec<bool>) -> Vec<bool> {
     marked
 }
 
-/// Binding times and known elements of every node.
-pub(crate) fn facts(graph: &Graph) -> Result<GraphFacts, Diagnostic> {
-    let mut builder = Builder::new(graph);
-    let mut facts = GraphFacts { times: Vec::new(), splats: Vec::new() };
-    let mut new: Vec<NodeId> = Vec::new();
-    for (_, node) in graph.iter() {
-        let operands: SmallVec<[NodeId; 4]> = node.operands.iter().map(|o| new[o.index()]).collect();
-        let id = builder.add(&node.op, &operands)?;
-        facts.times.push(builder.time(id));
-        facts.splats.push(builder.splat_of_node(id));
-        new.push(id);
-    }
-    Ok(facts)
-}
-
 /// The fields of [`Rewritten`] of these names.
 struct Assembled {
     graph: Graph,
@@ -269,7 +255,7 @@ fn assemble(graph: &Graph, rewrites: &[Rewrite], places: &[(usize, Place)]) -> R
     for (id, node) in graph.iter().filter(|(id, _)| !in_part[id.index()]) {
         builder.set_origins(graph.origins(id));
         let operands: SmallVec<[NodeId; 4]> = node.operands.iter().filter_map(|o| new[o.index()]).collect();
-        new[id.index()] = Some(builder.add(&node.op, &operands)?);
+        new[id.index()] = Some(builder.add_again(node, graph, &operands)?);
     }
     for (place_index, (which, place)) in places.iter().enumerate() {
         let rewrite = &rewrites[*which];
@@ -291,7 +277,7 @@ fn assemble(graph: &Graph, rewrites: &[Rewrite], places: &[(usize, Place)]) -> R
                 }
             }
             builder.set_origins(&origins);
-            let id = builder.add(&node.op, &operands)?;
+            let id = builder.add_typed(&node.op, &operands, &node.ty);
             made.resize(made.len().max(id.index() + 1), None);
             made[id.index()].get_or_insert((place_index, i));
             ids.push(id);
@@ -304,21 +290,13 @@ fn assemble(graph: &Graph, rewrites: &[Rewrite], places: &[(usize, Place)]) -> R
         }
     }
     let mut out = builder.finish();
-    for (name, id) in graph.outputs() {
-        if let Some(id) = new[id.index()] {
-            out.add_output(name.clone(), id);
-        }
-    }
-    for (name, id) in graph.updates() {
-        if let Some(id) = new[id.index()] {
-            out.add_update(name.clone(), id);
-        }
-    }
+    out.take_roots_of(graph, |id| new[id.index()]);
     for assumption in graph.assumptions() {
         let node = new[assumption.node.index()].unwrap_or(NodeId::new(0));
         out.assume(egret_ir::Assumption { node, equality: assumption.equality.clone() });
     }
-    let (pruned, map) = out.restricted(&out.live());
+    let live = out.live();
+    let (pruned, map) = out.restricted(&live);
     let mut kept = vec![None; pruned.nodes().len()];
     for (i, entry) in made.iter().enumerate() {
         if let Some(id) = map.get(i).copied().flatten() {

@@ -7,10 +7,11 @@
 
 use std::hash::BuildHasher;
 
-use egret_ir::{Graph, Literal, NodeId, Op, Type};
+use egret_ir::{Graph, NodeId, Op, Type};
 use rustc_hash::{FxBuildHasher, FxHashMap};
 use smallvec::SmallVec;
 
+use super::facts::GraphFacts;
 use super::term::{BindingTime, LeafFacts};
 
 /// A value that crosses this many nodes is long-lived.
@@ -72,14 +73,6 @@ impl Part {
     fn same(&self, other: &Part) -> bool {
         self.nodes == other.nodes && self.outputs == other.outputs && self.leaves == other.leaves
     }
-}
-
-/// What is known of each value of a graph before rewriting.
-pub struct GraphFacts {
-    /// When it is known.
-    pub times: Vec<BindingTime>,
-    /// Its element, if all are one known number.
-    pub splats: Vec<Option<Literal>>,
 }
 
 /// Whether a part may begin with an operator: one that loops over sums, and never joins the kernel before it. Row operators

@@ -9,7 +9,7 @@ use egret_ir::ops::Pointwise;
 use egret_ir::{Diagnostic, Literal, Op, ScalarFn, TensorType, Type};
 use smallvec::SmallVec;
 
-use super::term::{BindingTime, Kind, commutes};
+use super::term::{BindingTime, Kind};
 
 /// How faithful a rule is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,7 +72,14 @@ pub(super) struct Names {
 pub(super) enum Pattern {
     Var(usize),
     Number(f64),
-    Node { kind: Kind, attr: Option<usize>, operands: Vec<Pattern>, rest: Option<usize> },
+    Node {
+        kind: Kind,
+        /// The kind's function of numbers, if it is one.
+        function: Option<ScalarFn>,
+        attr: Option<usize>,
+        operands: Vec<Pattern>,
+        rest: Option<usize>,
+    },
 }
 
 /// What a match has bound.
@@ -156,6 +163,9 @@ impl Rule {
     /// Every way in which the left side matches `class`, guard passed.
     pub fn search(&self, view: &dyn View, class: Id) -> Vec<Bindings> {
         let mut found = Vec::new();
+        if !may_match(view, &self.pattern, class) {
+            return found;
+        }
         let mut bindings = Bindings {
             vars: smallvec::smallvec![None; self.names.vars.len()],
             attrs: smallvec::smallvec![None; self.names.attrs.len()],
@@ -188,7 +198,7 @@ fn build(
     match pattern {
         Pattern::Var(i) => b.vars[*i],
         Pattern::Number(value) => splat(*value),
-        Pattern::Node { kind, attr, operands, rest } => {
+        Pattern::Node { function, attr, operands, rest, .. } => {
             let mut ids: SmallVec<[Id; 4]> = SmallVec::new();
             for operand in operands {
                 ids.push(build(operand, b, add, splat)?);
@@ -198,10 +208,26 @@ fn build(
             }
             match attr {
                 Some(attr) => add(b.attrs[*attr].as_ref()?, &ids),
-                None => add(&Pointwise { f: ScalarFn::from_name(kind.name())? }.into(), &ids),
+                None => add(&Pointwise { f: (*function)? }.into(), &ids),
             }
         }
     }
+}
+
+/// Whether nodes of the pattern's kinds are there, whatever they bind: most rules are refused by this alone.
+fn may_match(view: &dyn View, p: &Pattern, class: Id) -> bool {
+    let Pattern::Node { kind, function, operands, .. } = p else { return true };
+    let commutes = function.is_some_and(ScalarFn::commutes);
+    let mut found = false;
+    view.nodes(view.find(class), *kind, &mut |_, ids| {
+        let each = |reversed: bool| {
+            let n = ids.len();
+            let at = |i: usize| if reversed { ids[n - 1 - i] } else { ids[i] };
+            operands.iter().enumerate().all(|(i, p)| may_match(view, p, at(i)))
+        };
+        found |= ids.len() >= operands.len() && (each(false) || commutes && ids.len() == 2 && each(true));
+    });
+    found
 }
 
 fn match_class(view: &dyn View, p: &Pattern, class: Id, b: &mut Bindings, found: &mut dyn FnMut(&mut Bindings)) {
@@ -223,7 +249,7 @@ fn match_class(view: &dyn View, p: &Pattern, class: Id, b: &mut Bindings, found:
                 found(b);
             }
         }
-        Pattern::Node { kind, attr, operands, rest } => {
+        Pattern::Node { kind, function, attr, operands, rest } => {
             let mut candidates: SmallVec<[(Op, SmallVec<[Id; 4]>); 4]> = SmallVec::new();
             view.nodes(class, *kind, &mut |op, ids| candidates.push((op.clone(), ids.into())));
             for (op, ids) in candidates {
@@ -246,7 +272,7 @@ fn match_class(view: &dyn View, p: &Pattern, class: Id, b: &mut Bindings, found:
                 }
                 b.matched.push((op, ids.clone()));
                 match_operands(view, operands, &ids[..operands.len()], b, found);
-                if commutes(*kind) && ids.len() == 2 && ids[0] != ids[1] {
+                if function.is_some_and(ScalarFn::commutes) && ids.len() == 2 && ids[0] != ids[1] {
                     match_operands(view, operands, &[ids[1], ids[0]], b, found);
                 }
                 b.matched.pop();
@@ -373,13 +399,14 @@ impl Parser<'_> {
                 self.skip();
                 if let Some(after) = self.text.strip_prefix(')') {
                     self.text = after;
-                    if attr.is_none() && ScalarFn::from_name(kind.name()).is_none() {
+                    let function = ScalarFn::from_name(kind.name());
+                    if attr.is_none() && function.is_none() {
                         return Err(format!(
                             "`{}` is no function of numbers: its attributes need a name `$…`",
                             kind.name()
                         ));
                     }
-                    return Ok(Pattern::Node { kind, attr, operands, rest });
+                    return Ok(Pattern::Node { kind, function, attr, operands, rest });
                 }
                 if self.text.is_empty() {
                     return Err("`)` is missing".into());

@@ -286,6 +286,8 @@ pub struct TemplateNode {
     pub op: Op,
     /// Operands.
     pub operands: SmallVec<[Ref; 4]>,
+    /// Type of the value.
+    pub ty: Type,
     /// Nodes of the part that it comes from.
     pub origins: SmallVec<[u32; 4]>,
     /// Its e-node, from which the journal tells the steps that it rests on.
@@ -327,6 +329,7 @@ pub fn choose(
                 nodes.push(TemplateNode {
                     op: op.clone(),
                     operands: operands?,
+                    ty: egraph.analysis.ty(egraph[flat.ids[class as usize]].data.ty).clone(),
                     origins: origins.unwrap_or_default(),
                     term,
                     cost: node.cost,

@@ -1,6 +1,6 @@
 //! The element of a value at indices: maps and movement become arithmetic, stored values become loads.
 
-use egret_ir::ops::{Gather, Places};
+use egret_ir::ops::Places;
 use egret_ir::{DType, Dim, NodeId, Op, ScalarExpr};
 use smallvec::SmallVec;
 
@@ -97,7 +97,7 @@ impl Scope<'_> {
             }
             Op::Pad(pad) => self.padded(id, pad, index),
             Op::Concat(concat) => self.concatenated(id, concat.axis, index),
-            Op::Gather(Gather { places }) => self.gathered(id, *places, index),
+            Op::Gather(gather) => self.gathered(id, gather.places, index),
             Op::Generate(generate) => self.generated(id, generate, index),
             other => {
                 // partition stores every other operator

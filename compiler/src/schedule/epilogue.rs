@@ -179,7 +179,8 @@ pub fn finisher(
                     (SmallVec::new(), Some(k.bind(Expr::constant(DType::F32, 1.0) / total)))
                 }
             }
-            Op::Norm(Norm { kind, eps, .. }) => {
+            Op::Norm(norm) => {
+                let Norm { kind, eps, .. } = &**norm;
                 let n = k.bind(cols.clone().cast(DType::F32));
                 let mean = (*kind == NormKind::Layer).then(|| {
                     let total = sum(k, ReduceOp::Sum, 0.0, &|_, col| acc(col));

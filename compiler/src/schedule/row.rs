@@ -1,6 +1,6 @@
 //! Kernels along rows: softmax, norms, cross-entropy and the gradients of them.
 
-use egret_ir::ops::{Fused, Norm, NormKind, Softmax};
+use egret_ir::ops::{Fused, NormKind, Softmax};
 use egret_ir::{DType, Dim, NodeId, Op, ScalarExpr};
 use smallvec::SmallVec;
 
@@ -21,7 +21,8 @@ pub fn anchor(op: &Op) -> &Op {
 pub fn epilogue(scope: &mut Scope, id: NodeId, index: &[Expr], element: Expr) -> Expr {
     let graph = scope.graph;
     let node = graph.node(id);
-    let Op::Fused(Fused { bases, epilogue, anchor, .. }) = &node.op else { return element };
+    let Op::Fused(fused) = &node.op else { return element };
+    let Fused { bases, epilogue, anchor, .. } = &**fused;
     let types: Vec<_> = node.operands[..*bases].iter().map(|o| graph.ty(*o).clone()).collect();
     let base = anchor.home().infer(&types, &mut Default::default());
     let base_dtype = base.ok().and_then(|ty| ty.tensor().map(|t| t.dtype)).unwrap_or(DType::F32);
@@ -146,7 +147,7 @@ pub fn build(scope: &mut Scope, id: NodeId) {
     let axes: SmallVec<[usize; 4]> = match &op {
         Op::Softmax(Softmax { axis, .. }) => smallvec::smallvec![*axis],
         Op::SoftmaxGrad(grad) => smallvec::smallvec![grad.axis],
-        Op::Norm(Norm { axis, .. }) => (*axis..shape.rank()).collect(),
+        Op::Norm(norm) => (norm.axis..shape.rank()).collect(),
         Op::NormGrad(grad) => (grad.axis..shape.rank()).collect(),
         _ => SmallVec::new(),
     };

@@ -1,5 +1,7 @@
 //! What has been found of the gradients of a loss, by value.
 
+use std::sync::Arc;
+
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
@@ -41,7 +43,7 @@ impl<'t> Cotangents<'t> {
 /// The sum of gradients by slices that tile an axis: each was padded with zeros where the others are, so that they lie
 /// side by side.
 fn concatenated<'t>(t: &Tracer<'t>, terms: &[Var<'t>]) -> Option<Var<'t>> {
-    let pads: Option<Vec<(Pad, NodeId)>> = t.graph(|graph| {
+    let pads: Option<Vec<(Arc<Pad>, NodeId)>> = t.graph(|graph| {
         let pad = |term: &Var<'t>| {
             let node = graph.node(term.id()?);
             match &node.op {

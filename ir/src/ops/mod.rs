@@ -238,25 +238,23 @@ pub(crate) fn operand_elements(operands: &[Type], i: usize) -> Dim {
 }
 
 macro_rules! operators {
-    ($($variant:ident),* $(,)?) => {
-        /// An operator with its attributes.
+    (inline $($small:ident),*; shared $($large:ident),* $(,)?) => {
+        /// An operator with its attributes. A copy costs at most a count: what is larger than a word or two is shared.
         #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub enum Op { $(#[doc = concat!("See [`", stringify!($variant), "`].")] $variant($variant)),* }
+        pub enum Op {
+            $(#[doc = concat!("See [`", stringify!($small), "`].")] $small($small),)*
+            $(#[doc = concat!("See [`", stringify!($large), "`].")] $large(Arc<$large>)),*
+        }
 
-        $(impl From<$variant> for Op { fn from(op: $variant) -> Op { Op::$variant(op) } })*
+        $(impl From<$small> for Op { fn from(op: $small) -> Op { Op::$small(op) } })*
+        $(impl From<$large> for Op { fn from(op: $large) -> Op { Op::$large(Arc::new(op)) } })*
 
         impl Op {
             /// The operator's home.
-            pub fn home(&self) -> &dyn Operator { match self { $(Op::$variant(op) => op),* } }
-
-            /// [`Operator::regions`], to change.
-            pub fn regions_mut(&mut self) -> SmallVec<[&mut Arc<Graph>; 2]> {
+            pub fn home(&self) -> &dyn Operator {
                 match self {
-                    Op::Scan(scan) => smallvec![&mut scan.body],
-                    Op::If(branch) => smallvec![&mut branch.then, &mut branch.otherwise],
-                    Op::While(looped) => smallvec![&mut looped.condition, &mut looped.body],
-                    Op::CustomVjp(custom) => smallvec![&mut custom.forward, &mut custom.backward],
-                    _ => SmallVec::new(),
+                    $(Op::$small(op) => op,)*
+                    $(Op::$large(op) => &**op),*
                 }
             }
         }
@@ -264,13 +262,34 @@ macro_rules! operators {
 }
 
 operators! {
-    Input, Param, State, Const, Iota,
-    Pointwise, Cast, Bitcast,
+    inline Pointwise, Cast, Bitcast, Softmax, SoftmaxGrad, CrossEntropy, Proj, StopGradient, Recompute;
+    shared Input, Param, State, Const, Iota,
     Reshape, Transpose, Broadcast, Slice, Pad, Concat, Reverse,
-    DotGeneral, Conv, Reduce, ReduceWindow, ReduceWindowGrad,
-    Softmax, SoftmaxGrad, CrossEntropy, Norm, NormGrad, Attention, AttentionGrad,
+    DotGeneral, Conv, Reduce, ReduceWindow, ReduceWindowGrad, Norm, NormGrad, Attention, AttentionGrad,
     Gather, Scatter, Generate, TopK, Cumulative, NonZero, Unique, NonMaxSuppression, Rng,
-    Scan, If, While, Fused, Recompute, Proj, Grad, StopGradient, CustomVjp,
+    Scan, If, While, Fused, Grad, CustomVjp,
+}
+
+impl Op {
+    /// [`Operator::regions`], to change.
+    pub fn regions_mut(&mut self) -> SmallVec<[&mut Arc<Graph>; 2]> {
+        match self {
+            Op::Scan(scan) => smallvec![&mut Arc::make_mut(scan).body],
+            Op::If(branch) => {
+                let branch = Arc::make_mut(branch);
+                smallvec![&mut branch.then, &mut branch.otherwise]
+            }
+            Op::While(looped) => {
+                let looped = Arc::make_mut(looped);
+                smallvec![&mut looped.condition, &mut looped.body]
+            }
+            Op::CustomVjp(custom) => {
+                let custom = Arc::make_mut(custom);
+                smallvec![&mut custom.forward, &mut custom.backward]
+            }
+            _ => SmallVec::new(),
+        }
+    }
 }
 
 /// Strides, pads and window extents this small cannot overflow when they are added and multiplied.

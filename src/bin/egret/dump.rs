@@ -82,7 +82,7 @@ pub fn dump(args: &DumpArgs) -> Result<(), Failure> {
         Stage::Clif | Stage::Asm => {
             let compiled = egret_compiler::compile(&graph, &description, &options)?;
             let listing = if args.stage == Stage::Asm { Listing::Asm } else { Listing::Clif };
-            let plan = egret_compiler::plan::Options { exact: options.exact, products: options.products };
+            let plan = options.plan();
             let texts = egret_compiler::plan::list(&compiled.rematerialised.graph, &description, &plan, listing)?;
             let named = |(id, text): &(egret_program::KernelId, String)| {
                 format!("; {}\n{}\n", compiled.program.kernel(*id).name, text.trim_end())

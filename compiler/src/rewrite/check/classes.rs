@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 
 use super::super::direct::Builder;
 use super::super::saturate::{self, leaf_number};
-use super::super::{Options, facts, part};
+use super::super::{GraphFacts, Options, part};
 use super::{Case, Compared, Equal, compare};
 
 /// Saturates a graph and computes every e-node of every class, which must all have one value. Also gives the number of
@@ -23,7 +23,7 @@ pub fn check_classes(
     equal: Equal,
 ) -> Result<(Compared, BTreeMap<&'static str, usize>), String> {
     let graph = &case.graph;
-    let known = facts(graph).map_err(|e| e.to_string())?;
+    let known = GraphFacts::of(graph);
     let (parts, places) = part::cut(graph, &known);
     let mut builder = Builder::new(graph);
     let mut new: Vec<NodeId> = Vec::new();

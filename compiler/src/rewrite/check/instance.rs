@@ -267,7 +267,7 @@ impl<'r> Sampler<'r> {
                 let shape: &[usize] = if self.chance(80) { &[] } else { &[1] };
                 self.add(Const { value: Tensor::splat(literal, shape) }, &[])
             }
-            Pattern::Node { kind, attr, operands, rest } => {
+            Pattern::Node { kind, function, attr, operands, rest } => {
                 if let Some(op) = attr.and_then(|attr| self.attrs[attr].clone()) {
                     let mut ids: SmallVec<[NodeId; 4]> = SmallVec::new();
                     for operand in operands {
@@ -276,7 +276,7 @@ impl<'r> Sampler<'r> {
                     ids.extend(rest.and_then(|rest| self.rests[rest].clone()).unwrap_or_default());
                     return self.add(op, &ids);
                 }
-                let (op, ids) = match ScalarFn::from_name(kind.name()) {
+                let (op, ids) = match *function {
                     Some(f) => (Pointwise { f }.into(), self.function(f, operands, want)?),
                     None => self.operator(kind.name(), operands, rest.is_some(), want)?,
                 };

@@ -148,7 +148,7 @@ fn plain_conv(op: Option<&Op>) -> Option<&Conv> {
 /// `op` with its contraction replaced, whatever it has absorbed.
 fn with_dot(op: &Op, dot: DotGeneral) -> Op {
     match op {
-        Op::Fused(fused) => Op::Fused(Fused { anchor: Box::new(dot.into()), ..fused.clone() }),
+        Op::Fused(fused) => Fused { anchor: Box::new(dot.into()), ..(**fused).clone() }.into(),
         _ => dot.into(),
     }
 }

@@ -1,5 +1,7 @@
 //! Operators that join into one kernel beside the generic epilogue.
 
+use std::sync::Arc;
+
 use egret_ir::Op;
 use egret_ir::ops::Fused;
 use egret_ir::{DType, ScalarExpr};
@@ -14,7 +16,7 @@ fn rows(m: &mut Match, axis: usize, row: Op) -> Option<()> {
     let last = *dot.out.0.last()?;
     when(axis + 1 == dot.out.0.len() && dot.rhs.has(last) && !dot.lhs.has(last))?;
     let fused = match op {
-        Op::Fused(fused) => fused,
+        Op::Fused(fused) => Arc::unwrap_or_clone(fused),
         plain => Fused::epilogue(plain, 2, ScalarExpr::arg(0), DType::F32),
     };
     when(fused.rows.is_none() && fused.taps.is_empty() && fused.dtype == DType::F32)?;

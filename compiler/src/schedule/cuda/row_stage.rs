@@ -87,7 +87,8 @@ impl Row<'_> {
                     (None, Some(scope.k.bind(Expr::constant(self.dtype, 1.0) / total)))
                 }
             }
-            Op::Norm(Norm { kind, eps, .. }) => {
+            Op::Norm(norm) => {
+                let Norm { kind, eps, .. } = &**norm;
                 let n = scope.k.bind(self.product.columns.end.clone().cast(self.dtype));
                 let mean = (*kind == NormKind::Layer).then(|| {
                     let total = self.fold(scope, ReduceOp::Sum, 0.0, |s, c| self.load(s, c));
