@@ -52,6 +52,10 @@ pub fn extract(
         return (flat, extracted);
     }
     let (choice, cost) = local::improve(&flat, greedy);
-    let (choice, cost, proved) = bound::search(&flat, choice, cost, steps);
+    let (mut choice, mut cost, proved) = bound::search(&flat, choice, cost, steps);
+    if !proved {
+        // where the search gave up, its best choice may lie beside a better one
+        (choice, cost) = local::improve(&flat, choice);
+    }
     (flat, Extracted { choice, cost, greedy_cost, proved })
 }
