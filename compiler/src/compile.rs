@@ -126,8 +126,13 @@ fn optimise_timed(
     let Raised { graph: raised, log: raise_log, forward } =
         raise(graph, device, &options.rules, options.exact, phases)?;
     let start = Instant::now();
-    let rewriting =
-        Options { level: options.level, exact: options.exact, rules: options.rules.clone(), ..Options::default() };
+    let rewriting = Options {
+        level: options.level,
+        exact: options.exact,
+        rules: options.rules.clone(),
+        forward: forward.clone(),
+        ..Options::default()
+    };
     let rewritten = rewrite::rewrite(&raised, device, &rewriting)?;
     phases.push(("rewrite", start.elapsed()));
 

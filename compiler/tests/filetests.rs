@@ -158,11 +158,13 @@ files! {
     merged_projections
     movement
     residual_block
+    residual_stream
     scales
     softmax
     spelled_attention
     spelled_norms
     spellings
+    tapped_product
     transposed_product
     wide_projections
 }

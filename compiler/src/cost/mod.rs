@@ -45,7 +45,10 @@ fn bytes(ty: &TensorType) -> f64 {
 /// Floating-point operations of an operator, a multiply-add counted as two.
 pub fn flops(op: &Op, operands: &[&Type], result: &Type) -> f64 {
     let tensor = |i: usize| operands.get(i).and_then(|ty| ty.tensor());
-    let out: f64 = result.parts().iter().map(elements).sum();
+    let parts = result.parts();
+    // further results of a fused node are steps of its programs
+    let counted = if matches!(op, Op::Fused(_)) { &parts[..1.min(parts.len())] } else { parts };
+    let out: f64 = counted.iter().map(elements).sum();
     let first = tensor(0).map_or(0.0, elements);
     match op {
         Op::DotGeneral(dot) => {
@@ -85,7 +88,8 @@ pub fn flops(op: &Op, operands: &[&Type], result: &Type) -> f64 {
         Op::Softmax(_) | Op::SoftmaxGrad(_) | Op::Norm(_) | Op::NormGrad(_) | Op::CrossEntropy(_) => 8.0 * first,
         Op::Reduce(_) => first,
         Op::Fused(fused) => {
-            let base = flops(&fused.anchor, &operands[..fused.bases.min(operands.len())], result);
+            let one = Type::from(parts[0].clone());
+            let base = flops(&fused.anchor, &operands[..fused.bases.min(operands.len())], &one);
             let steps: u32 = fused.epilogue.size() + fused.taps.iter().map(|t| t.size()).sum::<u32>();
             let rows = fused.rows.as_ref().map_or(0.0, |(_, finish)| 8.0 + f64::from(finish.size()));
             base + out * (f64::from(steps) + rows)

@@ -232,17 +232,22 @@ impl Planner<'_> {
         let extra_types: Vec<DType> = extra_nodes.iter().map(|e| frame.graph.tensor_type(*e).dtype).collect();
         let out = self.result(frame, (id, 0), place, direct);
         let c_arg = Arg::write(out);
+        let mut outs = vec![c_arg.clone()];
+        for part in 1..frame.graph.ty(id).parts().len() {
+            frame.layouts.insert((id, part), Layout::RowMajor);
+            outs.push(Arg::write(self.result(frame, (id, part), place, None)));
+        }
         let mut args = vec![a.operand.arg(false), b_arg, c_arg.clone()];
         let (mut hook, mut finisher) = (None, None);
         if let Some(fused) = &fused {
             let made = self.product_epilogue(fused, &addressing, &extra_types, &mut problem)?;
             args.extend(made.epilogue_args.iter().map(|i| extra_operands[*i].arg(false)));
             if made.hook.is_some() {
-                args.push(c_arg.clone());
+                args.extend(outs.iter().cloned());
             }
             args.extend(made.finisher_args.iter().map(|i| extra_operands[*i].arg(false)));
             if made.finisher.is_some() {
-                args.push(c_arg);
+                args.extend(outs);
             }
             hook = made.hook;
             finisher = made.finisher;
@@ -398,8 +403,11 @@ impl Planner<'_> {
         let is_full = |arg: usize| {
             matches!(&addressing[arg - 1], Addressing::Strided { col, .. } if col.is(1)) && types[arg - 1] == DType::F32
         };
-        let direct =
-            (fused.dtype == DType::F32).then(|| epilogue::direct(&fused.epilogue, &is_vector, &is_full)).flatten();
+        // in registers there is one result: what is tapped must be what a finisher begins with
+        let one = fused.taps.iter().all(|tap| fused.rows.is_some() && *tap == fused.epilogue);
+        let direct = (fused.dtype == DType::F32 && one)
+            .then(|| epilogue::direct(&fused.epilogue, &is_vector, &is_full))
+            .flatten();
         let mut made = MadeEpilogue::default();
         if let Some(direct) = &direct {
             problem.epilogue = Epilogue::Direct {
@@ -413,27 +421,31 @@ impl Planner<'_> {
             let error = Diagnostic::new("E0461", "no hook can be made for an epilogue");
             findings.into_iter().fold(error, |error, finding| error.note(finding.to_string()))
         };
-        let out = || Addressing::Full { halo: Vec::new(), batch_stride: Dim::ZERO };
+        let outs = vec![Addressing::Full { halo: Vec::new(), batch_stride: Dim::ZERO }; 1 + fused.taps.len()];
+        let out_bytes = vec![fused.dtype.size() as u8; outs.len()];
         if let Some((row_op, finish)) = &fused.rows {
             let first = if direct.is_some() { ScalarExpr::arg(0) } else { fused.epilogue.clone() };
-            let (used, programs) = compact(&[&first, finish]);
+            let taps = fused.taps.iter().map(|tap| if direct.is_some() { first.clone() } else { tap.clone() });
+            let taps: Vec<ScalarExpr> = taps.collect();
+            let (used, programs) = compact(&[&first, finish].into_iter().chain(&taps).collect::<Vec<_>>());
             let hook_extras = hook_extras(&used, addressing, types);
+            let (first, finish, taps) = (&programs[0], &programs[1], &programs[2..]);
             made.finisher =
-                Some(epilogue::finisher(&programs[0], row_op, &programs[1], &hook_extras, self.exact).map_err(fail)?);
+                Some(epilogue::finisher(first, row_op, finish, taps, &hook_extras, self.exact).map_err(fail)?);
             problem.finisher = Some(Finisher {
                 extras: used.iter().map(|i| addressing[*i].clone()).collect(),
-                outs: vec![out()],
-                element_bytes: used.iter().map(|i| types[*i].size() as u8).chain([4]).collect(),
+                outs,
+                element_bytes: used.iter().map(|i| types[*i].size() as u8).chain(out_bytes).collect(),
             });
             made.finisher_args = used;
         } else if direct.is_none() {
-            let (used, programs) = compact(&[&fused.epilogue]);
+            let (used, programs) = compact(&std::iter::once(&fused.epilogue).chain(&fused.taps).collect::<Vec<_>>());
             let hook_extras = hook_extras(&used, addressing, types);
-            made.hook = Some(epilogue::hook(&programs[0], &hook_extras, fused.dtype, self.exact).map_err(fail)?);
+            made.hook = Some(epilogue::hook(&programs, &hook_extras, fused.dtype, self.exact).map_err(fail)?);
             problem.epilogue = Epilogue::Hook {
                 extras: used.iter().map(|i| addressing[*i].clone()).collect(),
-                outs: vec![out()],
-                element_bytes: used.iter().map(|i| types[*i].size() as u8).chain([fused.dtype.size() as u8]).collect(),
+                outs,
+                element_bytes: used.iter().map(|i| types[*i].size() as u8).chain(out_bytes).collect(),
             };
             made.epilogue_args = used;
         }

@@ -58,13 +58,19 @@ impl Rewritten {
         let covered = |n: &u32| place.nodes[*n as usize];
         Some(Explanation {
             covers: node.origins.iter().map(covered).collect(),
-            chain: self.chain(rewrite, node.term.clone()),
+            chain: self.chain(rewrite, node.term.clone()).into_iter().chain(self.tap(id)).collect(),
             refusals: refusals(rewrite, &|n| node.origins.contains(&n))
                 .map(|(n, guard)| (covered(&n), guard))
                 .collect(),
             cost: node.cost,
             alone: node.origins.iter().map(|n| rewrite.alone[*n as usize]).sum(),
         })
+    }
+
+    /// The rule that gave a product further results.
+    fn tap(&self, id: NodeId) -> Option<Link> {
+        let (_, rule) = self.tapped.as_ref()?.made.iter().find(|(product, _)| *product == id)?;
+        Some(Link { rule, made: vec![self.graph.node(id).op.clone()] })
     }
 
     fn chain(&self, rewrite: &Rewrite, term: super::term::Term) -> Vec<Link> {

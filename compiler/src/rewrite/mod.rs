@@ -17,6 +17,7 @@ pub mod pattern;
 pub mod rules;
 mod saturate;
 mod set;
+mod taps;
 pub mod term;
 
 use std::sync::Arc;
@@ -70,6 +71,8 @@ pub struct Options {
     pub rules: RewriteSet,
     /// Where a part's search stops.
     pub budgets: Budgets,
+    /// Nodes of the graph that a loss is computed from; empty without a loss.
+    pub forward: Vec<bool>,
 }
 
 /// Bounds on the work on one part; never times, so that a plan does not depend on the machine that made it.
@@ -91,7 +94,13 @@ impl Default for Budgets {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { level: Level::Full, exact: false, rules: RewriteSet::standard(), budgets: Budgets::default() }
+        Options {
+            level: Level::Full,
+            exact: false,
+            rules: RewriteSet::standard(),
+            budgets: Budgets::default(),
+            forward: Vec::new(),
+        }
     }
 }
 
@@ -149,6 +158,17 @@ pub struct Rewritten {
     made: Vec<Option<(usize, usize)>>,
     /// By node of `original`, the node of `graph` that is known to have its value.
     values: Vec<Option<NodeId>>,
+    tapped: Option<Taps>,
+}
+
+/// How products got further results.
+struct Taps {
+    device: DeviceDescription,
+    /// Marks on the graph that extraction chose.
+    forward: Vec<bool>,
+    used: taps::Used,
+    /// Products of the rewritten graph, with the rule.
+    made: Vec<(NodeId, &'static str)>,
 }
 
 /// Figures of a rewrite.
@@ -208,6 +228,7 @@ pub fn rewrite(graph: &Graph, device: &DeviceDescription, options: &Options) -> 
             places: Vec::new(),
             made,
             values: (0..graph.nodes().len()).map(|i| Some(NodeId::new(i))).collect(),
+            tapped: None,
         });
     }
     let facts = GraphFacts::of(graph);
@@ -224,7 +245,8 @@ pub fn rewrite(graph: &Graph, device: &DeviceDescription, options: &Options) -> 
     }
     let Assembled { graph: graph_out, made, values } = assemble(graph, &rewrites, &places)?;
     let (original, options) = (graph.clone(), options.clone());
-    Ok(Rewritten { graph: graph_out, original, options, rewrites, places, made, values })
+    let chosen = Rewritten { graph: graph_out, original, options, rewrites, places, made, values, tapped: None };
+    Ok(chosen.tapped(device))
 }
 
 /// The marks, and one on each node that a marked one is computed from.
@@ -313,20 +335,49 @@ impl Rewritten {
         &self.original
     }
 
-    /// Marks of nodes of the original graph on those of the rewritten one: on a node that has the value of a marked one, on
+    /// Marks of nodes of the original graph, or none, on those of the rewritten one: on a node that has the value of a marked one, on
     /// one that covers marked nodes alone, and on all that these are computed from.
     pub fn marked(&self, original: &[bool]) -> Vec<bool> {
         let mut marked = vec![false; self.graph.nodes().len()];
         for id in self.values.iter().zip(original).filter(|(_, marked)| **marked).filter_map(|(id, _)| *id) {
             marked[id.index()] = true;
         }
+        let is_marked = |id: NodeId| original.get(id.index()).copied().unwrap_or(false);
         for (i, made) in self.made.iter().enumerate() {
             let Some((place, node)) = made else { continue };
             let (which, place) = &self.places[*place];
             let covers = &self.rewrites[*which].template.nodes[*node].origins;
-            marked[i] |= !covers.is_empty() && covers.iter().all(|n| original[place.nodes[*n as usize].index()]);
+            marked[i] |= !covers.is_empty() && covers.iter().all(|n| is_marked(place.nodes[*n as usize]));
         }
         with_operands(&self.graph, marked)
+    }
+
+    /// Lets products write what other kernels compute from them element by element or row by row ([`taps`]).
+    fn tapped(mut self, device: &DeviceDescription) -> Rewritten {
+        let (rules, exact) = (&self.options.rules, self.options.exact);
+        let used = taps::Used { maps: rules.has(taps::MAPS), rows: rules.has(taps::ROWS) && !exact };
+        if self.options.level != Level::Full {
+            return self;
+        }
+        let forward = &self.options.forward;
+        let forward = if forward.is_empty() { Vec::new() } else { self.marked(forward) };
+        let Some(taps::Tapped { graph, map, taps }) = taps::join(&self.graph, device, &forward, used) else {
+            return self;
+        };
+        let mut made = vec![None; graph.nodes().len()];
+        for (old, entry) in self.made.iter().enumerate() {
+            if let Some(id) = map.get(old).copied().flatten() {
+                made[id.index()] = *entry;
+            }
+        }
+        for (product, was, _) in &taps {
+            made[product.index()] = self.made.get(was.index()).copied().flatten();
+        }
+        self.values.iter_mut().for_each(|value| *value = value.and_then(|id| map[id.index()]));
+        let taps = taps.into_iter().map(|(product, _, rule)| (product, rule)).collect();
+        self.tapped = Some(Taps { device: device.clone(), forward, used, made: taps });
+        (self.graph, self.made) = (graph, made);
+        self
     }
 
     /// Repeats the steps that the chosen graph rests on, each checked to be an instance of its rule, and assembles the
@@ -354,13 +405,17 @@ impl Rewritten {
         if self.options.level == Level::None {
             return Ok((self.original.clone(), all));
         }
-        assemble(&self.original, &self.rewrites, &self.places).map(|assembled| (assembled.graph, all))
+        let graph = assemble(&self.original, &self.rewrites, &self.places)?.graph;
+        let again = |taps: &Taps| taps::join(&graph, &taps.device, &taps.forward, taps.used);
+        let tapped = self.tapped.as_ref().and_then(again);
+        Ok((tapped.map_or(graph, |tapped| tapped.graph), all))
     }
 
-    /// Names of the rules that were applied to some e-graph, each once, in alphabetical order.
+    /// Names of the rules that were applied to some e-graph or to what was chosen of it, each once, in alphabetical order.
     pub fn applied(&self) -> Vec<&'static str> {
-        let steps = self.rewrites.iter().flat_map(|rewrite| &rewrite.loaded.journal.steps);
-        let names: std::collections::BTreeSet<&'static str> = steps.map(|step| step.rule).collect();
+        let steps = self.rewrites.iter().flat_map(|rewrite| &rewrite.loaded.journal.steps).map(|step| step.rule);
+        let taps = self.tapped.iter().flat_map(|taps| &taps.made).map(|(_, rule)| *rule);
+        let names: std::collections::BTreeSet<&'static str> = steps.chain(taps).collect();
         names.into_iter().collect()
     }
 

@@ -5,13 +5,14 @@ use egret_ir::{DType, NodeId, Op};
 use smallvec::SmallVec;
 
 use super::map::row_loops;
-use super::row::{anchor, epilogue};
+use super::row::{anchor, results};
 use super::scope::Scope;
-use crate::kernel::{Expr, LoopKind, Var};
+use crate::kernel::{Expr, LoopKind, Memory, Var};
 
 /// Builds the kernel: one sum an element of the result.
 pub fn build(scope: &mut Scope, id: NodeId) {
-    let out = scope.write((id, 0));
+    let parts = scope.graph.ty(id).parts().len();
+    let outs: Vec<Memory> = (0..parts).map(|part| scope.write((id, part))).collect();
     row_loops(scope, id, |scope, index| {
         let graph = scope.graph;
         let node = graph.node(id);
@@ -21,9 +22,10 @@ pub fn build(scope: &mut Scope, id: NodeId) {
             Op::Conv(conv) => convolution(scope, conv, id, a, b, index),
             _ => Expr::constant(DType::F32, 0.0),
         };
-        let value = epilogue(scope, id, index, value);
-        let address = scope.address((id, 0), index);
-        scope.k.store(out, address, value);
+        for (part, value) in results(scope, id, index, value).into_iter().enumerate() {
+            let address = scope.address((id, part), index);
+            scope.k.store(outs[part], address, value);
+        }
     });
 }
 

@@ -95,32 +95,42 @@ fn dtypes(extras: &[Extra]) -> SmallVec<[DType; 8]> {
     std::iter::once(DType::F32).chain(extras.iter().map(|e| e.dtype)).collect()
 }
 
-/// A hook that computes a program over a tile.
+/// A hook that computes programs over a tile, one an output.
 ///
 /// # Errors
 /// Findings of the verifier: a program beyond its bounds.
-pub fn hook(program: &ScalarExpr, extras: &[Extra], out: DType, exact: bool) -> Result<Kernel, Vec<Finding>> {
+pub fn hook(programs: &[ScalarExpr], extras: &[Extra], out: DType, exact: bool) -> Result<Kernel, Vec<Finding>> {
     let extra_types: Vec<DType> = extras.iter().map(|e| e.dtype).collect();
-    let (mut k, h) = KernelBuilder::hook(DType::F32, &extra_types, &[out]);
+    let (mut k, h) = KernelBuilder::hook(DType::F32, &extra_types, &vec![out; programs.len()]);
     if exact {
         k.exact();
     }
     let dtypes = dtypes(extras);
-    let program = program.expand(&dtypes);
+    let programs: Vec<ScalarExpr> = programs.iter().map(|program| program.expand(&dtypes)).collect();
     let (rows, cols) = (h.rows.clone(), h.cols.clone());
     k.for_(Expr::int(0), rows, LoopKind::Serial, |k, row| {
         k.for_(Expr::int(0), cols, LoopKind::Vector, |k, col| {
             let mut args: SmallVec<[Expr; 8]> = SmallVec::new();
             args.push(h.acc.memory.load(h.acc.at(&row, &col)));
             args.extend(h.extras.iter().zip(extras).map(|(tile, extra)| load(tile, *extra, &row, &col)));
-            let value = scalar::program(k, &program, &args, &dtypes);
-            k.store(h.outs[0].memory, h.outs[0].at(&row, &col), value);
+            // an output may be an extra: all is computed before anything is written
+            let values: Vec<Expr> = programs
+                .iter()
+                .map(|program| {
+                    let value = scalar::program(k, program, &args, &dtypes);
+                    if programs.len() > 1 { k.bind(value) } else { value }
+                })
+                .collect();
+            for (tile, value) in h.outs.iter().zip(values) {
+                k.store(tile.memory, tile.at(&row, &col), value);
+            }
         });
     });
     Ok(k.finish()?.for_cpu())
 }
 
-/// A hook over complete rows: `first` over the tile, the row operator, then `finish`, all with the same extras.
+/// A hook over complete rows: `first` over the tile, the row operator, then `finish`, all with the same extras. `taps` are
+/// further outputs, from what the tile begins with.
 ///
 /// # Errors
 /// As [`hook`].
@@ -128,16 +138,18 @@ pub fn finisher(
     first: &ScalarExpr,
     row_op: &Op,
     finish: &ScalarExpr,
+    taps: &[ScalarExpr],
     extras: &[Extra],
     exact: bool,
 ) -> Result<Kernel, Vec<Finding>> {
     let extra_types: Vec<DType> = extras.iter().map(|e| e.dtype).collect();
-    let (mut k, h) = KernelBuilder::hook(DType::F32, &extra_types, &[DType::F32]);
+    let (mut k, h) = KernelBuilder::hook(DType::F32, &extra_types, &vec![DType::F32; 1 + taps.len()]);
     if exact {
         k.exact();
     }
     let dtypes = dtypes(extras);
     let (first, finish) = (first.expand(&dtypes), finish.expand(&dtypes));
+    let taps: Vec<ScalarExpr> = taps.iter().map(|tap| tap.expand(&dtypes)).collect();
     let (rows, cols) = (h.rows.clone(), h.cols.clone());
     k.for_(Expr::int(0), rows, LoopKind::Serial, |k, row| {
         let zero = Expr::int(0);
@@ -146,6 +158,12 @@ pub fn finisher(
             let extras = h.extras.iter().zip(extras).map(|(tile, extra)| load(tile, *extra, &row, col));
             std::iter::once(value).chain(extras).collect()
         };
+        for (tap, out) in taps.iter().zip(&h.outs[1..]) {
+            k.for_(&zero, &cols, LoopKind::Vector, |k, col| {
+                let value = scalar::program(k, tap, &args(acc(&col), &col), &dtypes);
+                k.store(out.memory, out.at(&row, &col), value);
+            });
+        }
         if !first.is_arg(0) {
             k.for_(&zero, &cols, LoopKind::Vector, |k, col| {
                 let value = scalar::program(k, &first, &args(acc(&col), &col), &dtypes);

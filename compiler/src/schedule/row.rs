@@ -1,6 +1,6 @@
 //! Kernels along rows: softmax, norms, cross-entropy and the gradients of them.
 
-use egret_ir::ops::{Fused, NormKind, Softmax};
+use egret_ir::ops::{NormKind, Softmax};
 use egret_ir::{DType, Dim, NodeId, Op, ScalarExpr};
 use smallvec::SmallVec;
 
@@ -22,11 +22,38 @@ pub fn epilogue(scope: &mut Scope, id: NodeId, index: &[Expr], element: Expr) ->
     let graph = scope.graph;
     let node = graph.node(id);
     let Op::Fused(fused) = &node.op else { return element };
-    let Fused { bases, epilogue, anchor, .. } = &**fused;
-    let types: Vec<_> = node.operands[..*bases].iter().map(|o| graph.ty(*o).clone()).collect();
-    let base = anchor.home().infer(&types, &mut Default::default());
-    let base_dtype = base.ok().and_then(|ty| ty.tensor().map(|t| t.dtype)).unwrap_or(DType::F32);
-    apply(scope, id, index, *bases, epilogue, (element, base_dtype))
+    let (bases, dtype) = base(scope, id);
+    apply(scope, id, index, bases, &fused.epilogue, (element, dtype))
+}
+
+/// What a fused node makes of its anchor's element, by result.
+pub fn results(scope: &mut Scope, id: NodeId, index: &[Expr], element: Expr) -> SmallVec<[Expr; 2]> {
+    let graph = scope.graph;
+    let taps = match &graph.node(id).op {
+        Op::Fused(fused) => &fused.taps[..],
+        _ => &[],
+    };
+    if taps.is_empty() {
+        return smallvec::smallvec![epilogue(scope, id, index, element)];
+    }
+    let element = scope.k.bind(element);
+    let first = epilogue(scope, id, index, element.clone());
+    let mut all: SmallVec<[Expr; 2]> = smallvec::smallvec![scope.k.bind(first)];
+    for tap in taps {
+        let (bases, dtype) = base(scope, id);
+        let value = apply(scope, id, index, bases, tap, (element.clone(), dtype));
+        all.push(scope.k.bind(value));
+    }
+    all
+}
+
+/// The number of operands of a fused node's anchor, and its element type.
+fn base(scope: &Scope, id: NodeId) -> (usize, DType) {
+    let node = scope.graph.node(id);
+    let Op::Fused(fused) = &node.op else { return (node.operands.len(), DType::F32) };
+    let types: Vec<_> = node.operands[..fused.bases].iter().map(|o| scope.graph.ty(*o).clone()).collect();
+    let base = fused.anchor.home().infer(&types, &mut Default::default());
+    (fused.bases, base.ok().and_then(|ty| ty.tensor().map(|t| t.dtype)).unwrap_or(DType::F32))
 }
 
 /// A program over a value and the extras of a fused node.

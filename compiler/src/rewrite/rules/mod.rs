@@ -95,6 +95,18 @@ pub const CODE: &[CodeRule] = &[
         Class::Exact,
         "f(g(anchor), h(anchor)): so does one of two epilogues of the same anchor",
     ),
+    code(
+        "tap-maps",
+        Topic::Region,
+        Class::Exact,
+        "maps of a product that several kernels read are further results of its kernel",
+    ),
+    code(
+        "tap-rows",
+        Topic::Region,
+        Class::Real,
+        "the softmax or norm of a product's rows joins it where the product itself is needed too",
+    ),
     code("merge-dots", Topic::Merge, Class::Exact, "x·A and x·B with equal epilogues are slices of x·[A B]"),
 ];
 
