@@ -130,7 +130,7 @@ fn optimise_timed(
         level: options.level,
         exact: options.exact,
         rules: options.rules.clone(),
-        forward: forward.clone(),
+        gradients: forward.contains(&true),
         ..Options::default()
     };
     let rewritten = rewrite::rewrite(&raised, device, &rewriting)?;

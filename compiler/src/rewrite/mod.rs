@@ -71,8 +71,9 @@ pub struct Options {
     pub rules: RewriteSet,
     /// Where a part's search stops.
     pub budgets: Budgets,
-    /// Nodes of the graph that a loss is computed from; empty without a loss.
-    pub forward: Vec<bool>,
+    /// Whether the graph computes gradients: what these keep is then chosen later, and nothing that could be computed
+    /// again becomes a further result of a product.
+    pub gradients: bool,
 }
 
 /// Bounds on the work on one part; never times, so that a plan does not depend on the machine that made it.
@@ -99,7 +100,7 @@ impl Default for Options {
             exact: false,
             rules: RewriteSet::standard(),
             budgets: Budgets::default(),
-            forward: Vec::new(),
+            gradients: false,
         }
     }
 }
@@ -164,8 +165,6 @@ pub struct Rewritten {
 /// How products got further results.
 struct Taps {
     device: DeviceDescription,
-    /// Marks on the graph that extraction chose.
-    forward: Vec<bool>,
     used: taps::Used,
     /// Products of the rewritten graph, with the rule.
     made: Vec<(NodeId, &'static str)>,
@@ -356,12 +355,10 @@ impl Rewritten {
     fn tapped(mut self, device: &DeviceDescription) -> Rewritten {
         let (rules, exact) = (&self.options.rules, self.options.exact);
         let used = taps::Used { maps: rules.has(taps::MAPS), rows: rules.has(taps::ROWS) && !exact };
-        if self.options.level != Level::Full {
+        if self.options.level != Level::Full || self.options.gradients {
             return self;
         }
-        let forward = &self.options.forward;
-        let forward = if forward.is_empty() { Vec::new() } else { self.marked(forward) };
-        let Some(taps::Tapped { graph, map, taps }) = taps::join(&self.graph, device, &forward, used) else {
+        let Some(taps::Tapped { graph, map, taps }) = taps::join(&self.graph, device, used) else {
             return self;
         };
         let mut made = vec![None; graph.nodes().len()];
@@ -375,7 +372,7 @@ impl Rewritten {
         }
         self.values.iter_mut().for_each(|value| *value = value.and_then(|id| map[id.index()]));
         let taps = taps.into_iter().map(|(product, _, rule)| (product, rule)).collect();
-        self.tapped = Some(Taps { device: device.clone(), forward, used, made: taps });
+        self.tapped = Some(Taps { device: device.clone(), used, made: taps });
         (self.graph, self.made) = (graph, made);
         self
     }
@@ -406,7 +403,7 @@ impl Rewritten {
             return Ok((self.original.clone(), all));
         }
         let graph = assemble(&self.original, &self.rewrites, &self.places)?.graph;
-        let again = |taps: &Taps| taps::join(&graph, &taps.device, &taps.forward, taps.used);
+        let again = |taps: &Taps| taps::join(&graph, &taps.device, taps.used);
         let tapped = self.tapped.as_ref().and_then(again);
         Ok((tapped.map_or(graph, |tapped| tapped.graph), all))
     }

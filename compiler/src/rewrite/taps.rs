@@ -68,9 +68,8 @@ struct Join {
     rule: &'static str,
 }
 
-/// The graph with taps, where each node went, and the products with the rules that made them; `None` when there are none. `forward` marks what is computed before a loss, if
-/// there is one: a value is not tapped there for the gradient's sake, since it would have to be kept.
-pub(super) fn join(graph: &Graph, device: &DeviceDescription, forward: &[bool], used: Used) -> Option<Tapped> {
+/// The graph with taps, where each node went, and the products with the rules that made them; `None` when there are none.
+pub(super) fn join(graph: &Graph, device: &DeviceDescription, used: Used) -> Option<Tapped> {
     // drivers of GPUs have one result
     if !device.is_cpu() {
         return None;
@@ -89,7 +88,7 @@ pub(super) fn join(graph: &Graph, device: &DeviceDescription, forward: &[bool], 
         let Some(dot) = dot(&node.op) else { continue };
         let first = &equal[&(dot, &node.operands[..2])];
         if first[0] == id
-            && let Some(product) = Product::of(&kernels, forward, id)
+            && let Some(product) = Product::of(&kernels, id)
             && let Some((join, groups)) = product.join(&first[1..], device, &joined, used)
         {
             joined.extend(groups);
@@ -189,7 +188,6 @@ impl<'g> Kernels<'g> {
 /// A product and what may join it.
 struct Product<'k, 'g> {
     kernels: &'k Kernels<'g>,
-    forward: &'k [bool],
     id: NodeId,
     dot: DotGeneral,
     bases: SmallVec<[NodeId; 2]>,
@@ -201,7 +199,7 @@ struct Product<'k, 'g> {
 }
 
 impl<'k, 'g> Product<'k, 'g> {
-    fn of(kernels: &'k Kernels<'g>, forward: &'k [bool], id: NodeId) -> Option<Product<'k, 'g>> {
+    fn of(kernels: &'k Kernels<'g>, id: NodeId) -> Option<Product<'k, 'g>> {
         let graph = kernels.graph;
         let node = graph.node(id);
         let group = kernels.partition.written_by[id.index()]?;
@@ -212,7 +210,7 @@ impl<'k, 'g> Product<'k, 'g> {
         }
         let (dot, bases) = (dot(&node.op)?.clone(), node.operands[..2].into());
         let (extras, programs) = (SmallVec::new(), FxHashMap::default());
-        let mut product = Product { kernels, forward, id, dot, bases, extras, programs, rows: None };
+        let mut product = Product { kernels, id, dot, bases, extras, programs, rows: None };
         node.operands[2..].iter().try_for_each(|extra| product.extra(*extra).map(|_| ()))?;
         product.take(id)?;
         Some(product)
@@ -346,10 +344,9 @@ impl<'k, 'g> Product<'k, 'g> {
         Some(outputs)
     }
 
-    /// Whether a value has the product's type, leaves the graph as no state, and belongs to the same pass.
+    /// Whether a value has the product's type, and leaves the graph as no state.
     fn is_alike(&self, id: NodeId) -> bool {
-        let same_pass = self.forward.is_empty() || self.forward[id.index()] == self.forward[self.id.index()];
-        self.kernels.graph.ty(id) == self.kernels.graph.ty(self.id) && !self.kernels.updated[id.index()] && same_pass
+        self.kernels.graph.ty(id) == self.kernels.graph.ty(self.id) && !self.kernels.updated[id.index()]
     }
 
     /// A value that `group` computes, as a program over the product's element and the extras, which may become more.
