@@ -83,7 +83,7 @@ impl<'g> Attend<'g> {
     fn new(graph: &'g Graph, id: NodeId) -> Option<Attend<'g>> {
         let node = graph.node(id);
         let (of, extras) = match &node.op {
-            Op::Attention(attention) => (attention, node.operands.get(3..)?),
+            Op::Attention(attention) => (&**attention, node.operands.get(3..)?),
             Op::AttentionGrad(grad) => (&grad.of, node.operands.get(6..)?),
             _ => return None,
         };
