@@ -51,11 +51,11 @@ pub fn in_place(graph: &Graph, partition: &Partition, layouts: &mut Layouts, lea
         let shape = &graph.tensor_type(concat).shape;
         let contiguous = shape[..op.axis].iter().all(|extent| extent.is(1));
         let blocked = is_blocked(layouts, concat);
-        if leaves[concat.index()] || !contiguous || blocked && op.axis != 1 {
+        if leaves[concat.index()] || !contiguous || blocked && op.axis != 1 || is_channels_last(layouts, concat) {
             continue;
         }
         let operands: &[NodeId] = &graph.node(concat).operands;
-        let lies_alike = |part: NodeId| is_blocked(layouts, part) == blocked;
+        let lies_alike = |part: NodeId| is_blocked(layouts, part) == blocked && !is_channels_last(layouts, part);
         let beginning = (2..operands.len()).rev().find_map(|count| {
             let other = *known.get(&(op.axis, &operands[..count]))?;
             (lies_alike(other) && !found.parts.contains_key(&other)).then_some((other, count))
@@ -102,6 +102,10 @@ fn is_blocked(layouts: &Layouts, id: NodeId) -> bool {
     matches!(layouts.of[id.index()], Layout::Blocked { .. })
 }
 
+fn is_channels_last(layouts: &Layouts, id: NodeId) -> bool {
+    layouts.of[id.index()] == Layout::ChannelsLast
+}
+
 /// Whether a kernel of its own writes a value, and may do so anywhere.
 fn is_written(graph: &Graph, partition: &Partition, id: NodeId) -> bool {
     // these may be the memory of their operand
@@ -122,7 +126,7 @@ fn is_written(graph: &Graph, partition: &Partition, id: NodeId) -> bool {
 fn equalise(layouts: &mut Layouts, pairs: &[(NodeId, NodeId)]) {
     let halo = |layouts: &Layouts, id: NodeId| match &layouts.of[id.index()] {
         Layout::Blocked { halo } => halo.clone(),
-        Layout::RowMajor => SmallVec::new(),
+        Layout::RowMajor | Layout::ChannelsLast => SmallVec::new(),
     };
     // operands come before concatenations: once up, once down
     for (part, concat) in pairs.iter().chain(pairs.iter().rev()) {

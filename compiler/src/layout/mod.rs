@@ -2,8 +2,9 @@
 //!
 //! On the CPU every connected region of convolutions, pools and maps over their results is in blocked channels
 //! `[N][C/L][H + 2 halo][W + 2 halo][L]`; everything else is row-major. The halo is the buffer's: the widest that a
-//! convolution reads.
+//! convolution reads. On GPUs a region is in channels-last memory where that pays ([`channels_last`]).
 
+pub mod channels_last;
 mod in_place;
 
 use egret_ir::ops::{Conv, ConvForm};
@@ -12,6 +13,7 @@ use egret_program::DeviceDescription;
 use smallvec::SmallVec;
 
 use crate::partition::{Family, Partition, is_movement};
+use crate::schedule::cuda::F32Products;
 
 pub use in_place::{InPlace, Part, in_place};
 
@@ -20,6 +22,8 @@ pub use in_place::{InPlace, Part, in_place};
 pub enum Layout {
     /// Row-major without gaps.
     RowMajor,
+    /// Row-major but for the second axis, which comes last.
+    ChannelsLast,
     /// Blocked channels with a halo of zeros on every spatial axis.
     Blocked {
         /// Halo by spatial axis.
@@ -71,11 +75,18 @@ pub fn has_driver(graph: &Graph, id: NodeId, lanes: i64) -> bool {
 }
 
 /// Chooses layouts.
-pub fn layout(graph: &Graph, partition: &Partition, device: &DeviceDescription, must_be_row_major: &[bool]) -> Layouts {
+pub fn layout(
+    graph: &Graph,
+    partition: &Partition,
+    device: &DeviceDescription,
+    products: F32Products,
+    must_be_row_major: &[bool],
+) -> Layouts {
     let n = graph.nodes().len();
     let lanes = device.lanes();
     let mut layouts = Layouts { of: vec![Layout::RowMajor; n], lanes };
     if !device.is_cpu() {
+        channels_last::choose(graph, partition, device, products, must_be_row_major, &mut layouts);
         return layouts;
     }
     let users = graph.users();
@@ -265,7 +276,7 @@ impl Layouts {
     /// Elements of a value as laid out, halo and padding of channels included.
     pub fn elements_of(&self, shape: &egret_ir::Shape, layout: &Layout) -> Dim {
         match layout {
-            Layout::RowMajor => shape.elements(),
+            Layout::RowMajor | Layout::ChannelsLast => shape.elements(),
             Layout::Blocked { halo } => {
                 let lanes = Dim::from(self.lanes);
                 let blocks = shape[1].ceil_div(&lanes);

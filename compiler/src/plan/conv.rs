@@ -256,6 +256,11 @@ impl Planner<'_> {
         if let Some(buffer) = frame.row_major.get(&value) {
             return Ok(*buffer);
         }
+        if frame.layouts.get(&value) == Some(&Layout::ChannelsLast) {
+            let buffer = self.relaid(frame, value.0, Layout::RowMajor, steps)?;
+            frame.row_major.insert(value, buffer);
+            return Ok(buffer);
+        }
         let Some(Layout::Blocked { halo }) = frame.layouts.get(&value).cloned() else {
             return Err(Diagnostic::new("E0464", "a value that is not blocked needs no row-major copy"));
         };

@@ -22,6 +22,8 @@ pub struct Frame {
     pub times: Vec<BindingTime>,
     /// Row-major copies of blocked values.
     pub row_major: FxHashMap<Value, BufferId>,
+    /// Channels-last copies of row-major values.
+    pub channels_last: FxHashMap<Value, BufferId>,
     /// Blocked copies of row-major values, by halo.
     pub blocked: FxHashMap<(Value, SmallVec<[i64; 3]>), BufferId>,
     /// Values that lie in the buffer of a concatenation.
@@ -53,13 +55,13 @@ impl Stored for Frame {
     }
 }
 
-/// A frame as a kernel sees it that reads the row-major copy of a value that has one.
-pub struct Copies<'f>(pub &'f Frame);
+/// A frame as a kernel sees it that reads the row-major or channels-last copy of a value that has one.
+pub struct Copies<'f>(pub &'f Frame, pub Layout);
 
 impl Stored for Copies<'_> {
     fn layout(&self, value: Value) -> Option<&Layout> {
-        match self.0.row_major.get(&value) {
-            Some(_) => Some(&Layout::RowMajor),
+        match self.copy(value) {
+            Some(_) => Some(&self.1),
             None => self.0.layouts.get(&value),
         }
     }
@@ -74,9 +76,15 @@ impl Stored for Copies<'_> {
 }
 
 impl Copies<'_> {
+    /// The copy that the kernel reads.
+    pub fn copy(&self, value: Value) -> Option<BufferId> {
+        let copies = if self.1 == Layout::ChannelsLast { &self.0.channels_last } else { &self.0.row_major };
+        copies.get(&value).copied()
+    }
+
     /// Where the kernel finds a value.
     pub fn buffer(&self, value: Value) -> BufferId {
-        self.0.row_major.get(&value).copied().unwrap_or_else(|| self.0.buffers[&value])
+        self.copy(value).unwrap_or_else(|| self.0.buffers[&value])
     }
 }
 
@@ -89,6 +97,7 @@ impl Frame {
             layouts: FxHashMap::default(),
             times: Vec::new(),
             row_major: FxHashMap::default(),
+            channels_last: FxHashMap::default(),
             blocked: FxHashMap::default(),
             in_place: InPlace::default(),
             hosts: FxHashMap::default(),

@@ -41,7 +41,18 @@ impl Planner<'_> {
                 }
             }
         }
-        let stored: &dyn Stored = if copies { &Copies(frame) } else { frame };
+        if group.family == Family::Conv && !self.device.is_cpu() {
+            self.channels_last_operands(frame, group.root, steps)?;
+        }
+        let copies = match group.family {
+            Family::Conv if !self.device.is_cpu() => Some(Layout::ChannelsLast),
+            _ => copies.then_some(Layout::RowMajor),
+        };
+        let view = copies.clone().map(|layout| Copies(&*frame, layout));
+        let stored: &dyn Stored = match &view {
+            Some(view) => view,
+            None => &*frame,
+        };
         let passes: Passes = if self.device.is_cpu() {
             let made = schedule::generate(&frame.graph, stored, group, self.exact).map_err(|findings| {
                 let node = frame.graph.node(group.root);
@@ -53,8 +64,9 @@ impl Planner<'_> {
             made.into()
         } else {
             let target = Target { device: self.device, exact: self.exact, products: self.products };
-            let aligned = |value: Value| match frame.buffers.get(&value) {
-                Some(buffer) => self.starts_at(*buffer, 16),
+            let copy = |value: Value| view.as_ref().and_then(|view| view.copy(value));
+            let aligned = |value: Value| match copy(value).or(frame.buffers.get(&value).copied()) {
+                Some(buffer) => self.starts_at(buffer, 16),
                 None => true,
             };
             schedule::cuda::generate(&frame.graph, &Aligned { stored, aligned: &aligned }, group, &target)?
@@ -68,7 +80,7 @@ impl Planner<'_> {
             frame.store((group.root, parts + i), buffer, Layout::RowMajor);
         }
         for (i, made) in passes.kernels.into_iter().enumerate() {
-            let mut launch = self.pass(frame, group, made, copies);
+            let mut launch = self.pass(frame, group, made, &copies);
             if i > 0 {
                 // the work is counted with the first
                 (launch.flops, launch.bytes) = (Dim::ZERO, left.clone());
@@ -79,10 +91,13 @@ impl Planner<'_> {
     }
 
     /// One kernel of a group.
-    fn pass(&mut self, frame: &Frame, group: &Group, mut made: Generated, copies: bool) -> Launch {
+    fn pass(&mut self, frame: &Frame, group: &Group, mut made: Generated, copies: &Option<Layout>) -> Launch {
         let grid = made.kernel.grid.iter().fold(Dim::ONE, |n, extent| n * dim_of(extent, &made.dims));
         let args = made.args.iter().map(|(value, writes)| Arg {
-            buffer: if copies { Copies(frame).buffer(*value) } else { frame.buffers[value] },
+            buffer: match copies {
+                Some(layout) if !*writes => Copies(frame, layout.clone()).buffer(*value),
+                _ => frame.buffers[value],
+            },
             offset: Dim::ZERO,
             writes: *writes,
         });

@@ -4,6 +4,7 @@
 //! kernel and a launch; layouts that differ between a writer and a driver that reads get a relayout.
 
 mod attention;
+mod channels_last;
 mod control;
 mod conv;
 mod emit;
@@ -301,7 +302,7 @@ impl Planner<'_> {
         let maps = if self.unfused { Maps::Alone } else { Maps::Joined };
         let mut partition = partition::partition(&graph, &live_run, &leaves_run, &stored, maps);
         updates::order(&graph, &mut partition);
-        let mut layouts = layout::layout(&graph, &partition, self.device, &leaves_run);
+        let mut layouts = layout::layout(&graph, &partition, self.device, self.products, &leaves_run);
         if !self.unfused {
             updates::join(frame, &mut partition, &layouts);
             frame.in_place = layout::in_place(&graph, &partition, &mut layouts, &leaves_run);

@@ -139,7 +139,7 @@ pub fn flat_loop(scope: &mut Scope, total: &Dim, body: impl FnOnce(&mut Scope, E
 pub fn row_loops(scope: &mut Scope, root: NodeId, body: impl FnOnce(&mut Scope, &[Expr])) {
     let shape = scope.graph.tensor_type(root).shape.clone();
     if scope.is_gpu() {
-        return cuda::map::elements(scope, &shape, body);
+        return cuda::map::elements_of(scope, (root, 0), &shape, body);
     }
     let inner = shape.iter().rposition(|dim| !dim.is(1)).unwrap_or(0);
     let index = grid_over(scope, &shape[..inner.min(shape.rank())]);
@@ -210,6 +210,10 @@ pub fn blocked_loops(scope: &mut Scope, root: NodeId, body: impl FnOnce(&mut Sco
 /// element; and what is read element by element.
 fn flat_axis(graph: &Graph, memory: &dyn Stored, outputs: &[NodeId]) -> Option<(usize, Vec<NodeId>)> {
     let shape = &graph.tensor_type(outputs[0]).shape;
+    let lies = memory.layout((outputs[0], 0)).unwrap_or(&Layout::RowMajor);
+    if matches!(lies, Layout::Blocked { .. }) {
+        return None;
+    }
     let mut seen: SmallVec<[NodeId; 16]> = SmallVec::new();
     let mut todo: SmallVec<[NodeId; 16]> = SmallVec::new();
     let mut leaves = Vec::new();
@@ -238,7 +242,7 @@ fn flat_axis(graph: &Graph, memory: &dyn Stored, outputs: &[NodeId]) -> Option<(
             leaves.push(id);
         }
         let ok = match stored {
-            Some(layout) => fits && (one || *layout == Layout::RowMajor),
+            Some(layout) => fits && (one || layout == lies),
             None => match &graph.node(id).op {
                 op @ Op::Const(_) => is_inline(op),
                 Op::Pointwise(_) | Op::Cast(_) | Op::StopGradient(_) | Op::Recompute(_) => {
@@ -252,7 +256,11 @@ fn flat_axis(graph: &Graph, memory: &dyn Stored, outputs: &[NodeId]) -> Option<(
         }
     }
     leaves.sort_unstable();
-    Some((shape.iter().rposition(|dim| !dim.is(1)).unwrap_or(0), leaves))
+    let innermost = match lies {
+        Layout::ChannelsLast if !shape[1].is(1) => Some(1),
+        _ => shape.iter().rposition(|dim| !dim.is(1)),
+    };
+    Some((innermost.unwrap_or(0), leaves))
 }
 
 /// Builds a concatenation: each grid point copies its stretch of every part.

@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 use super::scope::{Scope, Value, value_of};
 use super::view::{row_major, strided};
 use crate::kernel::{Expr, Memory};
-use crate::layout::Layout;
+use crate::layout::{Layout, channels_last};
 
 /// Where the elements of a value are: in a stored one, by strides.
 struct Lie {
@@ -27,7 +27,11 @@ impl Scope<'_> {
                 let strides = row_major(&graph.ty(value.0).parts()[value.1].shape);
                 Some(Lie { source: value, offset: Dim::ZERO, strides })
             }
-            Some(_) => None,
+            Some(Layout::ChannelsLast) => {
+                let strides = channels_last::strides(&graph.ty(value.0).parts()[value.1].shape);
+                Some(Lie { source: value, offset: Dim::ZERO, strides })
+            }
+            Some(Layout::Blocked { .. }) => None,
             None => {
                 let stored = |id| self.stored.layout(value_of(graph, id)) == Some(&Layout::RowMajor);
                 let view = strided(graph, id, &stored)?;

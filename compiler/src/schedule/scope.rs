@@ -5,7 +5,7 @@ use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 use crate::kernel::{Access, Expr, KernelBuilder, LoopKind, Memory, Space, Stmt, Var};
-use crate::layout::Layout;
+use crate::layout::{Layout, channels_last};
 
 /// A stored value: a node, and the part of it if it is a tuple.
 pub type Value = (NodeId, usize);
@@ -190,8 +190,11 @@ impl<'g> Scope<'g> {
                 let step = self.dim(&(stride * blocks));
                 add(index[0].clone() * step);
             }
-            _ => {
-                let strides = ty.shape.strides();
+            layout => {
+                let strides: SmallVec<[Dim; 6]> = match layout {
+                    Some(Layout::ChannelsLast) => channels_last::strides(&ty.shape),
+                    _ => ty.shape.strides().into_iter().collect(),
+                };
                 for axis in (0..ty.shape.rank()).rev() {
                     if ty.shape[axis].is(1) {
                         continue;
@@ -370,6 +373,20 @@ impl<'g> Scope<'g> {
     pub fn within(&mut self, index: Expr, extent: &Dim) -> Expr {
         let last = self.dim(&(extent.clone() - Dim::ONE));
         self.k.bind(index.min(last).max(Expr::int(0)))
+    }
+
+    /// Splits the number of an element of a shape, counted as a stored value lies, into one index an axis.
+    pub fn unflatten_as(&mut self, value: Value, flat: Expr, shape: &[Dim]) -> SmallVec<[Expr; 6]> {
+        if self.stored.layout(value) != Some(&Layout::ChannelsLast) {
+            return self.unflatten(flat, shape);
+        }
+        let order = channels_last::order(shape.len());
+        let extents: SmallVec<[Dim; 6]> = order.iter().map(|axis| shape[*axis].clone()).collect();
+        let mut index: SmallVec<[Expr; 6]> = SmallVec::from_elem(Expr::int(0), shape.len());
+        for (axis, at) in order.into_iter().zip(self.unflatten(flat, &extents)) {
+            index[axis] = at;
+        }
+        index
     }
 
     /// Splits a flat index over `extents` into one index an axis.

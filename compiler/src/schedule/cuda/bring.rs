@@ -10,7 +10,7 @@ use egret_ir::DType;
 use super::contract::{Extent, both};
 use super::matrix::Product;
 use super::problem::{Index, Problem, Which};
-use super::tiles::Tiles;
+use super::tiles::{Engine, Tiles};
 use crate::kernel::{BinaryOp, Expr, LoopKind, MatrixKind, Memory, Space};
 use crate::schedule::scope::Scope;
 
@@ -39,6 +39,9 @@ pub struct Side {
     /// Elements of 16 bytes.
     chunk: i64,
     swizzle: Swizzle,
+    /// Elements from a term to the next, where threads read the rows of a term whichever way memory lies: chunks are then
+    /// where they are.
+    pub pitch: Option<i64>,
     threads: i64,
 }
 
@@ -58,6 +61,10 @@ impl Side {
         let chunk = 16 / dtype.size() as i64;
         let extent = if which == Which::Left { tiles.rows } else { tiles.columns };
         let (along_terms, width) = problem.neighbours(scope, which, chunk);
+        let by_term = tiles.engine == Engine::Fma;
+        // four elements longer, so that neighbouring terms of neighbouring rows are in banks of their own
+        let pitch = by_term.then_some(extent + 4);
+        let width = if by_term && along_terms { 1 } else { width };
         let is_async = width * dtype.size() as i64 >= 4;
         let chunks = if along_terms { tiles.step } else { extent } / chunk;
         let swizzle = match chunks {
@@ -67,7 +74,7 @@ impl Side {
         };
         Side {
             which,
-            tile: scope.k.scratch(dtype, (extent * tiles.step * tiles.stages) as usize, Space::Shared),
+            tile: scope.k.scratch(dtype, (pitch.unwrap_or(extent) * tiles.step * tiles.stages) as usize, Space::Shared),
             extent,
             step: tiles.step,
             along_terms,
@@ -75,13 +82,14 @@ impl Side {
             is_async,
             chunk,
             swizzle,
+            pitch,
             threads: tiles.threads(),
         }
     }
 
     /// Elements of a stage.
     pub fn stage_len(&self) -> i64 {
-        self.extent * self.step
+        self.pitch.unwrap_or(self.extent) * self.step
     }
 
     /// Elements of a line: terms of a row, or rows of a term.
@@ -117,14 +125,17 @@ impl Side {
         let mut places = Vec::new();
         for pass in 0..lines / per_pass {
             let line = scope.k.bind(&far + pass * per_pass);
-            let (at, term) = if self.along_terms { (&line, &near) } else { (&near, &line) };
-            let at = scope.k.bind(first + at);
+            let (own, term) = if self.along_terms { (&line, &near) } else { (&near, &line) };
+            let at = scope.k.bind(first + own);
             let extents = self.extents(product);
             let guard = extents.guard(&at, self.extent).map(|guard| scope.k.bind(guard));
             let index = extents.index(scope, at);
             // the same for every pass, where passes are whole groups of lines
             let within = if per_pass % 8 == 0 { &far } else { &line };
-            let to = self.chunk_at(line.clone(), within, &near / self.chunk) + &near % self.chunk;
+            let to = match self.pitch {
+                Some(pitch) => term * pitch + own,
+                None => self.chunk_at(line.clone(), within, &near / self.chunk) + &near % self.chunk,
+            };
             places.push(Place { index, guard, term: term.clone(), to: scope.k.bind(to) });
         }
         places
@@ -147,7 +158,8 @@ impl Side {
             let problem = product.problem;
             let source = self.is_async.then(|| problem.source(scope, self.which, batch, &place.index, &sum));
             match source.flatten() {
-                Some((memory, from)) => {
+                Some((memory, from, place)) => {
+                    let inside = both(inside, place);
                     scope.k.align_buffer(memory, (16 * self.width / self.chunk) as u32);
                     scope.k.copy_async((self.tile, to), (memory, from), self.width as u32, inside);
                 }
@@ -205,10 +217,11 @@ impl Side {
 
 /// How many products a step takes: each has 32 bytes of terms.
 pub fn slabs(tiles: &Tiles) -> i64 {
-    let terms = match tiles.kind {
-        MatrixKind::F16 | MatrixKind::BF16 => 16,
-        MatrixKind::Tf32 | MatrixKind::Tf32x3 => 8,
-        MatrixKind::I8 => 32,
+    let terms = match tiles.engine {
+        Engine::Matrix(MatrixKind::F16 | MatrixKind::BF16) => 16,
+        Engine::Matrix(MatrixKind::Tf32 | MatrixKind::Tf32x3) => 8,
+        Engine::Matrix(MatrixKind::I8) => 32,
+        Engine::Fma => 1,
     };
     tiles.step / terms
 }

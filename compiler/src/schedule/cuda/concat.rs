@@ -26,7 +26,7 @@ pub fn build(scope: &mut Scope, id: NodeId, axis: usize) {
         let shape = graph.tensor_type(part).shape.clone();
         let start: Expr = scope.dim(&offset);
         stretch(scope, &chunk, &shape.elements(), |scope, at| {
-            let from = scope.unflatten(at, &shape);
+            let from = scope.unflatten_as((id, 0), at, &shape);
             let mut to = from.clone();
             to[axis] = &from[axis] + start;
             let value = scope.element(part, &from);

@@ -1,12 +1,14 @@
 //! Contractions and convolutions: which engine computes one, and what the engines share.
 
-use egret_ir::{Diagnostic, Dim, Graph, NodeId};
+use egret_ir::ops::ConvForm;
+use egret_ir::{Diagnostic, Dim, Graph, NodeId, Op};
 use smallvec::SmallVec;
 
 use super::problem::{Index, Problem};
 use super::{Target, finished, fma, map, matrix, tiles, unsupported};
 use crate::kernel::Expr;
 use crate::schedule::Passes;
+use crate::schedule::row::anchor;
 use crate::schedule::scope::{Scope, Stored};
 
 /// An extent of the product.
@@ -52,6 +54,20 @@ pub fn both(a: Option<Expr>, b: Option<Expr>) -> Option<Expr> {
     }
 }
 
+/// Whether a convolution has groups of so few channels that of any tile most would be padding: depthwise ones. A thread then
+/// sums an element.
+fn few_channels(graph: &Graph, id: NodeId) -> bool {
+    let node = graph.node(id);
+    let Op::Conv(conv) = anchor(&node.op) else { return false };
+    let weights = match conv.form {
+        ConvForm::Forward | ConvForm::InputGrad => &graph.tensor_type(node.operands[1]).shape,
+        // a sum over all pixels is too long for a thread
+        ConvForm::WeightGrad => return false,
+    };
+    let few = |dim: &Dim| dim.as_const().is_some_and(|n| n < 8);
+    conv.groups > 1 && few(&weights[1]) && few(&weights[0].floor_div(&Dim::from(conv.groups)))
+}
+
 /// Builds the kernel of a product, and where blocks sum parts of it, the one that adds these up.
 ///
 /// # Errors
@@ -60,6 +76,11 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, id: NodeId, target: &Target)
     let mut scope = Scope::on_gpu(graph, stored, target.exact, fma::THREADS as u32);
     let form = || unsupported(graph, id, "of this form");
     let problem = Problem::new(&mut scope, id).ok_or_else(form)?;
+    if few_channels(graph, id) {
+        let mut scope = Scope::on_gpu(graph, stored, target.exact, map::THREADS as u32);
+        crate::schedule::contract::build(&mut scope, id);
+        return Ok(finished(scope, id)?.into());
+    }
     let Some(tiles) = tiles::choose(&scope, &problem, target) else {
         fma::build(&mut scope, &problem);
         return Ok(finished(scope, id)?.into());

@@ -4,7 +4,7 @@ use egret_ir::{Dim, NodeId, Shape};
 use smallvec::SmallVec;
 
 use crate::kernel::{Expr, LoopKind, Memory, Space};
-use crate::schedule::scope::Scope;
+use crate::schedule::scope::{Scope, Value};
 
 /// The widest access.
 pub const VECTOR_BYTES: usize = 16;
@@ -36,6 +36,14 @@ pub fn stretch(scope: &mut Scope, chunk: &Expr, total: &Dim, body: impl FnOnce(&
 pub fn elements(scope: &mut Scope, shape: &Shape, body: impl FnOnce(&mut Scope, &[Expr])) {
     flat(scope, &shape.elements(), |scope, at| {
         let index = scope.unflatten(at, shape);
+        body(scope, &index);
+    });
+}
+
+/// [`elements`] in the order in which a stored value of that shape lies.
+pub fn elements_of(scope: &mut Scope, value: Value, shape: &Shape, body: impl FnOnce(&mut Scope, &[Expr])) {
+    flat(scope, &shape.elements(), |scope, at| {
+        let index = scope.unflatten_as(value, at, shape);
         body(scope, &index);
     });
 }

@@ -1,5 +1,5 @@
-//! Products by tensor cores: stages of both sides in shared memory, filled by asynchronous copies while the warps multiply
-//! an earlier one; sums in registers.
+//! Products in stages: both sides in shared memory, filled by asynchronous copies while the warps multiply an earlier
+//! stage, by tensor cores or by multiply-adds; sums in registers.
 
 use egret_ir::{DType, Dim};
 use smallvec::SmallVec;
@@ -7,9 +7,9 @@ use smallvec::SmallVec;
 use super::bring::{Side, slabs};
 use super::contract::Extent;
 use super::problem::{Index, Problem, Which};
-use super::tiles::{Tiles, WARP_COLUMNS};
+use super::tiles::{Engine, OWN, Tiles, WARP_COLUMNS};
 use super::{map, store};
-use crate::kernel::{Expr, LoopKind, Memory, ReduceOp, Space};
+use crate::kernel::{Expr, LoopKind, MatrixKind, Memory, ReduceOp, Space};
 use crate::schedule::Temporary;
 use crate::schedule::row::epilogue;
 use crate::schedule::scope::Scope;
@@ -31,7 +31,7 @@ pub struct Product<'p> {
     right: Side,
     /// Registers of matrices: those of the left side, those of the right one, sums.
     operands: [Memory; 2],
-    /// Sums, 4 a matrix of 16 × 8; those of 16 rows lie together.
+    /// Sums: of tensor cores 4 a matrix of 16 × 8, those of 16 rows together; else those of a thread, by rows.
     pub totals: Memory,
 }
 
@@ -76,9 +76,12 @@ pub fn build(scope: &mut Scope, problem: &Problem, tiles: Tiles) {
     let (left, right) =
         (Side::new(scope, problem, Which::Left, &tiles), Side::new(scope, problem, Which::Right, &tiles));
     let matrices = tiles.warp_rows / 16;
-    let word = tiles.kind.word();
-    let operands = [matrices * 4, WARP_COLUMNS / 4].map(|n| scope.k.scratch(word, n as usize, Space::Register));
-    let totals = (matrices * WARP_COLUMNS / 2) as usize;
+    let word = tiles.engine.word();
+    let (operands, totals) = match tiles.engine {
+        Engine::Matrix(_) => ([matrices * 4, WARP_COLUMNS / 4], matrices * WARP_COLUMNS / 2),
+        Engine::Fma => ([OWN, OWN], OWN * OWN),
+    };
+    let operands = operands.map(|n| scope.k.scratch(word, n as usize, Space::Register));
     let product = Product {
         problem,
         tiles,
@@ -89,7 +92,7 @@ pub fn build(scope: &mut Scope, problem: &Problem, tiles: Tiles) {
         left,
         right,
         operands,
-        totals: scope.k.scratch(tiles.kind.sum(), totals, Space::Register),
+        totals: scope.k.scratch(tiles.engine.sum(), totals as usize, Space::Register),
     };
 
     let (first, count) = if tiles.splits > 1 {
@@ -107,8 +110,8 @@ pub fn build(scope: &mut Scope, problem: &Problem, tiles: Tiles) {
         let side = tiles.rows / tiles.warp_rows;
         let warp_row = scope.k.bind(&warp % side * tiles.warp_rows);
         let warp_column = scope.k.bind(&warp / side * WARP_COLUMNS);
-        let zero = Expr::constant(tiles.kind.sum(), 0.0);
-        scope.for_(Expr::int(0), Expr::int(totals as i64), LoopKind::Unroll, |scope, i| {
+        let zero = Expr::constant(tiles.engine.sum(), 0.0);
+        scope.for_(Expr::int(0), Expr::int(totals), LoopKind::Unroll, |scope, i| {
             scope.k.store(product.totals, i, zero);
         });
         let places = [
@@ -131,11 +134,16 @@ pub fn build(scope: &mut Scope, problem: &Problem, tiles: Tiles) {
                 }
             });
             scope.k.commit_copies();
-            scope.if_(turn.greater_equal(ahead), |scope| {
-                product.multiply(scope, &next, &warp_row, &warp_column, &lane);
+            scope.if_(turn.greater_equal(ahead), |scope| match tiles.engine {
+                Engine::Matrix(kind) => product.multiply(scope, kind, &next, &warp_row, &warp_column, &lane),
+                Engine::Fma => product.multiply_add(scope, &next, &thread),
             });
             scope.k.assign(fill, next);
         });
+        if tiles.engine == Engine::Fma {
+            let block = Block { group, batch, row0, column0, lane, warp };
+            return store::store_own(scope, &product, &block, &thread);
+        }
         // the sums go through the stages' memory
         scope.k.wait_copies(0);
         scope.k.barrier();
@@ -169,13 +177,46 @@ impl Product<'_> {
         (self.sums.index(scope, at), guard)
     }
 
+    /// Adds the products of a stage, a thread those of its own rows and columns: two times four that lie together.
+    fn multiply_add(&self, scope: &mut Scope, stage: &Expr, thread: &Expr) {
+        let [left, right] = self.operands;
+        let sides = [(&self.left, left, thread / (self.tiles.columns / OWN)), {
+            (&self.right, right, thread % (self.tiles.columns / OWN))
+        }];
+        let sides = sides.map(|(side, registers, number)| {
+            let first = scope.k.bind(stage * side.stage_len() + number * (OWN / 2));
+            (side, registers, first)
+        });
+        unrolled(scope, self.tiles.step, &mut |scope, term| {
+            for (side, registers, first) in &sides {
+                let apart = if side.tile == self.left.tile { self.tiles.rows } else { self.tiles.columns } / 2;
+                for half in 0..2 {
+                    let from = &term * side.pitch.unwrap_or(0) + first + half * apart;
+                    scope.k.load_vector((*registers, half * (OWN / 2)), side.tile, from, (OWN / 2) as u32);
+                }
+            }
+            unrolled(scope, OWN, &mut |scope, i| {
+                unrolled(scope, OWN, &mut |scope, j| {
+                    let at = &i * OWN + &j;
+                    let sum = self.totals.load(&at) + left.load(&i) * right.load(j);
+                    scope.k.store(self.totals, at, sum);
+                });
+            });
+        });
+    }
+
     /// Adds the products of a stage.
-    fn multiply(&self, scope: &mut Scope, stage: &Expr, warp_row: &Expr, warp_column: &Expr, lane: &Expr) {
+    fn multiply(
+        &self,
+        scope: &mut Scope,
+        kind: MatrixKind,
+        stage: &Expr,
+        warp_row: &Expr,
+        warp_column: &Expr,
+        lane: &Expr,
+    ) {
         let [left, right] = self.operands;
         let stages = [&self.left, &self.right].map(|side| scope.k.bind(stage * side.stage_len()));
-        let unrolled = |scope: &mut Scope, n: i64, body: &mut dyn FnMut(&mut Scope, Expr)| {
-            scope.for_(Expr::int(0), Expr::int(n), LoopKind::Unroll, |scope, i| body(scope, i));
-        };
         let matrices = self.tiles.warp_rows / 16;
         unrolled(scope, slabs(&self.tiles), &mut |scope, slab| {
             unrolled(scope, matrices, &mut |scope, i| {
@@ -187,11 +228,16 @@ impl Product<'_> {
             unrolled(scope, matrices, &mut |scope, i| {
                 unrolled(scope, WARP_COLUMNS / 8, &mut |scope, j| {
                     let sums = &i * (WARP_COLUMNS / 2) + &j * 4;
-                    scope.k.multiply(self.tiles.kind, (self.totals, sums), (left, &i * 4), (right, j * 2));
+                    scope.k.multiply(kind, (self.totals, sums), (left, &i * 4), (right, j * 2));
                 });
             });
         });
     }
+}
+
+/// A loop whose copies are all in the text.
+fn unrolled(scope: &mut Scope, n: i64, body: &mut dyn FnMut(&mut Scope, Expr)) {
+    scope.for_(Expr::int(0), Expr::int(n), LoopKind::Unroll, |scope, i| body(scope, i));
 }
 
 /// Builds the kernel that adds up the parts of split sums, in their order: a thread an element.

@@ -1,7 +1,8 @@
-//! Schedules for CUDA: what differs from the CPU. Everything is row-major; one grid point is a block.
+//! Schedules for CUDA: what differs from the CPU. One grid point is a block.
 //!
 //! Maps, windows and scatters deal elements to threads; rows and reductions give a block to a result; contractions are
-//! tiles in shared memory ([`contract`]): of tensor cores ([`matrix`]) or of fused multiply-adds ([`fma`]).
+//! tiles in shared memory ([`contract`]): in stages ([`matrix`]), or
+//! of any element type in one stage ([`fma`]).
 
 pub mod attention;
 mod bring;

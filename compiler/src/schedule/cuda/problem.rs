@@ -4,7 +4,9 @@ use egret_ir::ops::{Conv, ConvForm, DotGeneral, Labels};
 use egret_ir::{DType, Dim, NodeId, Op, Shape};
 use smallvec::SmallVec;
 
+use super::contract::both;
 use crate::kernel::{Expr, Memory};
+use crate::layout::Layout;
 use crate::schedule::row::anchor;
 use crate::schedule::scope::{Scope, Stored, value_of};
 use crate::schedule::view::strided;
@@ -66,6 +68,10 @@ struct Image {
     outer: Expr,
     /// Spatial extents of what is read through taps.
     extents: Index,
+    /// Whether channels are columns and the innermost terms, so that they are neighbours as in memory; else pixels are.
+    channels_last: bool,
+    /// Channels of a group.
+    groups: [Dim; 2],
 }
 
 impl Problem {
@@ -151,12 +157,44 @@ impl Problem {
         let with = |first: &Dim, rest: &Shape| -> Vec<Dim> {
             std::iter::once(first.clone()).chain(rest[2..].iter().cloned()).collect()
         };
+        let stored: &dyn Stored = scope.stored;
+        let is_last = |id: NodeId| stored.layout(value_of(graph, id)) == Some(&Layout::ChannelsLast);
+        let channels_last = [id, a, b].into_iter().any(is_last);
+        let then = |rest: &Shape, last: &Dim| -> Vec<Dim> {
+            rest[2..].iter().cloned().chain(std::iter::once(last.clone())).collect()
+        };
+        let read = if conv.form == ConvForm::InputGrad { &y } else { &x };
+        let image = Image {
+            conv: conv.clone(),
+            operands: [a, b],
+            inner: scope.dim(&inner),
+            outer: scope.dim(&outer),
+            extents: read[2..].iter().map(|d| scope.dim(d)).collect(),
+            channels_last,
+            groups: [inner.clone(), outer.clone()],
+        };
+        if channels_last {
+            let (rows, columns, sums) = match conv.form {
+                ConvForm::Forward => (with(&y[0], &y), vec![outer.clone()], then(&w, &inner)),
+                ConvForm::InputGrad => (with(&x[0], &x), vec![inner.clone()], then(&w, &outer)),
+                ConvForm::WeightGrad => (vec![outer.clone()], then(&w, &inner), with(&y[0], &y)),
+            };
+            return Problem {
+                id,
+                batch: vec![groups],
+                rows,
+                columns,
+                sums,
+                left_by_row: conv.form == ConvForm::WeightGrad || !is_last(a),
+                right_by_column: conv.form != ConvForm::Forward,
+                form: Form::Conv(Box::new(image)),
+            };
+        }
         let (rows, columns, sums) = match conv.form {
             ConvForm::Forward => (&outer, with(&y[0], &y), with(&inner, &w)),
             ConvForm::InputGrad => (&inner, with(&x[0], &x), with(&outer, &w)),
             ConvForm::WeightGrad => (&outer, with(&inner, &w), with(&y[0], &y)),
         };
-        let read = if conv.form == ConvForm::InputGrad { &y } else { &x };
         let one_tap = w[2..].iter().all(|d| d.is(1));
         Problem {
             id,
@@ -166,19 +204,16 @@ impl Problem {
             sums,
             left_by_row: conv.form == ConvForm::InputGrad && one_tap,
             right_by_column: conv.form != ConvForm::WeightGrad,
-            form: Form::Conv(Box::new(Image {
-                conv: conv.clone(),
-                operands: [a, b],
-                inner: scope.dim(&inner),
-                outer: scope.dim(&outer),
-                extents: read[2..].iter().map(|d| scope.dim(d)).collect(),
-            })),
+            form: Form::Conv(Box::new(image)),
         }
     }
 
-    /// Whether it is a convolution.
-    pub fn is_conv(&self) -> bool {
-        matches!(self.form, Form::Conv(_))
+    /// Whether neighbours of the product lie side by side in memory: of a convolution, where channels come last.
+    pub fn has_neighbours(&self) -> bool {
+        match &self.form {
+            Form::Dot(_) => true,
+            Form::Conv(image) => image.channels_last,
+        }
     }
 
     /// Along which index a side's elements lie side by side, and how many of them may be moved at once, up to `limit`:
@@ -188,7 +223,10 @@ impl Problem {
             Which::Left => !self.left_by_row,
             Which::Right => !self.right_by_column,
         };
-        let Form::Dot(dot) = &self.form else { return (along_terms, 1) };
+        let dot = match &self.form {
+            Form::Dot(dot) => dot,
+            Form::Conv(image) => return (along_terms, image.neighbours(scope, which, limit)),
+        };
         let (id, labels, free) = dot.side(which);
         let width = |label: Option<&u8>| match label.and_then(|label| labels.axis(*label)) {
             Some(axis) => scope.neighbours(id, axis, limit),
@@ -198,7 +236,8 @@ impl Problem {
         if terms == others { (along_terms, terms) } else { (terms > others, terms.max(others)) }
     }
 
-    /// The buffer of a side, and the place there of an element; `None` where it is computed, or where there may be none.
+    /// The buffer of a side, the place there of an element, and where there is one, unless there always is; `None` where
+    /// elements are computed.
     pub fn source(
         &self,
         scope: &mut Scope,
@@ -206,11 +245,17 @@ impl Problem {
         batch: &[Expr],
         at: &[Expr],
         sum: &[Expr],
-    ) -> Option<(Memory, Expr)> {
-        let Form::Dot(dot) = &self.form else { return None };
-        let (id, labels, free) = dot.side(which);
-        let index = dot.index(labels, &[(&dot.batch, batch), (free, at), (&dot.sums, sum)]);
-        scope.place(id, &index)
+    ) -> Option<(Memory, Expr, Option<Expr>)> {
+        let (id, index, inside) = match &self.form {
+            Form::Dot(dot) => {
+                let (id, labels, free) = dot.side(which);
+                (id, dot.index(labels, &[(&dot.batch, batch), (free, at), (&dot.sums, sum)]), None)
+            }
+            Form::Conv(image) if image.channels_last => image.side(scope, which, &batch[0], at, sum),
+            Form::Conv(_) => return None,
+        };
+        let (memory, from) = scope.place(id, &index)?;
+        Some((memory, from, inside))
     }
 
     /// An element of a side; zero where `inside` does not hold.
@@ -233,6 +278,7 @@ impl Problem {
     pub fn column_axis(&self, scope: &Scope) -> Option<usize> {
         match &self.form {
             Form::Dot(dot) => dot.columns.last().and_then(|label| dot.out.axis(*label)),
+            Form::Conv(image) if image.channels_last => Some(1),
             Form::Conv(_) => Some(scope.graph.tensor_type(self.id).shape.rank() - 1),
         }
     }
@@ -248,6 +294,10 @@ impl Problem {
             Form::Dot(dot) => {
                 let index = dot.index(&dot.left_labels, &[(&dot.batch, batch), (&dot.rows, row), (&dot.sums, sum)]);
                 element(scope, dot.left, &index, inside)
+            }
+            Form::Conv(image) if image.channels_last => {
+                let (id, index, place) = image.side(scope, Which::Left, &batch[0], row, sum);
+                element(scope, id, &index, both(inside, place))
             }
             Form::Conv(image) => {
                 let group = &batch[0];
@@ -284,6 +334,10 @@ impl Problem {
                 let index = dot.index(&dot.right_labels, &parts);
                 element(scope, dot.right, &index, inside)
             }
+            Form::Conv(image) if image.channels_last => {
+                let (id, index, place) = image.side(scope, Which::Right, &batch[0], column, sum);
+                element(scope, id, &index, both(inside, place))
+            }
             Form::Conv(image) => image.right(scope, &batch[0], sum, column, inside),
         }
     }
@@ -294,6 +348,9 @@ impl Problem {
             Form::Dot(dot) => dot.index(&dot.out, &[(&dot.batch, batch), (&dot.rows, row), (&dot.columns, column)]),
             Form::Conv(image) => {
                 let group = &batch[0];
+                if image.channels_last {
+                    return image.result(group, row, column);
+                }
                 let (first, second) = match image.conv.form {
                     ConvForm::Forward => (column[0].clone(), image.output(group, &row[0])),
                     ConvForm::InputGrad => (column[0].clone(), image.input(group, &row[0])),
@@ -338,26 +395,34 @@ impl Image {
 
     /// What is read through taps: the image, or in the gradient of the image the result's gradient.
     fn right(&self, scope: &mut Scope, group: &Expr, sum: &[Expr], column: &[Expr], inside: Option<Expr>) -> Expr {
-        let conv = &self.conv;
-        let backward = conv.form == ConvForm::InputGrad;
         // in the weight's gradient taps are columns and outputs are summed over
-        let (image, channel, out, tap) = match conv.form {
+        let (image, channel, out, tap) = match self.conv.form {
             ConvForm::Forward => (&column[0], self.input(group, &sum[0]), &column[1..], &sum[1..]),
             ConvForm::InputGrad => (&column[0], self.output(group, &sum[0]), &column[1..], &sum[1..]),
             ConvForm::WeightGrad => (&sum[0], self.input(group, &column[0]), &sum[1..], &column[1..]),
         };
+        let (index, place) = self.through(scope, image, channel, out, tap);
+        element(scope, self.operands[0], &index, both(inside, place))
+    }
+
+    /// The place that a tap of a result reads, and where there is one, unless there always is.
+    fn through(
+        &self,
+        scope: &mut Scope,
+        image: &Expr,
+        channel: Expr,
+        out: &[Expr],
+        tap: &[Expr],
+    ) -> (Index, Option<Expr>) {
+        let conv = &self.conv;
+        let backward = conv.form == ConvForm::InputGrad;
         let mut index: Index = smallvec::smallvec![image.clone(), channel];
-        let mut inside = inside;
+        let mut inside: Option<Expr> = None;
         for axis in 0..conv.spatial() {
             let (stride, dilation, low) = (conv.stride[axis], conv.dilation[axis], conv.pad_low[axis]);
             let extent = self.extents[axis].clone();
             let reach = &tap[axis] * dilation;
-            let mut also = |condition: Expr| {
-                inside = Some(match inside.take() {
-                    Some(all) => all.and(condition),
-                    None => condition,
-                });
-            };
+            let mut also = |condition: Expr| inside = both(inside.take(), Some(condition));
             let place = if backward {
                 let scaled = scope.k.bind(&out[axis] + low - reach);
                 also(scaled.greater_equal(0));
@@ -377,7 +442,79 @@ impl Image {
             }
             index.push(place);
         }
-        element(scope, self.operands[0], &index, inside)
+        (index, inside)
+    }
+
+    /// Of channels-last images: the operand of a side, the index there of an element, and where there is one. Left is what
+    /// has the results' pixels, or of the weight's gradient their channels.
+    fn side(
+        &self,
+        scope: &mut Scope,
+        which: Which,
+        group: &Expr,
+        at: &[Expr],
+        sum: &[Expr],
+    ) -> (NodeId, Index, Option<Expr>) {
+        let taps = self.conv.spatial();
+        let [first, second] = self.operands;
+        match (self.conv.form, which) {
+            (ConvForm::WeightGrad, Which::Left) => {
+                let index = [sum[0].clone(), self.output(group, &at[0])].into_iter().chain(sum[1..].iter().cloned());
+                (second, index.collect(), None)
+            }
+            (ConvForm::WeightGrad, Which::Right) => {
+                let channel = self.input(group, &at[taps]);
+                let (index, inside) = self.through(scope, &sum[0], channel, &sum[1..], &at[..taps]);
+                (first, index, inside)
+            }
+            (form, Which::Left) => {
+                let channel = match form {
+                    ConvForm::InputGrad => self.output(group, &sum[taps]),
+                    _ => self.input(group, &sum[taps]),
+                };
+                let (index, inside) = self.through(scope, &at[0], channel, &at[1..], &sum[..taps]);
+                (first, index, inside)
+            }
+            (form, Which::Right) => {
+                let (output, input) = match form {
+                    ConvForm::InputGrad => (&sum[taps], &at[0]),
+                    _ => (&at[0], &sum[taps]),
+                };
+                let index = [self.output(group, output), input.clone()].into_iter().chain(sum[..taps].iter().cloned());
+                (second, index.collect(), None)
+            }
+        }
+    }
+
+    /// Of channels-last images: the indices of a result.
+    fn result(&self, group: &Expr, row: &[Expr], column: &[Expr]) -> Index {
+        let taps = self.conv.spatial();
+        let (first, second, rest) = match self.conv.form {
+            ConvForm::Forward => (row[0].clone(), self.output(group, &column[0]), &row[1..]),
+            ConvForm::InputGrad => (row[0].clone(), self.input(group, &column[0]), &row[1..]),
+            ConvForm::WeightGrad => (self.output(group, &row[0]), column[taps].clone(), &column[..taps]),
+        };
+        [first, second].into_iter().chain(rest.iter().cloned()).collect()
+    }
+
+    /// How many channels of a side lie side by side within a group.
+    fn neighbours(&self, scope: &Scope, which: Which, limit: i64) -> i64 {
+        if !self.channels_last {
+            return 1;
+        }
+        let weights = self.conv.form != ConvForm::WeightGrad && which == Which::Right;
+        let image = (self.conv.form == ConvForm::WeightGrad) == (which == Which::Right);
+        let id = self.operands[usize::from(!image)];
+        let outputs = match self.conv.form {
+            ConvForm::Forward => false,
+            ConvForm::InputGrad => !weights,
+            ConvForm::WeightGrad => which == Which::Left,
+        };
+        let mut width = scope.neighbours(id, 1, limit);
+        while width > 1 && !self.groups[usize::from(outputs)].modulo(&Dim::from(width)).is(0) {
+            width /= 2;
+        }
+        width
     }
 }
 

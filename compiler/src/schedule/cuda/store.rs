@@ -5,7 +5,7 @@ use egret_ir::{DType, NodeId, Op};
 
 use super::contract::both;
 use super::matrix::{Block, Product};
-use super::tiles::WARP_COLUMNS;
+use super::tiles::{OWN, WARP_COLUMNS};
 use crate::kernel::{BinaryOp, Expr, LoopKind, Memory, Space};
 use crate::schedule::row::epilogue;
 use crate::schedule::scope::Scope;
@@ -17,26 +17,11 @@ const SLAB_LEN: i64 = SLAB * WARP_COLUMNS;
 
 /// Stores the sums of a warp, all threads of the block together.
 pub fn store(scope: &mut Scope, product: &Product, block: &Block) {
-    let problem = product.problem;
     let warps = product.tiles.threads() / 32;
-    let slabs = scope.k.scratch_over(product.tiles.kind.sum(), (warps * SLAB_LEN) as usize, product.free());
+    let slabs = scope.k.scratch_over(product.tiles.engine.sum(), (warps * SLAB_LEN) as usize, product.free());
     let slab = scope.k.bind(&block.warp * SLAB_LEN);
-    let out_dtype = if product.tiles.splits > 1 { DType::F32 } else { scope.graph.tensor_type(problem.id).dtype };
-    let width = width(scope, product, out_dtype);
-    let own_dtype = if product.tiles.splits > 1 { DType::F32 } else { problem.dtype(scope) };
-    let rows = Rows {
-        product,
-        block,
-        slabs,
-        slab,
-        width,
-        own: scope.k.scratch(own_dtype, width as usize, Space::Register),
-        made: scope.k.scratch(out_dtype, width as usize, Space::Register),
-        extras: extras(scope, product, width),
-    };
-    if product.tiles.splits > 1 || width > 1 {
-        scope.k.align_buffer(product.out, 16);
-    }
+    let rows = Rows::new(scope, product, block, slabs, slab, 8);
+    let width = rows.width;
     scope.for_(Expr::int(0), Expr::int(product.tiles.warp_rows / SLAB), LoopKind::Unroll, |scope, i| {
         // the slab before has been read
         scope.k.warp_barrier();
@@ -52,16 +37,40 @@ pub fn store(scope: &mut Scope, product: &Product, block: &Block) {
     });
 }
 
+/// Stores the sums that each thread has of its own.
+pub fn store_own(scope: &mut Scope, product: &Product, block: &Block, thread: &Expr) {
+    let tiles = &product.tiles;
+    let together = OWN / 2;
+    let rows = Rows::new(scope, product, block, product.totals, Expr::int(0), together);
+    let threads = tiles.columns / OWN;
+    let (row0, column0) = (scope.k.bind(thread / threads * together), scope.k.bind(thread % threads * together));
+    scope.for_(Expr::int(0), Expr::int(OWN), LoopKind::Unroll, |scope, i| {
+        scope.for_(Expr::int(0), Expr::int(OWN / rows.width), LoopKind::Unroll, |scope, j| {
+            let column = scope.k.bind(j * rows.width);
+            scope.for_(Expr::int(0), Expr::int(rows.width), LoopKind::Unroll, |scope, at| {
+                let sum = product.totals.load(&i * OWN + &column + &at);
+                scope.k.store(rows.own, at, sum);
+            });
+            let row = &i / together * (tiles.rows / 2) + &row0 + i % together;
+            let column = &column / together * (tiles.columns / 2) + &column0 + column % together;
+            rows.check(scope, row, column);
+        });
+    });
+}
+
 /// Columns that a thread stores at once.
-fn width(scope: &Scope, product: &Product, dtype: DType) -> i64 {
-    let limit = (16 / dtype.size() as i64).min(8);
+fn width(scope: &Scope, product: &Product, dtype: DType, limit: i64) -> i64 {
+    let limit = (16 / dtype.size() as i64).min(limit);
     if product.tiles.splits > 1 {
         return if product.columns.size.modulo(&limit.into()).is(0) { limit } else { 1 };
     }
-    match product.problem.column_axis(scope) {
-        Some(axis) => scope.neighbours(product.problem.id, axis, limit),
-        None => 1,
+    let Some(axis) = product.problem.column_axis(scope) else { return 1 };
+    let mut width = scope.neighbours(product.problem.id, axis, limit);
+    // of grouped channels some may be another group's
+    while width > 1 && !product.columns.parts.last().is_some_and(|last| last.modulo(&width.into()).is(0)) {
+        width /= 2;
     }
+    width
 }
 
 /// Extra operands of which a thread loads neighbours at once.
@@ -72,14 +81,15 @@ fn extras(scope: &mut Scope, product: &Product, width: i64) -> Vec<(NodeId, Memo
     if width == 1 || product.tiles.splits > 1 {
         return Vec::new();
     }
-    let last = graph.tensor_type(product.problem.id).shape.rank() - 1;
-    let along = product.problem.column_axis(scope) == Some(last);
+    let rank = graph.tensor_type(product.problem.id).shape.rank();
+    let Some(column) = product.problem.column_axis(scope) else { return Vec::new() };
     let mut found: Vec<(NodeId, Memory)> = Vec::new();
     for extra in node.operands[fused.bases..].iter().copied() {
         let ty = graph.tensor_type(extra);
-        let rank = ty.shape.rank();
-        let fits = along && rank > 0 && width * ty.dtype.size() as i64 <= 16;
-        if fits && !found.iter().any(|(id, _)| *id == extra) && scope.neighbours(extra, rank - 1, width) == width {
+        let fits = width * ty.dtype.size() as i64 <= 16 && !found.iter().any(|(id, _)| *id == extra);
+        // leading axes may be missing
+        let axis = (column + ty.shape.rank()).checked_sub(rank);
+        if fits && axis.is_some_and(|axis| scope.neighbours(extra, axis, width) == width) {
             found.push((extra, scope.k.scratch(ty.dtype, width as usize, Space::Register)));
         }
     }
@@ -90,8 +100,9 @@ fn extras(scope: &mut Scope, product: &Product, width: i64) -> Vec<(NodeId, Memo
 struct Rows<'p> {
     product: &'p Product<'p>,
     block: &'p Block,
+    /// Where the block's sums are.
     slabs: Memory,
-    /// The warp's first element of `slabs`.
+    /// The warp's first element there.
     slab: Expr,
     width: i64,
     own: Memory,
@@ -99,7 +110,36 @@ struct Rows<'p> {
     extras: Vec<(NodeId, Memory)>,
 }
 
-impl Rows<'_> {
+impl<'p> Rows<'p> {
+    /// Rows of which a thread stores up to `limit` columns at once.
+    fn new(
+        scope: &mut Scope,
+        product: &'p Product<'p>,
+        block: &'p Block,
+        slabs: Memory,
+        slab: Expr,
+        limit: i64,
+    ) -> Rows<'p> {
+        let problem = product.problem;
+        let is_part = product.tiles.splits > 1;
+        let out = if is_part { DType::F32 } else { scope.graph.tensor_type(problem.id).dtype };
+        let own = if is_part { DType::F32 } else { problem.dtype(scope) };
+        let width = width(scope, product, out, limit);
+        if is_part || width > 1 {
+            scope.k.align_buffer(product.out, 16);
+        }
+        Rows {
+            product,
+            block,
+            slabs,
+            slab,
+            width,
+            own: scope.k.scratch(own, width as usize, Space::Register),
+            made: scope.k.scratch(out, width as usize, Space::Register),
+            extras: extras(scope, product, width),
+        }
+    }
+
     /// The place of a column in the warp's slab: chunks of 16 bytes are permuted by rows, so that neither the stores of
     /// matrices nor the loads of rows meet in a bank.
     fn at(&self, row: &Expr, column: &Expr) -> Expr {
@@ -121,12 +161,17 @@ impl Rows<'_> {
 
     /// Stores neighbours of a row of the slab.
     fn finish(&self, scope: &mut Scope, i: &Expr, row: &Expr, column: &Expr) {
-        let (product, tiles) = (self.product, &self.product.tiles);
         for part in 0..(self.width + 3) / 4 {
             let from = self.at(row, &(column + part * 4));
             scope.k.load_vector((self.own, part * 4), self.slabs, from, self.width.min(4) as u32);
         }
-        let row = scope.k.bind(&self.block.row0 + i * SLAB + row);
+        self.check(scope, i * SLAB + row, column.clone());
+    }
+
+    /// Stores what a thread has of a row, from the block's first row and column, if that is inside.
+    fn check(&self, scope: &mut Scope, row: Expr, column: Expr) {
+        let (product, tiles) = (self.product, &self.product.tiles);
+        let row = scope.k.bind(&self.block.row0 + row);
         let column = scope.k.bind(&self.block.column0 + column);
         let inside = both(product.rows.guard(&row, tiles.rows), product.columns.guard(&column, tiles.columns));
         let body = |scope: &mut Scope| self.leave(scope, row, column);

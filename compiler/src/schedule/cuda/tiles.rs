@@ -1,4 +1,4 @@
-//! Schedules of products by tensor cores: plain data, chosen from extents and the device's description.
+//! Schedules of products in stages: plain data, chosen from extents and the device's description.
 
 use egret_ir::{DType, Dim, Op};
 use egret_program::DeviceDescription;
@@ -16,21 +16,54 @@ const STEP_BYTES: i64 = 64;
 const REGISTERS: i64 = 128;
 /// Nanoseconds from a copy's start to its arrival when it comes from the second cache.
 const LATENCY: f64 = 600.0;
+/// Rows and columns of a thread that multiplies by itself.
+pub const OWN: i64 = 8;
+/// Its block: rows, columns, terms of a stage, stages.
+const FMA_TILE: (i64, i64, i64, i64) = (128, 128, 8, 4);
+/// Shares of the peak that multiply-adds reach in those tiles, and in tiles of 64 × 64 with a stage.
+const FMA_SHARES: (f64, f64) = (0.8, 0.4);
 /// Parts that a sum may be split into.
 const MAX_SPLITS: i64 = 16;
 
-/// How a product is computed by tensor cores.
+/// What multiplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// Tensor cores.
+    Matrix(MatrixKind),
+    /// Fused multiply-adds of `f32`: a thread has [`OWN`] × [`OWN`] sums.
+    Fma,
+}
+
+impl Engine {
+    /// Type of a register of an operand.
+    pub fn word(self) -> DType {
+        match self {
+            Engine::Matrix(kind) => kind.word(),
+            Engine::Fma => DType::F32,
+        }
+    }
+
+    /// Type of a sum.
+    pub fn sum(self) -> DType {
+        match self {
+            Engine::Matrix(kind) => kind.sum(),
+            Engine::Fma => DType::F32,
+        }
+    }
+}
+
+/// How a product is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tiles {
-    /// What the tensor cores compute.
-    pub kind: MatrixKind,
+    /// What multiplies.
+    pub engine: Engine,
     /// Rows of a block.
     pub rows: i64,
     /// Columns of a block.
     pub columns: i64,
     /// Terms of the sum in a stage.
     pub step: i64,
-    /// Rows of a warp.
+    /// Rows of a warp of tensor cores.
     pub warp_rows: i64,
     /// Stages in shared memory: all but one are on their way while one is multiplied.
     pub stages: i64,
@@ -45,7 +78,10 @@ const CANDIDATES: [(i64, i64, i64); 6] =
 impl Tiles {
     /// Threads of a block.
     pub fn threads(&self) -> i64 {
-        self.rows / self.warp_rows * (self.columns / WARP_COLUMNS) * 32
+        match self.engine {
+            Engine::Matrix(_) => self.rows / self.warp_rows * (self.columns / WARP_COLUMNS) * 32,
+            Engine::Fma => self.rows / OWN * (self.columns / OWN),
+        }
     }
 
     /// Bytes of shared memory of a block, for elements of `size` bytes.
@@ -67,21 +103,22 @@ pub struct Extents {
     pub sums: i64,
 }
 
-/// The schedule of a problem; `None` where tensor cores do not compute it.
+/// The schedule of a problem; `None` where it is computed in tiles of one stage ([`super::fma`]).
 pub fn choose(scope: &Scope, problem: &Problem, target: &Target) -> Option<Tiles> {
     let graph = scope.graph;
     let node = graph.node(problem.id);
     let dtypes = [0, 1].map(|i| graph.tensor_type(node.operands[i]).dtype);
     let kind = match (dtypes[0], target.products) {
-        (DType::F16, _) => MatrixKind::F16,
-        (DType::BF16, _) => MatrixKind::BF16,
-        (DType::F32, F32Products::Tf32) if !target.exact => MatrixKind::Tf32,
-        (DType::F32, F32Products::Tf32x3) if !target.exact => MatrixKind::Tf32x3,
+        (DType::F16, _) => Some(MatrixKind::F16),
+        (DType::BF16, _) => Some(MatrixKind::BF16),
+        (DType::F32, F32Products::Tf32) if !target.exact => Some(MatrixKind::Tf32),
+        (DType::F32, F32Products::Tf32x3) if !target.exact => Some(MatrixKind::Tf32x3),
+        (DType::F32, _) => None,
         _ => return None,
     };
     // a row operator needs whole rows of results, which the other engine has
     let whole_rows = matches!(&node.op, Op::Fused(fused) if fused.rows.is_some());
-    if dtypes[0] != dtypes[1] || whole_rows || problem.is_conv() {
+    if dtypes[0] != dtypes[1] || whole_rows || kind.is_some() && !problem.has_neighbours() {
         return None;
     }
     let extent = |parts: &[Dim]| expected(&parts.iter().fold(Dim::ONE, |n, d| n * d.clone())).max(1);
@@ -91,9 +128,27 @@ pub fn choose(scope: &Scope, problem: &Problem, target: &Target) -> Option<Tiles
         columns: extent(&problem.columns),
         sums: extent(&problem.sums),
     };
+    let Some(kind) = kind else { return multiply_adds(extents, target.device) };
     // of a matrix of 16 × 8 most would be padding
     let wasted = extents.rows < 8 || extents.columns < 8;
     (!wasted).then(|| best(kind, dtypes[0].size(), extents, target.device))
+}
+
+/// Large tiles of multiply-adds, where they are faster than those of 64 × 64.
+pub fn multiply_adds(extents: Extents, device: &DeviceDescription) -> Option<Tiles> {
+    let (rows, columns, step, stages) = FMA_TILE;
+    // waves of blocks, each with the products of a whole tile
+    let time = |side: (i64, i64), resident: i64, share: f64| {
+        let ceil = |a: i64, b: i64| (a + b - 1) / b;
+        let blocks = extents.batch * ceil(extents.rows, side.0) * ceil(extents.columns, side.1);
+        let cores = i64::from(device.cores.max(1));
+        let active = resident.min(ceil(blocks, cores));
+        (ceil(blocks, cores * resident) * active * side.0 * side.1) as f64 / share
+    };
+    let (large, small) = FMA_SHARES;
+    let wins = time((rows, columns), 2, large) < time((64, 64), 4, small);
+    let tiles = Tiles { engine: Engine::Fma, rows, columns, step, warp_rows: 64, stages, splits: 1 };
+    (wins && extents.sums >= 4 * step).then_some(tiles)
 }
 
 /// The fastest schedule by [`time`].
@@ -103,14 +158,15 @@ pub fn best(kind: MatrixKind, size: usize, extents: Extents, device: &DeviceDesc
     let mut found: Option<(f64, Tiles)> = None;
     for (rows, columns, warp_rows) in CANDIDATES {
         for splits in (0..).map(|n| 1 << n).take_while(|s| *s <= MAX_SPLITS && (*s == 1 || steps / *s >= 4)) {
-            let tiles = Tiles { kind, rows, columns, step, warp_rows, stages: 3, splits };
+            let tiles = Tiles { engine: Engine::Matrix(kind), rows, columns, step, warp_rows, stages: 3, splits };
             let time = time(&tiles, size, extents, device);
             if found.is_none_or(|(best, _)| time < best) {
                 found = Some((time, tiles));
             }
         }
     }
-    found.map_or(Tiles { kind, rows: 64, columns: 64, step, warp_rows: 32, stages: 3, splits: 1 }, |(_, tiles)| tiles)
+    let engine = Engine::Matrix(kind);
+    found.map_or(Tiles { engine, rows: 64, columns: 64, step, warp_rows: 32, stages: 3, splits: 1 }, |(_, tiles)| tiles)
 }
 
 /// Modelled nanoseconds: waves of blocks, each as long as its products, its copies from the second cache, or the latency
@@ -127,11 +183,12 @@ fn time(tiles: &Tiles, size: usize, extents: Extents, device: &DeviceDescription
     let waves = ceil(blocks, cores * resident) as f64;
     let steps = ceil(ceil(extents.sums, tiles.step), tiles.splits) as f64;
     let (rows, columns, step) = (tiles.rows as f64, tiles.columns as f64, tiles.step as f64);
-    let slower = match tiles.kind {
-        MatrixKind::F16 | MatrixKind::BF16 => 1.0,
-        MatrixKind::Tf32 => 2.0,
-        MatrixKind::Tf32x3 => 6.0,
-        MatrixKind::I8 => 0.5,
+    let slower = match tiles.engine {
+        Engine::Matrix(MatrixKind::F16 | MatrixKind::BF16) => 1.0,
+        Engine::Matrix(MatrixKind::Tf32) => 2.0,
+        Engine::Matrix(MatrixKind::Tf32x3) => 6.0,
+        Engine::Matrix(MatrixKind::I8) => 0.5,
+        Engine::Fma => rate / device.core_gflops,
     };
     let products = 2.0 * rows * columns * step * steps * active * slower / rate;
     let copies = (rows + columns) * step * size as f64 * steps * active * cores as f64 / device.cache_gbps;
@@ -164,6 +221,14 @@ mod tests {
             let narrow = of(1, 16, 4096, 4096, device);
             assert_eq!(narrow.rows, 32, "{device}: {narrow:?}");
         }
+    }
+
+    #[test]
+    fn large_tiles_of_multiply_adds_need_large_products() {
+        let device = DeviceDescription::named("a100").unwrap();
+        let of = |n| multiply_adds(Extents { batch: 1, rows: n, columns: n, sums: n }, &device);
+        assert!(of(2048).is_some());
+        assert_eq!(of(256), None);
     }
 
     #[test]
