@@ -151,6 +151,7 @@ impl Regions<'_> {
         let fma = device.core_gflops * f64::from(device.cores);
         let matrix = device.block_limits().2 * f64::from(device.cores);
         let bytes = |id: NodeId| graph.tensor_type(id).bytes().hint(SYMBOL_HINT) as f64;
+        let copy = |id: NodeId| 2.0 * bytes(id) / device.memory_gbps;
         // what wastes parts of sectors wastes the second cache's bandwidth: neighbours in memory are read soon after
         let wasted = |id: NodeId| {
             let share = SECTOR / graph.tensor_type(id).dtype.size() as f64 - 1.0;
@@ -174,7 +175,7 @@ impl Regions<'_> {
             let entering = if conv.form == ConvForm::WeightGrad { 2 } else { 1 };
             for read in node.operands[..entering].iter().filter(|read| !candidate[read.index()]) {
                 let few = graph.tensor_type(*read).shape[1].as_const().is_none_or(|n| n % COPIED_CHANNELS != 0);
-                gain -= if few { 0.0 } else { 2.0 * bytes(*read) / device.memory_gbps };
+                gain -= if few { 0.0 } else { copy(*read) };
             }
             if conv.form != ConvForm::WeightGrad && !candidate[id.index()] {
                 gain -= wasted(id);
@@ -189,8 +190,11 @@ impl Regions<'_> {
                 group.family != Family::Conv && !candidate[group.root.index()]
             });
             let lost = others.count() as f64 * wasted(id);
+            // row-major, the channels of one image lie one after the other, and are written there
+            let joins = matches!(&graph.node(id).op, Op::Concat(op) if op.axis == 1);
+            let copied = joins && graph.tensor_type(id).shape[0].is(1);
             let root = self.root(i);
-            self.gain[root] -= lost;
+            self.gain[root] -= lost + if copied { copy(id) + 1e3 * device.launch_us } else { 0.0 };
         }
     }
 }
