@@ -74,7 +74,6 @@ pub(super) fn join(graph: &Graph, device: &DeviceDescription, used: Used) -> Opt
     if !device.is_cpu() {
         return None;
     }
-    let kernels = Kernels::of(graph);
     // equal products, with whatever each has absorbed
     let mut equal: FxHashMap<(&DotGeneral, &[NodeId]), SmallVec<[NodeId; 2]>> = FxHashMap::default();
     for (id, node) in graph.iter() {
@@ -82,6 +81,13 @@ pub(super) fn join(graph: &Graph, device: &DeviceDescription, used: Used) -> Opt
             equal.entry((dot, &node.operands[..2])).or_default().push(id);
         }
     }
+    let mut read = vec![0; graph.nodes().len()];
+    let operands = graph.nodes().iter().flat_map(|node| node.operands.iter().copied());
+    operands.chain(graph.roots()).for_each(|id| read[id.index()] += 1);
+    if !equal.values().any(|products| products.len() > 1 || read[products[0].index()] > 1) {
+        return None;
+    }
+    let kernels = Kernels::of(graph);
     let mut joined: FxHashSet<usize> = FxHashSet::default();
     let mut joins: FxHashMap<NodeId, Join> = FxHashMap::default();
     for (id, node) in graph.iter() {

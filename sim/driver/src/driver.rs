@@ -2,7 +2,9 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::ffi::c_int;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::ThreadId;
 
 use egret_sim::{Memory, Module};
 
@@ -33,8 +35,30 @@ pub struct Gpu {
 pub(crate) struct Stream {
     pub gpu: usize,
     pub queue: Vec<Work>,
-    /// What is recorded instead of done, and whether that is still possible.
-    pub capture: Option<(Vec<Work>, bool)>,
+    /// What is recorded instead of done.
+    pub capture: Option<Capture>,
+}
+
+/// What a stream records.
+#[derive(Debug)]
+pub(crate) struct Capture {
+    pub recorded: Vec<Work>,
+    /// Whether nothing has ended the recording.
+    pub valid: bool,
+    /// `CUstreamCaptureMode`: whose calls may end it; 0 any thread's, 1 those of the thread that began, 2 none.
+    mode: c_int,
+    thread: ThreadId,
+}
+
+impl Capture {
+    pub fn new(mode: c_int) -> Capture {
+        Capture { recorded: Vec::new(), valid: true, mode, thread: std::thread::current().id() }
+    }
+
+    /// Whether the thread that calls may do nothing that waits for the GPU.
+    fn forbids_here(&self) -> bool {
+        self.mode == 0 || self.mode == 1 && self.thread == std::thread::current().id()
+    }
 }
 
 /// A kernel of a module.
@@ -143,12 +167,13 @@ impl Driver {
         status
     }
 
-    /// What a call may not do while one of the GPU's streams records ends the recording.
+    /// What a call may not do while a stream of the GPU records, as far as the recording's mode counts this thread, ends
+    /// the recording.
     pub fn forbid_while_recording(&mut self, gpu: usize) -> Outcome {
         let mut recording = false;
         for stream in self.streams.values_mut().filter(|stream| stream.gpu == gpu) {
-            if let Some((_, valid)) = &mut stream.capture {
-                (*valid, recording) = (false, true);
+            if let Some(capture) = stream.capture.as_mut().filter(|capture| capture.forbids_here()) {
+                (capture.valid, recording) = (false, true);
             }
         }
         if recording { Err(CAPTURE_UNSUPPORTED) } else { Ok(()) }

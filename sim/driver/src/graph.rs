@@ -3,18 +3,18 @@
 use std::ffi::{c_int, c_ulonglong};
 
 use crate::api::run;
-use crate::driver::driver;
+use crate::driver::{Capture, driver};
 use crate::status::*;
 
 #[unsafe(no_mangle)]
-extern "C" fn cuStreamBeginCapture_v2(stream: u64, _mode: c_int) -> Status {
+extern "C" fn cuStreamBeginCapture_v2(stream: u64, mode: c_int) -> Status {
     run(|| {
         let mut driver = driver();
         let stream = driver.stream(stream)?;
         if stream.capture.is_some() {
             return Err(CAPTURE_UNMATCHED);
         }
-        stream.capture = Some((Vec::new(), true));
+        stream.capture = Some(Capture::new(mode));
         Ok(())
     })
 }
@@ -23,7 +23,7 @@ extern "C" fn cuStreamBeginCapture_v2(stream: u64, _mode: c_int) -> Status {
 unsafe extern "C" fn cuStreamEndCapture(stream: u64, graph: *mut u64) -> Status {
     run(|| {
         let mut driver = driver();
-        let (recorded, valid) = driver.stream(stream)?.capture.take().ok_or(CAPTURE_UNMATCHED)?;
+        let Capture { recorded, valid, .. } = driver.stream(stream)?.capture.take().ok_or(CAPTURE_UNMATCHED)?;
         let handle = driver.handle();
         if valid {
             driver.graphs.insert(handle, recorded);

@@ -32,8 +32,8 @@ impl Driver {
     pub fn submit(&mut self, stream: u64, work: Work) -> Outcome {
         let stream = self.stream(stream)?;
         match &mut stream.capture {
-            Some((_, false)) => return Err(CAPTURE_INVALIDATED),
-            Some((recorded, true)) => recorded.push(work),
+            Some(capture) if !capture.valid => return Err(CAPTURE_INVALIDATED),
+            Some(capture) => capture.recorded.push(work),
             None => stream.queue.push(work),
         }
         Ok(())
@@ -42,8 +42,8 @@ impl Driver {
     /// Does what a stream was given.
     pub fn finish(&mut self, handle: u64) -> Outcome {
         let stream = self.stream(handle)?;
-        if let Some((_, valid)) = &mut stream.capture {
-            *valid = false;
+        if let Some(capture) = &mut stream.capture {
+            capture.valid = false;
             return Err(CAPTURE_UNSUPPORTED);
         }
         let gpu = stream.gpu;
