@@ -171,7 +171,7 @@ impl Planner<'_> {
         let by_column = |i: &usize| addressing[*i] != Addressing::Scalar;
         let hook_extras: Vec<Extra> =
             used.iter().map(|i| Extra { dtype: types[*i], by_column: by_column(i) }).collect();
-        let hook = epilogue::hook(&programs[..1], &hook_extras, fused.dtype, self.exact).map_err(|findings| {
+        let hook = epilogue::hook(&programs[0], &[], &hook_extras, fused.dtype, self.exact).map_err(|findings| {
             let error = Diagnostic::new("E0461", "no hook can be made for an epilogue");
             findings.into_iter().fold(error, |error, finding| error.note(finding.to_string()))
         })?;

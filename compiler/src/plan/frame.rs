@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use crate::layout::{InPlace, Layout};
 use crate::rewrite::term::BindingTime;
+use crate::rewrite::time_of;
 use crate::schedule::scope::{Stored, Value, value_of};
 use crate::schedule::view::{StridedView, strided};
 
@@ -115,15 +116,8 @@ impl Frame {
 
     fn time_node(&mut self, id: NodeId, loaded: &dyn Fn(NodeId) -> bool) {
         let node = self.graph.node(id);
-        let symbolic = !node.ty.parts().iter().all(|part| part.shape.is_constant());
-        let time = match &node.op {
-            Op::Const(_) | Op::Iota(_) => BindingTime::Compile,
-            Op::Param(_) => BindingTime::Load,
-            Op::Input(_) if loaded(id) => BindingTime::Load,
-            Op::Input(_) | Op::State(_) => BindingTime::Run,
-            _ => node.operands.iter().map(|o| self.times[o.index()]).max().unwrap_or(BindingTime::Run),
-        };
-        self.times.push(if symbolic { BindingTime::Run } else { time });
+        let given = matches!(node.op, Op::Input(_)) && loaded(id) && node.ty.parts()[0].shape.is_constant();
+        self.times.push(if given { BindingTime::Load } else { time_of(node, &self.times) });
     }
 
     /// Adds a node.

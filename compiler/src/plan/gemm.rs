@@ -441,7 +441,8 @@ impl Planner<'_> {
         } else if direct.is_none() {
             let (used, programs) = compact(&std::iter::once(&fused.epilogue).chain(&fused.taps).collect::<Vec<_>>());
             let hook_extras = hook_extras(&used, addressing, types);
-            made.hook = Some(epilogue::hook(&programs, &hook_extras, fused.dtype, self.exact).map_err(fail)?);
+            let (program, taps) = (&programs[0], &programs[1..]);
+            made.hook = Some(epilogue::hook(program, taps, &hook_extras, fused.dtype, self.exact).map_err(fail)?);
             problem.epilogue = Epilogue::Hook {
                 extras: used.iter().map(|i| addressing[*i].clone()).collect(),
                 outs,

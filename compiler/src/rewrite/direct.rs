@@ -54,6 +54,11 @@ impl Builder {
         self.origins = origins.iter().cloned().collect();
     }
 
+    /// A node comes from `origins` too.
+    pub fn add_origins(&mut self, id: NodeId, origins: &[Arc<Origin>]) {
+        self.graph.add_origins(id, origins);
+    }
+
     /// Nodes added from now on come from what `ids` come from too.
     pub fn take_origins(&mut self, ids: &[NodeId]) {
         for origin in ids.iter().flat_map(|id| self.graph.origins(*id)) {

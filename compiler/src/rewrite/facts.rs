@@ -1,7 +1,7 @@
 //! What is known of each value of a graph before it is rewritten.
 
 use egret_ir::ops::Pointwise;
-use egret_ir::{Graph, Literal, Node, Op, Tensor};
+use egret_ir::{Graph, Literal, Node, Op, Tensor, Type};
 use smallvec::SmallVec;
 
 use super::term::BindingTime;
@@ -28,32 +28,43 @@ impl GraphFacts {
 
     /// Takes up the next node, whose operands are known already.
     pub fn learn(&mut self, node: &Node) {
-        let time = match &node.op {
-            Op::Const(_) | Op::Iota(_) => BindingTime::Compile,
-            Op::Param(_) => BindingTime::Load,
-            Op::Input(_) | Op::State(_) => BindingTime::Run,
-            _ => node.operands.iter().map(|o| self.times[o.index()]).max().unwrap_or(BindingTime::Run),
-        };
-        // a size that only a run knows
-        let symbolic = !node.ty.parts().iter().all(|part| part.shape.is_constant());
-        self.times.push(if symbolic { BindingTime::Run } else { time });
-        self.splats.push(self.splat(node));
-    }
-
-    fn splat(&self, node: &Node) -> Option<Literal> {
-        let of = |i: usize| node.operands.get(i).and_then(|o| self.splats[o.index()]);
-        match &node.op {
+        self.times.push(time_of(node, &self.times));
+        let splat = match &node.op {
             Op::Const(constant) => splat_of(&constant.value),
-            Op::Reshape(_) | Op::Broadcast(_) | Op::Transpose(_) | Op::Slice(_) => of(0),
-            Op::Cast(cast) => of(0).map(|l| Literal::new(l.value(), cast.dtype)),
-            Op::Pointwise(Pointwise { f }) => {
-                let values: Option<SmallVec<[_; 3]>> =
-                    (0..node.operands.len()).map(|i| of(i).map(Literal::value)).collect();
-                let operand_dtype = of(node.operands.len().wrapping_sub(1))?.dtype;
-                Some(Literal::new(f.eval(&values?, operand_dtype), node.ty.tensor()?.dtype))
+            op => {
+                let operands: SmallVec<[_; 4]> = node.operands.iter().map(|o| self.splats[o.index()]).collect();
+                computed_splat(op, &operands, &node.ty)
             }
-            _ => None,
+        };
+        self.splats.push(splat);
+    }
+}
+
+/// When a node's value is known, from when those of its operands are.
+pub(crate) fn time_of(node: &Node, times: &[BindingTime]) -> BindingTime {
+    // a size that only a run knows
+    if !node.ty.parts().iter().all(|part| part.shape.is_constant()) {
+        return BindingTime::Run;
+    }
+    match &node.op {
+        Op::Const(_) | Op::Iota(_) => BindingTime::Compile,
+        Op::Param(_) => BindingTime::Load,
+        Op::Input(_) | Op::State(_) => BindingTime::Run,
+        _ => node.operands.iter().map(|o| times[o.index()]).max().unwrap_or(BindingTime::Run),
+    }
+}
+
+/// The element of what an operator makes of operands that are each one number.
+pub(super) fn computed_splat(op: &Op, operands: &[Option<Literal>], ty: &Type) -> Option<Literal> {
+    match op {
+        Op::Reshape(_) | Op::Broadcast(_) | Op::Transpose(_) | Op::Slice(_) => operands.first().copied().flatten(),
+        Op::Cast(cast) => operands.first().copied().flatten().map(|l| Literal::new(l.value(), cast.dtype)),
+        Op::Pointwise(Pointwise { f }) => {
+            let values: Option<SmallVec<[_; 3]>> = operands.iter().map(|l| l.map(Literal::value)).collect();
+            let operand_dtype = operands.last().copied().flatten()?.dtype;
+            Some(Literal::new(f.eval(&values?, operand_dtype), ty.tensor()?.dtype))
         }
+        _ => None,
     }
 }
 

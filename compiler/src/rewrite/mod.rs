@@ -30,7 +30,7 @@ pub use activation::recognise as recognise_activations;
 use direct::Builder;
 pub use explain::{Explanation, Link, Pair};
 use extract::Search;
-pub(crate) use facts::GraphFacts;
+pub(crate) use facts::{GraphFacts, time_of};
 use part::{Part, Place, Ref};
 pub use saturate::Replayed;
 use saturate::{Loaded, Template};

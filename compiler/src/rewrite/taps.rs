@@ -119,11 +119,8 @@ fn rebuild(graph: &Graph, joins: &FxHashMap<NodeId, Join>) -> Option<Tapped> {
             continue;
         };
         let operands: SmallVec<[NodeId; 8]> = join.operands.iter().filter_map(|o| new[o.index()]).collect();
-        let mut origins = graph.origins(id).to_vec();
-        origins.extend(join.results.iter().flat_map(|value| graph.origins(*value)).cloned());
-        origins.dedup();
-        builder.set_origins(&origins);
         let made = builder.add(&join.op.clone().into(), &operands).ok()?;
+        join.results.iter().for_each(|value| builder.add_origins(made, graph.origins(*value)));
         for (index, value) in join.results.iter().enumerate() {
             let several = join.results.len() > 1;
             let result = if several { builder.add(&Proj { index }.into(), &[made]).ok()? } else { made };

@@ -4,10 +4,11 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 
 use egg::{Analysis, DidMerge, EGraph, Id, Language};
-use egret_ir::ops::Pointwise;
 use egret_ir::{InferCx, Literal, Op, TensorType, Type};
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
+
+use super::facts::computed_splat;
 
 /// What a pattern names: a scalar function, or the operator of an anchor whether or not it has absorbed anything.
 #[derive(Clone, Copy, Eq, PartialOrd, Ord)]
@@ -200,20 +201,6 @@ impl Universe {
     pub fn set_leaf(&mut self, op: OpId, facts: LeafFacts) {
         self.leaves.insert(op, facts);
     }
-
-    fn splat(&self, op: OpId, operands: &[Option<Literal>], ty: TypeId) -> Option<Literal> {
-        match self.op(op) {
-            Op::Reshape(_) | Op::Broadcast(_) | Op::Transpose(_) | Op::Slice(_) => operands.first().copied().flatten(),
-            Op::Cast(cast) => operands.first().copied().flatten().map(|l| Literal::new(l.value(), cast.dtype)),
-            Op::Pointwise(Pointwise { f }) => {
-                let values: Option<SmallVec<[_; 3]>> = operands.iter().map(|l| l.map(Literal::value)).collect();
-                let dtype = self.ty(ty).tensor()?.dtype;
-                let operand_dtype = operands.last().copied().flatten()?.dtype;
-                Some(Literal::new(f.eval(&values?, operand_dtype), dtype))
-            }
-            _ => None,
-        }
-    }
 }
 
 impl Analysis<Term> for Universe {
@@ -232,7 +219,7 @@ impl Analysis<Term> for Universe {
         // a size that only a run knows
         let symbolic = universe.ty(ty).parts().iter().any(|part| !part.shape.is_constant());
         let time = if symbolic { BindingTime::Run } else { time.unwrap_or(BindingTime::Run) };
-        Facts { ty, splat: universe.splat(term.op, &splats, ty), time }
+        Facts { ty, splat: computed_splat(universe.op(term.op), &splats, universe.ty(ty)), time }
     }
 
     fn merge(&mut self, a: &mut Facts, b: Facts) -> DidMerge {

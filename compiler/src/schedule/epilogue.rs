@@ -95,18 +95,25 @@ fn dtypes(extras: &[Extra]) -> SmallVec<[DType; 8]> {
     std::iter::once(DType::F32).chain(extras.iter().map(|e| e.dtype)).collect()
 }
 
-/// A hook that computes programs over a tile, one an output.
+/// A hook that computes a program over a tile. `taps` are further outputs.
 ///
 /// # Errors
 /// Findings of the verifier: a program beyond its bounds.
-pub fn hook(programs: &[ScalarExpr], extras: &[Extra], out: DType, exact: bool) -> Result<Kernel, Vec<Finding>> {
+pub fn hook(
+    program: &ScalarExpr,
+    taps: &[ScalarExpr],
+    extras: &[Extra],
+    out: DType,
+    exact: bool,
+) -> Result<Kernel, Vec<Finding>> {
     let extra_types: Vec<DType> = extras.iter().map(|e| e.dtype).collect();
-    let (mut k, h) = KernelBuilder::hook(DType::F32, &extra_types, &vec![out; programs.len()]);
+    let (mut k, h) = KernelBuilder::hook(DType::F32, &extra_types, &vec![out; 1 + taps.len()]);
     if exact {
         k.exact();
     }
     let dtypes = dtypes(extras);
-    let programs: Vec<ScalarExpr> = programs.iter().map(|program| program.expand(&dtypes)).collect();
+    let programs: Vec<ScalarExpr> =
+        std::iter::once(program).chain(taps).map(|program| program.expand(&dtypes)).collect();
     let (rows, cols) = (h.rows.clone(), h.cols.clone());
     k.for_(Expr::int(0), rows, LoopKind::Serial, |k, row| {
         k.for_(Expr::int(0), cols, LoopKind::Vector, |k, col| {

@@ -170,11 +170,7 @@ impl Gradient<'_> {
         let v = Source::new(scope, attend, attend.v, &of.v, Rows::Keys);
         let outer = scope.unflatten(group, &attend.outer);
         let first = scope.k.bind(tile * own_rows);
-        let mut end = scope.dim(&attend.keys);
-        if let Some(causal) = &of.causal {
-            let reach = scope.dim(causal);
-            end = scope.k.bind(end.min(&first + own_rows + reach));
-        }
+        let end = attend.end_of_keys(scope, &first, own_rows);
         let steps = scope.k.bind(end.ceil_div(columns));
         scope.for_(Expr::int(0), Expr::int(THREADS), LoopKind::Thread(0), |scope, thread| {
             let lanes = Lanes::new(scope, thread);

@@ -82,11 +82,7 @@ fn build(attend: &Attend, scope: &mut Scope) {
     // the last queries see the most keys: they begin first
     let tile = if of.causal.is_some() { scope.k.bind(tiles - 1 - tile) } else { tile };
     let first = scope.k.bind(tile * own_rows);
-    let mut end = scope.dim(&attend.keys);
-    if let Some(causal) = &of.causal {
-        let reach = scope.dim(causal);
-        end = scope.k.bind(end.min(&first + own_rows + reach));
-    }
+    let end = attend.end_of_keys(scope, &first, own_rows);
     let steps = scope.k.bind(end.ceil_div(columns));
     scope.for_(Expr::int(0), Expr::int(THREADS), LoopKind::Thread(0), |scope, thread| {
         let lanes = Lanes::new(scope, thread);

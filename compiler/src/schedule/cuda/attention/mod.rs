@@ -116,6 +116,18 @@ impl<'g> Attend<'g> {
         })
     }
 
+    /// The first key that none of `rows` queries from `first` on sees.
+    fn end_of_keys(&self, scope: &mut Scope, first: &Expr, rows: i64) -> Expr {
+        let keys = scope.dim(&self.keys);
+        match &self.of.causal {
+            Some(causal) => {
+                let reach = scope.dim(causal);
+                scope.k.bind(keys.min(first + rows + reach))
+            }
+            None => keys,
+        }
+    }
+
     /// Indices of an operand or result with these labels.
     fn index(&self, labels: &Labels, place: &Place, channel: &Expr) -> Index {
         let at = |label: &u8| {
