@@ -48,30 +48,33 @@ pub fn conv_of(op: &Op) -> Option<&Conv> {
     }
 }
 
-/// Whether the direct driver runs a convolution: f32, constant extents but for the batch, one to three spatial axes; for
-/// the gradient of the weights also channels of a group in whole blocks, unless there is one group or each channel has
-/// its own.
+/// Whether the direct driver runs a convolution: f32, a constant number of channels and a window of constant size, one to
+/// three spatial axes of any extent; for the gradient of the weights also channels of a group in whole blocks, unless there
+/// is one group or each channel has its own.
 pub fn has_driver(graph: &Graph, id: NodeId, lanes: i64) -> bool {
     let node = graph.node(id);
     let Some(conv) = conv_of(&node.op) else { return false };
-    let types: SmallVec<[_; 3]> =
-        node.operands[..2].iter().chain([&id]).map(|n| graph.tensor_type(*n).clone()).collect();
-    let constant =
-        types.iter().all(|ty| ty.dtype == DType::F32 && ty.shape[1..].iter().all(|d| d.as_const().is_some()));
-    if !constant || conv.spatial() > 3 || conv.spatial() == 0 {
+    let (x, w, y) = roles(conv, node, id);
+    let ty = |id: NodeId| graph.tensor_type(id);
+    let f32 = [x, w, y].iter().all(|id| ty(*id).dtype == DType::F32);
+    let fixed = ty(w).shape.is_constant();
+    let (Some(c), Some(o)) = (ty(x).shape[1].as_const(), ty(y).shape[1].as_const()) else { return false };
+    if !f32 || !fixed || conv.spatial() > 3 || conv.spatial() == 0 {
         return false;
     }
-    let (x, y) = match conv.form {
-        ConvForm::Forward => (&types[0], &types[2]),
-        ConvForm::InputGrad => (&types[2], &types[0]),
-        ConvForm::WeightGrad => (&types[0], &types[1]),
-    };
-    let channels = |ty: &egret_ir::TensorType| ty.shape[1].as_const().unwrap_or(0);
-    let (c, o) = (channels(x), channels(y));
     // the weights of two groups that share a vector have no kernel for their gradient
     let depthwise = conv.groups == c && conv.groups == o;
     let whole = conv.groups == 1 || depthwise || c / conv.groups % lanes == 0 && o / conv.groups % lanes == 0;
     whole || conv.form != ConvForm::WeightGrad
+}
+
+/// A convolution's image, weights and result: `y = conv(x, w)`, whichever of them the form computes.
+fn roles(conv: &Conv, node: &egret_ir::Node, id: NodeId) -> (NodeId, NodeId, NodeId) {
+    match conv.form {
+        ConvForm::Forward => (node.operands[0], node.operands[1], id),
+        ConvForm::InputGrad => (id, node.operands[1], node.operands[0]),
+        ConvForm::WeightGrad => (node.operands[0], id, node.operands[1]),
+    }
 }
 
 /// Chooses layouts.
@@ -97,7 +100,7 @@ pub fn layout(
         let ty = graph.tensor_type(id);
         let image = ty.dtype == DType::F32
             && (3..=5).contains(&ty.shape.rank())
-            && ty.shape[1..].iter().all(|d| d.as_const().is_some());
+            && ty.shape[1].as_const().is_some();
         blocked[id.index()] = image
             && match group.family {
                 Family::Conv => {
@@ -246,27 +249,24 @@ fn widen_halos(graph: &Graph, partition: &Partition, layouts: &mut Layouts) {
     }
 }
 
-/// The halo that a convolution reads around its first operand.
+/// The halo that a convolution reads around its first operand; where extents depend on symbols, the most that it may read.
+///
+/// The extent i of x and o of y are bound by `i + low + high - reach - 1 = (o - 1)·stride + r`, `0 ≤ r < stride`, so that
+/// the forward form reads at most `high` beyond x, and the input gradient, which reads y at `(i - 1 + low) / stride` last,
+/// at most `(reach - high + r) / stride` beyond y.
 pub fn read_halo(graph: &Graph, conv: &Conv, id: NodeId) -> SmallVec<[i64; 3]> {
-    let node = graph.node(id);
-    let extent = |n: NodeId, axis: usize| graph.tensor_type(n).shape[2 + axis].as_const().unwrap_or(1);
-    let (x, w, y) = match conv.form {
-        ConvForm::Forward => (node.operands[0], node.operands[1], id),
-        ConvForm::InputGrad => (id, node.operands[1], node.operands[0]),
-        ConvForm::WeightGrad => (node.operands[0], id, node.operands[1]),
-    };
+    let (x, w, y) = roles(conv, graph.node(id), id);
+    let extent = |n: NodeId, axis: usize| graph.tensor_type(n).shape[2 + axis].as_const();
     (0..conv.spatial())
         .map(|axis| {
-            let (i, o) = (extent(x, axis), extent(y, axis));
-            let reach = (extent(w, axis) - 1) * conv.dilation[axis];
-            let (pad, stride) = (conv.pad_low[axis], conv.stride[axis]);
-            match conv.form {
-                ConvForm::InputGrad => {
-                    let first = (reach - pad).max(0);
-                    let last = (i + pad - 1).max(0) / stride;
-                    ((first + stride - 1) / stride).max(last + 1 - o).max(0)
-                }
-                _ => pad.max((o - 1) * stride + reach + 1 - i - pad).max(0),
+            let reach = (extent(w, axis).unwrap_or(1) - 1) * conv.dilation[axis];
+            let (low, high, stride) = (conv.pad_low[axis], conv.pad_high[axis], conv.stride[axis]);
+            let first = (reach - low + stride - 1).max(0) / stride;
+            match (conv.form, extent(x, axis), extent(y, axis)) {
+                (ConvForm::InputGrad, Some(i), Some(o)) => first.max((i + low - 1).max(0) / stride + 1 - o).max(0),
+                (ConvForm::InputGrad, ..) => first.max((reach - high + stride - 1).max(0) / stride),
+                (_, Some(i), Some(o)) => low.max((o - 1) * stride + reach + 1 - i - low).max(0),
+                _ => low.max(high).max(0),
             }
         })
         .collect()
