@@ -292,6 +292,44 @@ impl Graph {
         (kept, new)
     }
 
+    /// The graph with each region of its nodes replaced by what `f` makes of it, given the node and the place of the region
+    /// among its regions; `None` where no node has any. Nodes keep their ids and types.
+    ///
+    /// # Errors
+    /// Those of `f`; `E0108` when it gives a region other inputs or results: a defect.
+    pub fn with_regions(
+        &self,
+        f: &mut dyn FnMut(&Node, usize, &Graph) -> Result<Graph, Diagnostic>,
+    ) -> Result<Option<Graph>, Diagnostic> {
+        let mut out: Option<Graph> = None;
+        for (i, node) in self.nodes.iter().enumerate() {
+            let regions = node.op.home().regions();
+            if regions.is_empty() {
+                continue;
+            }
+            let changed = regions.iter().enumerate().map(|(place, region)| {
+                let made = f(node, place, region)?;
+                match region.signature() == made.signature() {
+                    true => Ok(Arc::new(made)),
+                    false => Err(Diagnostic::new(
+                        "E0108",
+                        format!("a pass changed what a `{}` takes or gives", node.op.home().name()),
+                    )),
+                }
+            });
+            let changed = changed.collect::<Result<SmallVec<[Arc<Graph>; 2]>, Diagnostic>>()?;
+            let op = &mut out.get_or_insert_with(|| self.clone()).nodes[i].op;
+            op.regions_mut().into_iter().zip(changed).for_each(|(region, made)| *region = made);
+        }
+        Ok(out)
+    }
+
+    /// Types of inputs and outputs, in order.
+    fn signature(&self) -> (Vec<&Type>, Vec<&Type>) {
+        let inputs = self.inputs.iter().map(|id| self.ty(*id)).collect();
+        (inputs, self.outputs.iter().map(|(_, id)| self.ty(*id)).collect())
+    }
+
     /// The graph in which what reads a node that `through` names reads its operand instead; those nodes go.
     pub fn bypassing(&self, through: &dyn Fn(&Op) -> bool) -> Graph {
         let mut kept = Graph { weights: self.weights.clone(), ..Graph::default() };

@@ -21,15 +21,18 @@ const RULES: &[Rule] = &[
     ("updates name states of equal type", updates_fit),
 ];
 
+/// Rules of regions alone.
+const OF_REGIONS: &[Rule] = &[("regions capture params and states", leaves_are_outside)];
+
 /// Checks a graph and the regions in it.
 ///
 /// # Errors
 /// `E0701` with the rule that is broken and the node that breaks it.
 pub fn verify(graph: &Graph) -> Result<(), Diagnostic> {
     // regions are inside nodes; a list instead of recursion
-    let mut open = vec![graph];
-    while let Some(graph) = open.pop() {
-        for (rule, broken) in RULES {
+    let mut open = vec![(graph, &[][..])];
+    while let Some((graph, more)) = open.pop() {
+        for (rule, broken) in RULES.iter().chain(more) {
             if let Some((node, why)) = broken(graph) {
                 let mut error = Diagnostic::new("E0701", format!("the graph is not legal: {rule}, but {why}"));
                 if let Some(node) = node {
@@ -38,7 +41,8 @@ pub fn verify(graph: &Graph) -> Result<(), Diagnostic> {
                 return Err(error);
             }
         }
-        open.extend(graph.nodes().iter().flat_map(|node| node.op.home().regions()).map(|region| &**region));
+        let regions = graph.nodes().iter().flat_map(|node| node.op.home().regions());
+        open.extend(regions.map(|region| (&**region, OF_REGIONS)));
     }
     Ok(())
 }
@@ -95,6 +99,14 @@ fn roots_are_tensors(graph: &Graph) -> Option<(Option<NodeId>, String)> {
     Some((None, format!("`{name}` is %{}", id.index())))
 }
 
+fn leaves_are_outside(graph: &Graph) -> Option<(Option<NodeId>, String)> {
+    graph.iter().find_map(|(id, node)| match &node.op {
+        Op::Param(leaf) => Some((Some(id), format!("`{}` is a param inside one", leaf.name))),
+        Op::State(leaf) => Some((Some(id), format!("`{}` is a state inside one", leaf.name))),
+        _ => None,
+    })
+}
+
 fn updates_fit(graph: &Graph) -> Option<(Option<NodeId>, String)> {
     let mut seen = HashSet::new();
     graph.updates().iter().find_map(|(name, id)| {
@@ -134,5 +146,25 @@ mod tests {
         let mut twice = legal.clone();
         twice.add(Input { name: "x".into(), ty: f32(["n"]) }, &[]).unwrap();
         assert!(verify(&twice).is_err());
+    }
+
+    #[test]
+    fn leaves_of_the_whole_are_not_in_regions() {
+        let graph = trace(|t| {
+            let (x, test) =
+                (t.input("x", f32([2])), t.input("test", crate::TensorType::new(crate::DType::Bool, [0i64; 0])));
+            t.cond(test, |t| vec![x + t.param("w", crate::Tensor::zeros(crate::DType::F32, &[2]))], |_| vec![x])[0]
+        })
+        .unwrap();
+        assert_eq!(verify(&graph), Ok(()), "traced inside a branch, it is outside");
+        let inside = graph.with_regions(&mut |_, _, region| {
+            let mut region = region.clone();
+            region.add(crate::ops::Param { name: "inner".into(), ty: f32([2]) }, &[])?;
+            Ok(region)
+        });
+        let inside = inside.unwrap().unwrap();
+        assert_eq!(verify(&inside).map_err(|e| e.code), Err("E0701"));
+        let other = graph.with_regions(&mut |_, _, _| Ok(Graph::new()));
+        assert_eq!(other.map_err(|e| e.code).unwrap_err(), "E0108", "a region keeps what it takes and gives");
     }
 }

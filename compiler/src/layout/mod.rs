@@ -98,9 +98,7 @@ pub fn layout(
         let id = group.root;
         let node = graph.node(id);
         let ty = graph.tensor_type(id);
-        let image = ty.dtype == DType::F32
-            && (3..=5).contains(&ty.shape.rank())
-            && ty.shape[1].as_const().is_some();
+        let image = ty.dtype == DType::F32 && (3..=5).contains(&ty.shape.rank()) && ty.shape[1].as_const().is_some();
         blocked[id.index()] = image
             && match group.family {
                 Family::Conv => {

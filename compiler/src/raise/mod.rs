@@ -26,7 +26,7 @@ use crate::rewrite::RewriteSet;
 use crate::rewrite::direct::{self, Applied, Builder, Direct};
 use crate::rewrite::rules::Topic;
 
-/// Folds, shares and simplifies; recognises nothing.
+/// Folds, shares and simplifies, in regions first; recognises nothing.
 ///
 /// # Errors
 /// When a simplified node does not fit its operands: a defect of a rule.
@@ -39,12 +39,14 @@ pub fn canonicalise(graph: &Graph) -> Result<Graph, Diagnostic> {
 /// # Errors
 /// As [`canonicalise`].
 pub fn canonicalise_with(graph: &Graph, set: &RewriteSet) -> Result<Direct, Diagnostic> {
+    let inside = graph.with_regions(&mut |_, _, region| Ok(canonicalise_with(region, set)?.graph))?;
+    let graph = inside.as_ref().unwrap_or(graph);
     let used = simplify::Used::of(set);
     let mut hook = |builder: &mut Builder, node| simplify::simplify(builder, node, used);
     direct::apply(graph, &set.of(&[Topic::Movement], false), &mut hook)
 }
 
-/// Canonicalises, and names composites. Reports where.
+/// Canonicalises, and names composites, in regions first. Reports where, outside of them.
 ///
 /// # Errors
 /// As [`canonicalise`].
@@ -58,6 +60,8 @@ pub fn raise(graph: &Graph) -> Result<(Graph, Vec<Applied>), Diagnostic> {
 /// # Errors
 /// As [`canonicalise`].
 pub fn raise_with(graph: &Graph, set: &RewriteSet) -> Result<Direct, Diagnostic> {
+    let inside = graph.with_regions(&mut |_, _, region| Ok(raise_with(region, set)?.graph))?;
+    let graph = inside.as_ref().unwrap_or(graph);
     let (activations, attentions) = (set.has("activation"), set.has("attention"));
     let used = simplify::Used::of(set);
     let mut found = attention::Found::default();

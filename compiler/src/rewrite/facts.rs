@@ -1,7 +1,7 @@
 //! What is known of each value of a graph before it is rewritten.
 
 use egret_ir::ops::Pointwise;
-use egret_ir::{Graph, Literal, Node, Op, Tensor, Type};
+use egret_ir::{Graph, Literal, Node, NodeId, Op, Tensor, Type};
 use smallvec::SmallVec;
 
 use super::term::BindingTime;
@@ -21,8 +21,18 @@ pub struct GraphFacts {
 impl GraphFacts {
     /// The facts of a graph.
     pub fn of(graph: &Graph) -> GraphFacts {
+        GraphFacts::given(graph, &|_| false)
+    }
+
+    /// The facts of a region, of which some inputs are known at load.
+    pub fn given(graph: &Graph, loaded: &dyn Fn(NodeId) -> bool) -> GraphFacts {
         let mut facts = GraphFacts::default();
-        graph.nodes().iter().for_each(|node| facts.learn(node));
+        for (id, node) in graph.iter() {
+            facts.learn(node);
+            if matches!(node.op, Op::Input(_)) && loaded(id) && node.ty.parts()[0].shape.is_constant() {
+                facts.times[id.index()] = BindingTime::Load;
+            }
+        }
         facts
     }
 

@@ -14,6 +14,7 @@ mod journal;
 mod merge;
 mod part;
 pub mod pattern;
+mod regions;
 pub mod rules;
 mod saturate;
 mod set;
@@ -160,6 +161,8 @@ pub struct Rewritten {
     /// By node of `original`, the node of `graph` that is known to have its value.
     values: Vec<Option<NodeId>>,
     tapped: Option<Taps>,
+    /// The regions of `original`, which has them rewritten already.
+    regions: Vec<Rewritten>,
 }
 
 /// How products got further results.
@@ -212,11 +215,21 @@ impl Report {
     }
 }
 
-/// Rewrites a canonical, raised graph without `grad` nodes.
+/// Rewrites a canonical, raised graph without `grad` nodes, regions first.
 ///
 /// # Errors
 /// When a chosen node does not fit its operands: a defect of a rule, never of the user's graph.
 pub fn rewrite(graph: &Graph, device: &DeviceDescription, options: &Options) -> Result<Rewritten, Diagnostic> {
+    rewrite_given(graph, device, options, &|_| false)
+}
+
+/// [`rewrite`] of a graph of which some inputs are known at load.
+fn rewrite_given(
+    graph: &Graph,
+    device: &DeviceDescription,
+    options: &Options,
+    loaded: &dyn Fn(NodeId) -> bool,
+) -> Result<Rewritten, Diagnostic> {
     if options.level == Level::None {
         let made = vec![None; graph.nodes().len()];
         return Ok(Rewritten {
@@ -228,9 +241,15 @@ pub fn rewrite(graph: &Graph, device: &DeviceDescription, options: &Options) -> 
             made,
             values: (0..graph.nodes().len()).map(|i| Some(NodeId::new(i))).collect(),
             tapped: None,
+            regions: Vec::new(),
         });
     }
-    let facts = GraphFacts::of(graph);
+    let (inside, regions) = match regions::rewrite(graph, device, options, loaded)? {
+        Some(inside) => (Some(inside.graph), inside.regions),
+        None => (None, Vec::new()),
+    };
+    let graph = inside.as_ref().unwrap_or(graph);
+    let facts = GraphFacts::given(graph, loaded);
     let (parts, places) = part::cut(graph, &facts);
     let search = if options.level == Level::Greedy { Search::Greedy } else { Search::Full };
     let mut rewrites = Vec::with_capacity(parts.len());
@@ -244,7 +263,8 @@ pub fn rewrite(graph: &Graph, device: &DeviceDescription, options: &Options) -> 
     }
     let Assembled { graph: graph_out, made, values } = assemble(graph, &rewrites, &places)?;
     let (original, options) = (graph.clone(), options.clone());
-    let chosen = Rewritten { graph: graph_out, original, options, rewrites, places, made, values, tapped: None };
+    let tapped = None;
+    let chosen = Rewritten { graph: graph_out, original, options, rewrites, places, made, values, tapped, regions };
     Ok(chosen.tapped(device))
 }
 
@@ -329,7 +349,7 @@ fn assemble(graph: &Graph, rewrites: &[Rewrite], places: &[(usize, Place)]) -> R
 }
 
 impl Rewritten {
-    /// The graph before rewriting.
+    /// The graph before rewriting, but for its regions.
     pub fn original(&self) -> &Graph {
         &self.original
     }
@@ -392,12 +412,17 @@ impl Rewritten {
     /// As [`Rewritten::replay`].
     pub fn replay_counted(&self) -> Result<(Graph, Replayed), Diagnostic> {
         let mut all = Replayed::default();
+        for region in &self.regions {
+            let (graph, done) = region.replay_counted()?;
+            if graph != region.graph {
+                return Err(Diagnostic::new("E0452", "the journal of a region replays to another graph"));
+            }
+            all.add(done);
+        }
         for rewrite in &self.rewrites {
             let done = saturate::replay(&rewrite.part, &rewrite.loaded, &rewrite.template, self.options.exact)
                 .map_err(|why| Diagnostic::new("E0452", format!("the journal does not replay: {why}")))?;
-            all.steps += done.steps;
-            all.repeated += done.repeated;
-            all.rebuilds += done.rebuilds;
+            all.add(done);
         }
         if self.options.level == Level::None {
             return Ok((self.original.clone(), all));
@@ -408,15 +433,17 @@ impl Rewritten {
         Ok((tapped.map_or(graph, |tapped| tapped.graph), all))
     }
 
-    /// Names of the rules that were applied to some e-graph or to what was chosen of it, each once, in alphabetical order.
+    /// Names of the rules that were applied to some e-graph or to what was chosen of it, in regions too, each once, in
+    /// alphabetical order.
     pub fn applied(&self) -> Vec<&'static str> {
         let steps = self.rewrites.iter().flat_map(|rewrite| &rewrite.loaded.journal.steps).map(|step| step.rule);
         let taps = self.tapped.iter().flat_map(|taps| &taps.made).map(|(_, rule)| *rule);
-        let names: std::collections::BTreeSet<&'static str> = steps.chain(taps).collect();
+        let inside = self.regions.iter().flat_map(Rewritten::applied);
+        let names: std::collections::BTreeSet<&'static str> = steps.chain(taps).chain(inside).collect();
         names.into_iter().collect()
     }
 
-    /// Figures.
+    /// Figures, without those of regions.
     pub fn report(&self) -> Report {
         let mut report = Report { parts: self.places.len(), distinct: self.rewrites.len(), ..Report::default() };
         for rewrite in &self.rewrites {

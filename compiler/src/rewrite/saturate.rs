@@ -353,6 +353,15 @@ pub struct Replayed {
     pub rebuilds: usize,
 }
 
+impl Replayed {
+    /// Adds what was done elsewhere.
+    pub(super) fn add(&mut self, other: Replayed) {
+        self.steps += other.steps;
+        self.repeated += other.repeated;
+        self.rebuilds += other.rebuilds;
+    }
+}
+
 /// Repeats the steps that a template rests on, each checked to be an instance of its rule, and looks the template up in
 /// what results: `Err` names the first step or node that does not hold. The e-graph is rebuilt where it was at first, not
 /// after each step, so that the whole is linear in the number of steps.

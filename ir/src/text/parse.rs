@@ -33,7 +33,7 @@ pub fn parse(text: &str) -> Result<Graph, Diagnostic> {
 /// The graph of a text whose large constants are given by name.
 ///
 /// # Errors
-/// `E0601` with line and column.
+/// `E0601` with line and column; `E0701` for what no graph may be.
 pub fn parse_with(text: &str, constants: &Tensors) -> Result<Graph, Diagnostic> {
     let mut cursor = Cursor::new(text);
     cursor.expect("graph")?;
@@ -41,6 +41,7 @@ pub fn parse_with(text: &str, constants: &Tensors) -> Result<Graph, Diagnostic> 
     if !cursor.is_done() {
         return Err(cursor.error("there is text after the graph"));
     }
+    crate::verify(&graph)?;
     Ok(graph)
 }
 

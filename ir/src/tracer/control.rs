@@ -146,7 +146,7 @@ impl<'t> Tracer<'t> {
         build: impl FnOnce(&Tracer<'t>) -> R,
     ) -> (Option<Region<'t>>, R) {
         let inherited = with(self.key, |outer| (outer.origins.clone(), outer.next_size));
-        let (inner, result) = session(Graph::new(), kind, |t: &Tracer<'t>| {
+        let (inner, result) = session(Graph::new(), kind, Some(self.key), |t: &Tracer<'t>| {
             with(t.key, |region| {
                 if let Some((origins, next_size)) = inherited {
                     (region.origins, region.next_size) = (origins, next_size);

@@ -51,16 +51,16 @@ struct Building {
     origins: Option<SmallVec<[Arc<Origin>; 1]>>,
     /// Values of an outer graph that this region reads, and the inputs that stand for them.
     captured: Vec<(u64, NodeId, NodeId)>,
-    /// Whether values of outer graphs may be read.
-    region: bool,
+    /// The graph around, whose values a region may read.
+    around: Option<u64>,
     /// The number of the next data-dependent size; a region goes on with the numbers of the graph around it.
     next_size: u32,
 }
 
 impl Building {
-    fn new(graph: Graph, region: bool) -> Building {
+    fn new(graph: Graph, around: Option<u64>) -> Building {
         let next_size = graph.next_size();
-        Building { graph, error: None, origins: None, captured: Vec::new(), region, next_size }
+        Building { graph, error: None, origins: None, captured: Vec::new(), around, next_size }
     }
 }
 
@@ -105,38 +105,42 @@ pub fn trace<'t, R: Outputs<'t>>(build: impl FnOnce(&Tracer<'t>) -> R) -> Result
 /// # Errors
 /// The first error of any operation.
 pub fn extend<'t, R>(graph: Graph, build: impl FnOnce(&Tracer<'t>) -> R) -> Result<(Graph, R), Diagnostic> {
-    let (building, result) = session(graph, Kind::Whole, build);
+    let (building, result) = session(graph, Kind::Whole, None, build);
     match building.error {
         Some(error) => Err(error),
         None => Ok((building.graph, result)),
     }
 }
 
-fn session<'t, R>(graph: Graph, kind: Kind, build: impl FnOnce(&Tracer<'t>) -> R) -> (Building, R) {
+fn session<'t, R>(
+    graph: Graph,
+    kind: Kind,
+    around: Option<u64>,
+    build: impl FnOnce(&Tracer<'t>) -> R,
+) -> (Building, R) {
     /// Forgets the graph under construction when the closure unwinds.
     struct Forget {
         key: u64,
-        around: u64,
+        skippable: u64,
     }
     impl Drop for Forget {
         fn drop(&mut self) {
             BUILDING.with_borrow_mut(|all| all.remove(&self.key));
-            SKIPPABLE.set(self.around);
+            SKIPPABLE.set(self.skippable);
         }
     }
     let key = NEXT.replace(NEXT.get() + 1);
-    let region = kind != Kind::Whole;
-    let building = Building::new(graph, region);
+    let building = Building::new(graph, around);
     BUILDING.with_borrow_mut(|all| all.insert(key, building));
-    let around = SKIPPABLE.get();
+    let skippable = SKIPPABLE.get();
     if kind == Kind::Skippable {
         SKIPPABLE.set(key);
     }
-    let forget = Forget { key, around };
+    let forget = Forget { key, skippable };
     let result = build(&Tracer { key, of: PhantomData });
     let building = BUILDING.with_borrow_mut(|all| all.remove(&key));
     drop(forget);
-    (building.unwrap_or_else(|| Building::new(Graph::new(), region)), result)
+    (building.unwrap_or_else(|| Building::new(Graph::new(), around)), result)
 }
 
 /// Runs `f` on a graph under construction; `None` when its trace has ended.
@@ -201,8 +205,8 @@ fn local(key: u64, var: Var, caller: &'static Location<'static>) -> Option<NodeI
         if let Some((_, _, inner)) = known {
             return Some(*inner);
         }
-        let ty = match (building.region, outer) {
-            (true, Some(Type::Tensor(ty))) => ty,
+        let ty = match (building.around, outer) {
+            (Some(_), Some(Type::Tensor(ty))) => ty,
             _ => {
                 let message = "a value of another trace is used in this one";
                 building.fail(Diagnostic::new("E0103", message), caller);
@@ -231,22 +235,34 @@ impl<'t> Tracer<'t> {
         self.leaf(name, Input { name: name.into(), ty }.into())
     }
 
-    /// A value that is fixed while an executable lives. The same name and shape give the same value again.
+    /// A value that is fixed while an executable lives. The same name and shape give the same value again. Inside a loop or
+    /// a branch it is one of the whole graph.
     #[track_caller]
     pub fn param(&self, name: &str, value: impl Into<Weight>) -> Var<'t> {
         let value = value.into();
-        let param = self.leaf(name, Param { name: name.into(), ty: value.ty() }.into());
-        self.weigh(name, value);
+        let whole = self.whole();
+        let param = whole.leaf(name, Param { name: name.into(), ty: value.ty() }.into());
+        whole.weigh(name, value);
         param
     }
 
-    /// A value that lives from run to run, and its first value.
+    /// A value that lives from run to run, and its first value. Inside a loop or a branch it is one of the whole graph.
     #[track_caller]
     pub fn state(&self, name: &str, value: impl Into<Weight>) -> Var<'t> {
         let value = value.into();
-        let state = self.leaf(name, State { name: name.into(), ty: value.ty() }.into());
-        self.weigh(name, value);
+        let whole = self.whole();
+        let state = whole.leaf(name, State { name: name.into(), ty: value.ty() }.into());
+        whole.weigh(name, value);
         state
+    }
+
+    /// The tracer of the graph around all regions.
+    fn whole(&self) -> Tracer<'t> {
+        let mut key = self.key;
+        while let Some(around) = with(key, |building| building.around).flatten() {
+            key = around;
+        }
+        Tracer { key, of: PhantomData }
     }
 
     /// Sets a state at the end of each run.
@@ -401,7 +417,7 @@ impl<'t> Tracer<'t> {
 
     /// The value of a param or state, if it is a tensor or a fill.
     pub fn weight(&self, name: &str) -> Option<Weight> {
-        with(self.key, |building| building.graph.weights.get(name).cloned()).flatten()
+        with(self.whole().key, |building| building.graph.weights.get(name).cloned()).flatten()
     }
 
     #[track_caller]
