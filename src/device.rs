@@ -177,11 +177,11 @@ impl Which {
 
 /// What a device may be called.
 const DEVICES: &str = if cfg!(feature = "sim") {
-    "cpu, interpreter, cuda:N, cuda-sim:NAME with a shipped description"
+    "cpu, cpu:FILE with a description, interpreter, cuda:N, cuda-sim:NAME with a shipped description"
 } else if cfg!(feature = "cuda") {
-    "cpu, interpreter, cuda:N"
+    "cpu, cpu:FILE with a description, interpreter, cuda:N"
 } else {
-    "cpu, interpreter"
+    "cpu, cpu:FILE with a description, interpreter"
 };
 
 /// A GPU by its name, `cuda:0` or `cuda-sim:sm_90a`; it is opened when it is needed.
@@ -207,6 +207,14 @@ impl std::str::FromStr for Device {
         match text {
             "cpu" => Ok(Device::cpu()),
             "interpreter" => Ok(Device::interpreter()),
+            other if other.starts_with("cpu:") => {
+                let path = std::path::Path::new(&other["cpu:".len()..]);
+                let description = DeviceDescription::read(path).map_err(|e| e.to_string())?;
+                match description.is_cpu() {
+                    true => Ok(Device::described(description)),
+                    false => Err(format!("`{}` describes no processor", path.display())),
+                }
+            }
             other => other_device(other).ok_or_else(|| format!("`{other}` is no device: {DEVICES}")),
         }
     }

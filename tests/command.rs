@@ -262,3 +262,34 @@ fn rules_are_listed_and_kernels_explained() {
     assert!(pair.contains("both are in") && pair.contains("epilogue-unary"), "{pair}");
     std::fs::remove_dir_all(&folder).unwrap();
 }
+
+/// What `hwbench` writes is a device, and a roofline has a floor for every step that moves something.
+#[test]
+fn machines_are_measured_and_described() {
+    let folder = folder("machine");
+    let (model, description) = (model(&folder), folder.join("host.json"));
+    let output = egret(&["hwbench", "--span", "0", "--threads", "2", "--out", text(&description), "--json"]);
+    assert_eq!(status(&output), 0, "{}", String::from_utf8_lossy(&output.stderr));
+    let measured: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let positive = |value: &serde_json::Value| value.as_f64().is_some_and(|v| v > 0.0);
+    assert!(measured["peak_gflops"].as_array().unwrap().iter().all(positive), "{measured}");
+    let levels = measured["levels"].as_array().unwrap();
+    assert!(levels.len() >= 3 && levels.iter().all(|level| positive(&level["read_gbps"][0])), "{measured}");
+    assert!(measured["kernels"].as_array().unwrap().iter().all(|kernel| positive(&kernel["share"])), "{measured}");
+
+    let device = format!("cpu:{}", text(&description));
+    let dims = ["--dim", "n=40", "--dim", "three=3"];
+    let bench = ["bench", text(&model), "--device", &device, "--runs", "3", "--roofline", "--json"];
+    let output = egret(&[&bench[..], &dims[..]].concat());
+    assert_eq!(status(&output), 0, "{}", String::from_utf8_lossy(&output.stderr));
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let steps = told["roofline"]["steps"].as_array().unwrap();
+    assert!(
+        !steps.is_empty() && steps.iter().all(|step| positive(&step["us"]) && positive(&step["floor_us"])),
+        "{told}"
+    );
+
+    let output = egret(&["bench", text(&model), "--device", "cpu:nowhere.json"]);
+    assert_eq!(status(&output), 2, "a description that is not there is wrong usage");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("nowhere.json"));
+}

@@ -35,7 +35,7 @@ const MODELS: [(&str, usize); 24] = [
     ("light/test_light_densenet121", 189),
     ("light/test_light_inception_v1", 78),
     ("light/test_light_shufflenet", 110),
-    ("ppocr_v4_det", 91),
+    ("ppocr_v4_det", 104),
     ("magika_v3_3", 17),
     ("silero_vad_op18_ifless", 47),
     ("light/test_light_bvlc_alexnet", 17),

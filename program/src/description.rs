@@ -132,6 +132,16 @@ impl DeviceDescription {
         serde_json::from_str(text).map_err(|e| DescriptionError::Malformed { name: name.into(), why: e.to_string() })
     }
 
+    /// A description from a file.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is none.
+    pub fn read(path: &std::path::Path) -> Result<DeviceDescription, DescriptionError> {
+        let malformed = |why: String| DescriptionError::Malformed { name: path.display().to_string(), why };
+        let text = std::fs::read_to_string(path).map_err(|e| malformed(e.to_string()))?;
+        serde_json::from_str(&text).map_err(|e| malformed(e.to_string()))
+    }
+
     /// f32 lanes of a vector; 1 on a GPU.
     pub fn lanes(&self) -> i64 {
         match &self.target {

@@ -12,11 +12,13 @@
 //! `L` is [`Isa::lanes_f32`]. *Blocked channels* are `[N][C/L][spatial...][L]`, where each spatial extent includes a zero
 //! halo. Weights and matrices are packed into panels of `2 L` columns; see [`pack`].
 
+mod bandwidth;
 mod isa;
 pub mod pack;
 mod peak;
 pub mod pool;
 pub mod pool_gradient;
+mod share;
 mod strips;
 mod tile;
 mod transpose;
@@ -24,9 +26,11 @@ mod vector;
 
 pub mod math;
 
+pub use bandwidth::{copy_bandwidth, read_bandwidth};
 pub use isa::Isa;
 pub use math::{VectorFn, VectorFunction, vector_function};
 pub use peak::peak;
+pub use share::kernel_rate;
 pub use strips::{Strips, strips};
 pub use tile::{MAX_ROWS, MICRO_KERNELS, MicroKernel, Tile, TileFn, TileKind, max_rows, strided_kernel, tile_kernel};
 pub use transpose::{TransposeFn, transpose};

@@ -75,6 +75,11 @@ impl KernelBuilder {
         (builder, hook)
     }
 
+    /// Whether every bit is to be as the interpreter has it.
+    pub fn is_exact(&self) -> bool {
+        self.kernel.exact
+    }
+
     /// Forbids FMA contraction.
     pub fn exact(&mut self) -> &mut Self {
         self.kernel.exact = true;

@@ -195,6 +195,29 @@ pub struct Report {
 }
 
 impl Report {
+    /// Adds the figures of a region; its costs are those of one run of it.
+    fn include(&mut self, region: Report) {
+        self.parts += region.parts;
+        self.distinct += region.distinct;
+        self.nodes += region.nodes;
+        self.cost += region.cost;
+        self.greedy_cost += region.greedy_cost;
+        self.proved += region.proved;
+        self.stopped.extend(region.stopped);
+        for phase in region.phases {
+            match self.phases.iter_mut().find(|have| have.name == phase.name) {
+                Some(have) => {
+                    have.parts += phase.parts;
+                    have.iterations = have.iterations.max(phase.iterations);
+                    have.nodes += phase.nodes;
+                    have.classes += phase.classes;
+                    have.stopped.extend(phase.stopped);
+                }
+                None => self.phases.push(phase),
+            }
+        }
+    }
+
     fn add(&mut self, phase: &PhaseReport) {
         let at = self.phases.iter().position(|have| have.name == phase.name).unwrap_or_else(|| {
             let (name, stopped) = (phase.name, Vec::new());
@@ -443,7 +466,7 @@ impl Rewritten {
         names.into_iter().collect()
     }
 
-    /// Figures, without those of regions.
+    /// Figures, regions included.
     pub fn report(&self) -> Report {
         let mut report = Report { parts: self.places.len(), distinct: self.rewrites.len(), ..Report::default() };
         for rewrite in &self.rewrites {
@@ -456,6 +479,7 @@ impl Rewritten {
             report.cost += self.rewrites[*which].template.cost;
             report.greedy_cost += self.rewrites[*which].template.greedy_cost;
         }
+        self.regions.iter().for_each(|region| report.include(region.report()));
         report
     }
 }

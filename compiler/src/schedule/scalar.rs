@@ -13,6 +13,8 @@ pub trait Sink {
     fn bind(&mut self, value: Expr) -> Expr;
     /// Reports a zero divisor where the condition holds.
     fn zero_divisor(&mut self, condition: Expr);
+    /// Whether every bit is to be as the interpreter has it.
+    fn is_exact(&self) -> bool;
 }
 
 impl Sink for Scope<'_> {
@@ -23,6 +25,10 @@ impl Sink for Scope<'_> {
     fn zero_divisor(&mut self, condition: Expr) {
         self.fault_if(condition, "an integer is divided by zero".into());
     }
+
+    fn is_exact(&self) -> bool {
+        self.k.is_exact()
+    }
 }
 
 impl Sink for KernelBuilder {
@@ -32,6 +38,10 @@ impl Sink for KernelBuilder {
 
     // hooks have no status word, and no integer programs reach them
     fn zero_divisor(&mut self, _: Expr) {}
+
+    fn is_exact(&self) -> bool {
+        KernelBuilder::is_exact(self)
+    }
 }
 
 /// A constant.
@@ -138,6 +148,11 @@ fn apply(scope: &mut dyn Sink, f: ScalarFn, v: &[Expr], dtype: DType) -> Expr {
         F::Mul => binary(BinaryOp::Mul),
         F::Div => binary(BinaryOp::Div),
         F::Rem => binary(BinaryOp::Rem),
+        // x^¾ = √x·√√x: three roundings instead of a library's power (local response normalisation); of −∞ it is NaN
+        F::Pow if !scope.is_exact() && is_three_quarters(&v[1]) => {
+            let root = scope.bind(unary(UnaryOp::Sqrt));
+            root.clone() * root.unary(UnaryOp::Sqrt)
+        }
         F::Pow => binary(BinaryOp::Pow),
         F::Max => binary(BinaryOp::Max),
         F::Min => binary(BinaryOp::Min),
@@ -158,6 +173,10 @@ fn apply(scope: &mut dyn Sink, f: ScalarFn, v: &[Expr], dtype: DType) -> Expr {
             v[0].clone()
         }
     }
+}
+
+fn is_three_quarters(e: &Expr) -> bool {
+    matches!(e, Expr::Literal(Literal::Float(_, bits)) if f64::from_bits(*bits) == 0.75)
 }
 
 /// A shift of an unsigned integer; the kernel's own takes the amount modulo the width.

@@ -7,6 +7,7 @@ pub(super) const PACKED: u8 = 0;
 pub(super) const TABLE: u8 = 1;
 pub(super) const LANES: u8 = 2;
 pub(super) const STRIDED: u8 = 3;
+pub(super) const FEW: u8 = 4;
 
 /// Repeats a block with a constant index. Not a loop, because LLVM's unroller gives up at 28 accumulators and then keeps
 /// them in memory, which is three times slower.
@@ -16,6 +17,9 @@ macro_rules! unroll {
     };
     ($i:ident < $n:expr, max 2, $body:block) => {
         unroll!(@ $i, $n, $body, 0 1)
+    };
+    ($i:ident < $n:expr, max 4, $body:block) => {
+        unroll!(@ $i, $n, $body, 0 1 2 3)
     };
     (@ $i:ident, $n:expr, $body:block, $($k:literal)*) => {
         $(if $k < $n { const $i: usize = $k; $body })*
@@ -78,7 +82,7 @@ unsafe fn products<V: Vector, const M: usize, const N: usize, const KIND: u8, co
     unsafe {
         // Offsets are read once: the compiler cannot know that nothing below writes to the table.
         let mut rows = [0usize; M];
-        if KIND == TABLE || KIND == LANES {
+        if KIND == TABLE || KIND == LANES || KIND == FEW {
             unroll!(J < M, {
                 rows[J] = *t.rows.add(J);
             });
@@ -88,6 +92,7 @@ unsafe fn products<V: Vector, const M: usize, const N: usize, const KIND: u8, co
         let a_step = if KIND == PACKED { M } else { t.a_step };
         let mut b = t.b;
         let mut ahead = t.prefetch;
+        let mut more = [[[V::zero(); N]; M]; 3];
         for i in 0..t.tap_count {
             let mut p = t.a.add(*t.taps.add(i));
             if t.prefetch_a != 0 {
@@ -113,7 +118,27 @@ unsafe fn products<V: Vector, const M: usize, const N: usize, const KIND: u8, co
             // neither the front end nor the load ports hold up the multipliers, also when another hardware thread shares
             // the core. The compiler would broadcast once for both vectors if it knew that the pointers are the same.
             let mut s = p.wrapping_add(second_run);
-            for _ in 0..run {
+            let mut left = run;
+            if KIND == FEW {
+                // sums of a kind are as far apart as the steps that they take
+                let chains = if M == 1 { 4 } else { 2 };
+                while left >= chains {
+                    unroll!(C < chains, max 4, {
+                        let at = b.wrapping_add(C * b_step);
+                        let mut columns = [V::zero(); N];
+                        unroll!(I < N, max 2, { columns[I] = V::load(at.add(I * b_vector)); });
+                        unroll!(J < M, {
+                            let x = V::splat(*p.wrapping_add(rows[J] + C * a_step));
+                            let sum = if C == 0 { &mut acc[J] } else { &mut more[(C + 2) % 3][J] };
+                            unroll!(I < N, max 2, { sum[I] = x.fma(columns[I], sum[I]); });
+                        });
+                    });
+                    left -= chains;
+                    b = b.wrapping_add(chains * b_step);
+                    p = p.wrapping_add(chains * a_step);
+                }
+            }
+            for _ in 0..left {
                 let (p_again, s_again) = (another(p), another(s));
                 let mut columns = [V::zero(); N];
                 unroll!(I < N, max 2, { columns[I] = V::load(b.add(I * b_vector)); });
@@ -141,6 +166,13 @@ unsafe fn products<V: Vector, const M: usize, const N: usize, const KIND: u8, co
                 (p, s) = (p.wrapping_add(a_step), s.wrapping_add(a_step));
             }
             b = b.wrapping_add(t.b_skip);
+        }
+        if KIND == FEW {
+            unroll!(C < 3, max 4, {
+                unroll!(J < M, {
+                    unroll!(I < N, max 2, { acc[J][I] = acc[J][I].add(more[C][J][I]); });
+                });
+            });
         }
     }
 }

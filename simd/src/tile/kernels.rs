@@ -1,6 +1,6 @@
 //! Instances of the tile body, one for each instruction set, kind, height and width.
 
-use super::body::{self, LANES, PACKED, STRIDED, TABLE};
+use super::body::{self, FEW, LANES, PACKED, STRIDED, TABLE};
 use super::{Tile, TileFn, TileKind};
 use crate::Isa;
 use crate::vector::Portable8;
@@ -45,6 +45,8 @@ macro_rules! family {
             (TileKind::Packed, 2) => heights!($isa, 2, PACKED; $($m)*),
             (TileKind::Table, 1) => heights!($isa, 1, TABLE; $($m)*),
             (TileKind::Table, 2) => heights!($isa, 2, TABLE; $($m)*),
+            (TileKind::Few, 1) => heights!($isa, 1, FEW; 1 2 3),
+            (TileKind::Few, 2) => heights!($isa, 2, FEW; 1 2 3),
             (TileKind::Lanes, 1) => heights!($isa, 1, LANES; $($m)*),
             _ => &[],
         }

@@ -22,6 +22,9 @@ pub enum TileKind {
     Packed,
     /// Row `m` is at `a + rows[m]`; one float is broadcast to all columns.
     Table,
+    /// As `Table`, for so few rows that each sum would wait for its last product: it is several sums, each of every second or
+    /// fourth step, added at the end.
+    Few,
     /// Row `m` is at `a + rows[m]`; a whole vector is read and multiplied lane by lane (depthwise convolution and its
     /// weight gradient). One vector only.
     Lanes,
@@ -63,21 +66,29 @@ table! {
     Avx512 "avx512.packed.14x16" Packed 14 x 1,
     Avx512 "avx512.table.14x32" Table 14 x 2,
     Avx512 "avx512.table.14x16" Table 14 x 1,
+    Avx512 "avx512.few.3x32" Few 3 x 2,
+    Avx512 "avx512.few.3x16" Few 3 x 1,
     Avx512 "avx512.lanes.14x16" Lanes 14 x 1,
     Avx2 "avx2.packed.6x16" Packed 6 x 2,
     Avx2 "avx2.packed.6x8" Packed 6 x 1,
     Avx2 "avx2.table.6x16" Table 6 x 2,
     Avx2 "avx2.table.6x8" Table 6 x 1,
+    Avx2 "avx2.few.3x16" Few 3 x 2,
+    Avx2 "avx2.few.3x8" Few 3 x 1,
     Avx2 "avx2.lanes.6x8" Lanes 6 x 1,
     Neon "neon.packed.6x16" Packed 6 x 2,
     Neon "neon.packed.6x8" Packed 6 x 1,
     Neon "neon.table.6x16" Table 6 x 2,
     Neon "neon.table.6x8" Table 6 x 1,
+    Neon "neon.few.3x16" Few 3 x 2,
+    Neon "neon.few.3x8" Few 3 x 1,
     Neon "neon.lanes.6x8" Lanes 6 x 1,
     Portable "portable.packed.3x16" Packed 3 x 2,
     Portable "portable.packed.3x8" Packed 3 x 1,
     Portable "portable.table.3x16" Table 3 x 2,
     Portable "portable.table.3x8" Table 3 x 1,
+    Portable "portable.few.3x16" Few 3 x 2,
+    Portable "portable.few.3x8" Few 3 x 1,
     Portable "portable.lanes.3x8" Lanes 3 x 1,
 }
 

@@ -36,6 +36,8 @@ pub enum Command {
     Rules(RulesArgs),
     /// Measure compilation and runs.
     Bench(BenchArgs),
+    /// Measure this machine, and describe it for the compiler.
+    Hwbench(HwbenchArgs),
     /// Train a model further on files.
     Train(TrainArgs),
     /// Write a program that the runtime loads without a compiler.
@@ -55,7 +57,7 @@ pub enum Command {
 /// How a model is compiled, and for what.
 #[derive(Args)]
 pub struct TargetArgs {
-    /// Where it runs: cpu, interpreter, cuda:N; with the feature `sim`, cuda-sim:NAME of a shipped description.
+    /// Where it runs: cpu, cpu:FILE with a description by `egret hwbench`, interpreter, cuda:N; with the feature `sim`, cuda-sim:NAME of a shipped description.
     #[arg(long, default_value = "cpu")]
     pub device: Device,
     /// Threads; as many as the process may use if not given.
@@ -296,6 +298,26 @@ pub struct BenchArgs {
     /// Measured runs.
     #[arg(long, default_value_t = 50)]
     pub runs: usize,
+    /// Also shows each step beside the least time that this processor could do it in, the farthest above it first.
+    #[arg(long)]
+    pub roofline: bool,
+}
+
+/// `egret hwbench`.
+#[derive(Args)]
+pub struct HwbenchArgs {
+    /// Threads that measure together, after one alone; as many as the process may use if not given.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// A file for the description, which `--device cpu:FILE` takes.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Milliseconds that each of a figure's nine samples takes.
+    #[arg(long, value_name = "MS", default_value_t = 20)]
+    pub span: u64,
+    /// The name in the description.
+    #[arg(long, default_value = "host")]
+    pub name: String,
 }
 
 /// `egret compile`.

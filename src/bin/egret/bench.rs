@@ -7,7 +7,10 @@ use serde_json::{Map, Value, json};
 
 use crate::args::BenchArgs;
 use crate::failure::Failure;
-use crate::{model, sample};
+use crate::{model, roofline, sample};
+
+/// Steps that a roofline shows.
+const STEPS_SHOWN: usize = 25;
 
 /// Runs before measuring.
 const WARM_UP: usize = 3;
@@ -44,12 +47,21 @@ pub fn bench(args: &BenchArgs, as_json: bool) -> Result<(), Failure> {
     let at = |share: f64| times[((times.len() - 1) as f64 * share).round() as usize];
     let latency = json!({ "median": at(0.5), "min": at(0.0), "p90": at(0.9), "p99": at(0.99) });
 
-    let (flops, bytes) = exe.compiled().map_or(Ok((0.0, 0.0)), |compiled| work(&compiled.rewritten.graph, &inputs))?;
-    let memory = session.memory();
     let threads = match args.compile.target.threads {
         Some(n) if n > 0 => n,
         _ => std::thread::available_parallelism().map_or(1, usize::from),
     };
+    let on_cpu = exe.program().is_some_and(|program| program.lanes > 1);
+    if args.roofline && !on_cpu {
+        return Err(Failure::usage("--roofline is for programs of this processor"));
+    }
+    let roofline = match args.roofline {
+        true => Some(roofline::measure(&mut session, &given, threads, weight_bytes(&graph))?),
+        false => None,
+    };
+
+    let (flops, bytes) = exe.compiled().map_or(Ok((0.0, 0.0)), |compiled| work(&compiled.rewritten.graph, &inputs))?;
+    let memory = session.memory();
     let share_of = |pairs: &[(f64, f64)]| {
         let median_peak = sample::median(pairs.iter().map(|(_, peak)| *peak)) * threads as f64;
         let rate = flops / (sample::median(pairs.iter().map(|(time, _)| *time)) * 1e6);
@@ -67,7 +79,7 @@ pub fn bench(args: &BenchArgs, as_json: bool) -> Result<(), Failure> {
     }
     phases.insert("total".into(), json!(total));
     let kernels = exe.program().map_or(0, |program| program.launches().len());
-    let value = json!({
+    let mut value = json!({
         "model": args.compile.model.display().to_string(), "threads": threads,
         "compile_ms": phases, "load_ms": millis(exe.load_time()), "latency_ms": latency, "kernel_ms": kernel_ms,
         "kernels": kernels,
@@ -76,11 +88,22 @@ pub fn bench(args: &BenchArgs, as_json: bool) -> Result<(), Failure> {
         "peak_share_interval": [interval.0, interval.1],
     });
     if as_json {
+        value["roofline"] = roofline.map_or(Value::Null, |roofline| roofline.json());
         println!("{value:#}");
     } else {
         print(&value);
+        roofline.into_iter().for_each(|roofline| roofline.print(STEPS_SHOWN));
     }
     Ok(())
+}
+
+/// Bytes of the params.
+fn weight_bytes(graph: &Graph) -> f64 {
+    let param = |node: &egret::ir::Node| match &node.op {
+        egret::ir::Op::Param(param) => param.ty.bytes().as_const(),
+        _ => None,
+    };
+    graph.nodes().iter().filter_map(param).sum::<i64>() as f64
 }
 
 /// Floating-point operations and bytes of one run under the sizes of these inputs.

@@ -13,8 +13,10 @@ mod estimate;
 mod explain;
 mod export;
 mod failure;
+mod hwbench;
 mod model;
 mod ops;
+mod roofline;
 mod rules;
 mod run;
 mod sample;
@@ -32,6 +34,12 @@ use clap::Parser;
 use args::{Cli, Command};
 
 fn main() -> ExitCode {
+    // what reads our output may close it: `egret … | head` ends, and is no panic
+    #[cfg(unix)]
+    // SAFETY: no other thread runs yet, and the default action is no code of ours.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
     let cli = Cli::parse();
     let json = cli.json;
     let result = match &cli.command {
@@ -45,6 +53,7 @@ fn main() -> ExitCode {
         Command::Explain(args) => explain::explain(args, json),
         Command::Rules(args) => rules::rules(args, json),
         Command::Bench(args) => bench::bench(args, json),
+        Command::Hwbench(args) => hwbench::hwbench(args, json),
         Command::Train(args) => train::train(args, json),
         Command::Compile(args) => compile::compile(args, json),
         Command::Export(args) => export::export(args, json),

@@ -109,7 +109,12 @@ impl GemmPlan {
         let panels = p.n.div_ceil(2 * lanes);
         let items = p.batch.iter().map(|d| d.extent).product();
         let packed_a = panels >= 3 && p.m > 4;
-        let kernels = Kernels::new(isa, if packed_a { TileKind::Packed } else { TileKind::Table })?;
+        let kind = match p.m {
+            _ if packed_a => TileKind::Packed,
+            1..=3 => TileKind::Few,
+            _ => TileKind::Table,
+        };
+        let kernels = Kernels::new(isa, kind)?;
         let tile = kernels.max_rows();
         let m_block = if swapped.is_some() { GemmSchedule::choose(p, lanes).m_block } else { schedule.m_block };
         let m_block = m_block.clamp(1, p.m.max(1));

@@ -1,0 +1,54 @@
+//! What a micro-kernel reaches on panels that lie in the first-level cache.
+
+use crate::tile::{MicroKernel, Tile, TileKind, tile_kernel};
+use std::time::{Duration, Instant};
+
+/// Steps of a product: its panels of two vectors and of [`crate::MAX_ROWS`] rows fill most of a cache of 48 KB at most.
+const STEPS: usize = 192;
+/// Steps between two taps.
+const RUN: usize = 32;
+
+/// Rate of a kernel at its greatest height in GFLOP/s, over `span`; `None` if the host lacks the instruction set.
+pub fn kernel_rate(kernel: &MicroKernel, span: Duration) -> Option<f64> {
+    let (rows, vectors, lanes) = (kernel.rows, kernel.vectors, kernel.lanes);
+    let run = tile_kernel(kernel.isa, kernel.kind, rows, vectors)?;
+    let row_len = if kernel.kind == TileKind::Lanes { lanes } else { 1 };
+    let a = vec![0.5f32; STEPS * rows * row_len + lanes];
+    let b = vec![0.25f32; STEPS * vectors * lanes];
+    let mut c = vec![0f32; rows * vectors * lanes];
+    let offsets: Vec<usize> = (0..rows).map(|row| row * row_len).collect();
+    let taps: Vec<usize> = (0..STEPS / RUN).map(|tap| tap * RUN * rows * row_len).collect();
+    let c_rows: Vec<usize> = (0..rows).map(|row| row * vectors * lanes).collect();
+    let mut tile = Tile::new(kernel.isa);
+    (tile.a, tile.b, tile.c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
+    (tile.rows, tile.taps, tile.c_rows) = (offsets.as_ptr(), taps.as_ptr(), c_rows.as_ptr());
+    (tile.tap_count, tile.run, tile.last_run, tile.a_step) = (taps.len(), RUN, RUN, rows * row_len);
+    (tile.b_step, tile.b_vector, tile.c_vector) = (vectors * lanes, lanes, lanes);
+    let start = Instant::now();
+    let mut products = 0usize;
+    loop {
+        for _ in 0..64 {
+            // SAFETY: operands are as long as rows, steps and vectors say.
+            unsafe { run(&tile) };
+        }
+        products += 64;
+        let elapsed = start.elapsed();
+        if elapsed >= span {
+            return Some((2 * products * STEPS * rows * vectors * lanes) as f64 / elapsed.as_secs_f64() / 1e9);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kernel_that_is_here_has_a_rate() {
+        for kernel in crate::MICRO_KERNELS {
+            let rate = kernel_rate(kernel, Duration::ZERO);
+            assert_eq!(rate.is_some(), kernel.isa.is_supported(), "{}", kernel.name);
+            assert!(rate.is_none_or(|rate| rate > 0.0 && rate.is_finite()), "{}", kernel.name);
+        }
+    }
+}
