@@ -3,21 +3,22 @@
 use crate::tile::{MicroKernel, Tile, TileKind, tile_kernel};
 use std::time::{Duration, Instant};
 
-/// Steps of a product: its panels of two vectors and of [`crate::MAX_ROWS`] rows fill most of a cache of 48 KB at most.
-const STEPS: usize = 192;
+/// Bytes of both panels: half of the smallest first-level cache around.
+const PANELS: usize = 16 << 10;
 /// Steps between two taps.
-const RUN: usize = 32;
+const RUN: usize = 8;
 
 /// Rate of a kernel at its greatest height in GFLOP/s, over `span`; `None` if the host lacks the instruction set.
 pub fn kernel_rate(kernel: &MicroKernel, span: Duration) -> Option<f64> {
     let (rows, vectors, lanes) = (kernel.rows, kernel.vectors, kernel.lanes);
     let run = tile_kernel(kernel.isa, kernel.kind, rows, vectors)?;
     let row_len = if kernel.kind == TileKind::Lanes { lanes } else { 1 };
-    let a = vec![0.5f32; STEPS * rows * row_len + lanes];
-    let b = vec![0.25f32; STEPS * vectors * lanes];
+    let steps = PANELS / (4 * (rows * row_len + vectors * lanes)) / RUN * RUN;
+    let a = vec![0.5f32; steps * rows * row_len + lanes];
+    let b = vec![0.25f32; steps * vectors * lanes];
     let mut c = vec![0f32; rows * vectors * lanes];
     let offsets: Vec<usize> = (0..rows).map(|row| row * row_len).collect();
-    let taps: Vec<usize> = (0..STEPS / RUN).map(|tap| tap * RUN * rows * row_len).collect();
+    let taps: Vec<usize> = (0..steps / RUN).map(|tap| tap * RUN * rows * row_len).collect();
     let c_rows: Vec<usize> = (0..rows).map(|row| row * vectors * lanes).collect();
     let mut tile = Tile::new(kernel.isa);
     (tile.a, tile.b, tile.c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
@@ -34,7 +35,7 @@ pub fn kernel_rate(kernel: &MicroKernel, span: Duration) -> Option<f64> {
         products += 64;
         let elapsed = start.elapsed();
         if elapsed >= span {
-            return Some((2 * products * STEPS * rows * vectors * lanes) as f64 / elapsed.as_secs_f64() / 1e9);
+            return Some((2 * products * steps * rows * vectors * lanes) as f64 / elapsed.as_secs_f64() / 1e9);
         }
     }
 }

@@ -92,7 +92,8 @@ unsafe fn products<V: Vector, const M: usize, const N: usize, const KIND: u8, co
         let a_step = if KIND == PACKED { M } else { t.a_step };
         let mut b = t.b;
         let mut ahead = t.prefetch;
-        let mut more = [[[V::zero(); N]; M]; 3];
+        // the first is `acc`
+        let mut more = [[[V::zero(); N]; M]; 4];
         for i in 0..t.tap_count {
             let mut p = t.a.add(*t.taps.add(i));
             if t.prefetch_a != 0 {
@@ -120,7 +121,7 @@ unsafe fn products<V: Vector, const M: usize, const N: usize, const KIND: u8, co
             let mut s = p.wrapping_add(second_run);
             let mut left = run;
             if KIND == FEW {
-                // sums of a kind are as far apart as the steps that they take
+                // a chain takes every second or fourth step
                 let chains = if M == 1 { 4 } else { 2 };
                 while left >= chains {
                     unroll!(C < chains, max 4, {
@@ -129,7 +130,7 @@ unsafe fn products<V: Vector, const M: usize, const N: usize, const KIND: u8, co
                         unroll!(I < N, max 2, { columns[I] = V::load(at.add(I * b_vector)); });
                         unroll!(J < M, {
                             let x = V::splat(*p.wrapping_add(rows[J] + C * a_step));
-                            let sum = if C == 0 { &mut acc[J] } else { &mut more[(C + 2) % 3][J] };
+                            let sum = if C == 0 { &mut acc[J] } else { &mut more[C][J] };
                             unroll!(I < N, max 2, { sum[I] = x.fma(columns[I], sum[I]); });
                         });
                     });
@@ -168,7 +169,7 @@ unsafe fn products<V: Vector, const M: usize, const N: usize, const KIND: u8, co
             b = b.wrapping_add(t.b_skip);
         }
         if KIND == FEW {
-            unroll!(C < 3, max 4, {
+            unroll!(C < 4, max 4, {
                 unroll!(J < M, {
                     unroll!(I < N, max 2, { acc[J][I] = acc[J][I].add(more[C][J][I]); });
                 });
