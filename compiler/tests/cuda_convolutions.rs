@@ -14,7 +14,7 @@ use egret_compiler::{CompileOptions, F32Products, compile};
 use egret_ir::ops::Conv;
 use egret_ir::{Bindings, DType, Graph, trace};
 use egret_program::{DeviceDescription, Place, Program};
-use orders::{check, multiplies, of, program};
+use orders::{check, compare, multiplies, of, program};
 
 const BF16: DType = DType::BF16;
 
@@ -32,6 +32,37 @@ fn residual(dtype: DType, batch: i64, channels: i64, size: i64) -> Graph {
         (y + x).relu().reduce_mean(&[2, 3], false)
     });
     graph.unwrap()
+}
+
+/// Two convolutions of a concatenation that is normed and rectified before each, once with padding.
+fn normed(channels: i64, size: i64) -> Graph {
+    let graph = trace(|t| {
+        let (c, dtype) = (channels, DType::F32);
+        let x = t.input("x", of(dtype, [2, c, size, size]));
+        let stem = x.conv2d(t.input("s", of(dtype, [c, c, 1, 1])), [1, 1], [0, 0]);
+        let both = t.concat(&[stem, x], 1);
+        let normed = |i: i32| {
+            let by_channel = |name: &str| t.input(&format!("{name}{i}"), of(dtype, [2 * c, 1, 1]));
+            (both * by_channel("scale") + by_channel("shift")).relu()
+        };
+        let y = normed(0).conv2d(t.input("v", of(dtype, [8, 2 * c, 1, 1])), [1, 1], [0, 0]);
+        let z = normed(1).conv2d(t.input("w", of(dtype, [8, 2 * c, 3, 3])), [2, 2], [1, 1]);
+        vec![y, z, both]
+    });
+    graph.unwrap()
+}
+
+/// Maps before convolutions are computed where these read: padding is not mapped, in either layout and by either engine.
+#[test]
+fn prologues_join_convolutions() {
+    let graph = normed(16, 7);
+    let device = DeviceDescription::named("sm_80").unwrap();
+    let rewritten = compile(&graph, &device, &CompileOptions::default()).unwrap().rewritten.graph;
+    let is_map = |node: &egret_ir::Node| matches!(node.op, egret_ir::Op::Pointwise(_));
+    assert!(!rewritten.nodes().iter().any(is_map), "{}", egret_ir::text::print(&rewritten));
+    for products in [F32Products::Fma, F32Products::Tf32x3] {
+        compare(&format!("prologue {products:?}"), &graph, &program(&graph, products), false);
+    }
 }
 
 /// Launches whose kernels have such a text.

@@ -7,6 +7,7 @@ mod support {
 }
 
 use egret_compiler::{CompileOptions, Level, compile, plan, raise, rewrite};
+use egret_ir::ops::Conv;
 use egret_ir::tracer::{Tracer, Var, trace};
 use egret_ir::{Graph, Op, Tensor, Tensors, f32, interpret};
 use egret_program::Program;
@@ -126,6 +127,93 @@ fn a_residual_stream_and_its_norm_are_one_kernel() {
                         // sums of 32 products, and of 40 squares
                         assert!((a - b).abs() <= 5e-5 * b.abs().max(1.0), "{name}: {a}, the interpreter has {b}");
                     }
+                }
+            }
+        }
+    }
+}
+
+/// A convolution with maps before it, and how many maps are left.
+struct Mapped {
+    what: &'static str,
+    build: for<'t> fn(&Tracer<'t>, Var<'t>) -> Vec<Var<'t>>,
+    maps: usize,
+}
+
+fn weights<'t>(t: &Tracer<'t>, name: &str, shape: &[usize]) -> Var<'t> {
+    t.param(name, numbers(shape, name.len() + shape[0]))
+}
+
+fn norm<'t>(t: &Tracer<'t>, x: Var<'t>, name: &str, channels: usize) -> Var<'t> {
+    x * weights(t, &format!("{name}.scale"), &[channels, 1, 1])
+        + weights(t, &format!("{name}.shift"), &[channels, 1, 1])
+}
+
+/// Maps before a convolution join it, unless they end the kernel before it: scaled and shifted by channel in vectors, all
+/// else by a hook, strided and padded, with an epilogue behind.
+#[test]
+fn maps_before_a_convolution_join_it() {
+    let cases = [
+        Mapped {
+            what: "norm and ReLU of a concatenation, read twice",
+            build: |t, x| {
+                let both = t.concat(&[x, x * 2.0], 1);
+                let y = norm(t, both, "a", 48).relu().conv2d(weights(t, "v", &[40, 48, 1, 1]), [1, 1], [0, 0]);
+                let z = norm(t, both, "b", 48).relu().conv2d(weights(t, "w", &[33, 48, 3, 3]), [1, 1], [1, 1]);
+                vec![y.relu(), z]
+            },
+            maps: 0,
+        },
+        Mapped {
+            what: "a hook, strides and unequal padding",
+            build: |t, x| {
+                let mapped = norm(t, x, "a", 24).map(egret_ir::ScalarFn::HardSwish, &[]);
+                let conv = Conv::forward(&[2, 1], &[1, 0], &[0, 2], &[1, 2], 1);
+                vec![mapped.conv(weights(t, "w", &[17, 24, 3, 3]), conv).tanh()]
+            },
+            maps: 0,
+        },
+        Mapped {
+            what: "the result of a convolution that is read besides",
+            build: |t, x| {
+                let y = x.conv2d(weights(t, "u", &[32, 24, 1, 1]), [1, 1], [0, 0]);
+                let z = norm(t, y, "a", 32).relu().conv2d(weights(t, "v", &[32, 32, 1, 1]), [1, 1], [0, 0]);
+                vec![z + y]
+            },
+            maps: 0,
+        },
+        Mapped {
+            what: "a map that ends the convolution before it",
+            build: |t, x| {
+                let y = x.conv2d(weights(t, "u", &[32, 24, 1, 1]), [1, 1], [0, 0]).relu();
+                vec![y.conv2d(weights(t, "v", &[32, 32, 1, 1]), [1, 1], [0, 0])]
+            },
+            maps: 0,
+        },
+    ];
+    for Mapped { what, build, maps } in cases {
+        let graph = trace(|t| {
+            let made = build(t, t.input("x", f32([2, 24, 9, 11])));
+            made.iter().enumerate().for_each(|(i, v)| t.output(&format!("y{i}"), *v));
+        })
+        .unwrap_or_else(|e| panic!("{e}"));
+        let given: Tensors = [("x".to_string(), numbers(&[2, 24, 9, 11], 1))].into();
+        let want = interpret(&graph, &given, &Tensors::new()).unwrap_or_else(|e| panic!("{e}"));
+        for device in descriptions() {
+            let made = compile(&graph, &device, &CompileOptions::default()).unwrap_or_else(|e| panic!("{e}"));
+            let found = families(&made.program).iter().filter(|f| **f == "map").count();
+            assert_eq!(found, maps, "{what}: {:?}", families(&made.program));
+            let before = made.rewritten.applied().contains(&"prologue");
+            assert_eq!(before, !what.ends_with("before it"), "{what}");
+            let weights = |name: &str| graph.weights.get(name).map(|w| w.materialise());
+            let run = |threads| run(&made.program, &weights, &given, threads).unwrap_or_else(|e| panic!("{e}"));
+            let have = run(1);
+            assert!(have == run(3), "{what}: the number of threads changes the result");
+            for ((name, have), (_, want)) in have.iter().zip(&want.outputs) {
+                for (a, b) in have.values().zip(want.values()) {
+                    let (a, b) = (a.as_f64(), b.as_f64());
+                    // sums of at most 432 products
+                    assert!((a - b).abs() <= 1e-4 * b.abs().max(1.0), "{what} {name}: {a}, the interpreter has {b}");
                 }
             }
         }

@@ -153,12 +153,15 @@ files! {
     conv_bias_relu
     gelu_erf
     layer_norm
+    mapped_images
     lstm_step
     matmul_softmax
+    merged_convolutions
     merged_projections
     movement
     residual_block
     residual_stream
+    rotary
     scales
     softmax
     spelled_attention

@@ -70,8 +70,18 @@ fn epilogues_that_name_activations_stay_within_the_bound() {
 }
 
 #[test]
+fn prologues_keep_every_bit() {
+    check_code(&["prologue"], check::mapped_images, true, 64);
+}
+
+#[test]
 fn merged_products_keep_every_bit() {
     check_code(&["merge-dots"], check::products, true, 64);
+}
+
+#[test]
+fn merged_convolutions_keep_every_bit() {
+    check_code(&["merge-convolutions"], check::convolutions, true, 64);
 }
 
 fn reduction(m: &Match, name: &str) -> Option<Reduce> {

@@ -19,8 +19,16 @@ const CHOICES: &[(&str, &str, &str)] = &[
         "the anchor that waits for arithmetic reads the other's result for nothing; one that waits for memory does not",
     ),
     (
+        "prologue or epilogue",
+        "a map between two kernels, of which the first is read besides, joins the convolution behind it (`prologue`), or \
+         ends the kernel before it (`epilogue-unary`, `epilogue-binary`), or is a kernel",
+        "bytes of the copy saved, against work repeated by each reader, at each overlap of blocks of rows, and on a GPU in \
+         each tile",
+    ),
+    (
         "merge or not",
-        "products of one operand are one, read through slices, or stay apart (`merge-dots`)",
+        "products of one operand, or convolutions of one image with equal windows, are one, read through slices, or stay \
+         apart (`merge-dots`, `merge-convolutions`)",
         "launches and reads of the operand saved, against traffic that no longer fits into the last cache",
     ),
     (
@@ -57,8 +65,16 @@ fn page() -> String {
     for (choice, sides, tells) in CHOICES {
         let _ = writeln!(page, "| {choice} | {sides} | {tells} |");
     }
-    let topics =
-        [Topic::Fold, Topic::Movement, Topic::Raise, Topic::Algebra, Topic::Epilogue, Topic::Region, Topic::Merge];
+    let topics = [
+        Topic::Fold,
+        Topic::Movement,
+        Topic::Raise,
+        Topic::Algebra,
+        Topic::Epilogue,
+        Topic::Prologue,
+        Topic::Region,
+        Topic::Merge,
+    ];
     for topic in topics {
         let _ = write!(page, "\n## {topic:?}\n\n| rule | class | identity | left | right |\n|---|---|---|---|---|\n");
         for rule in rules::CODE.iter().filter(|rule| rule.topic == topic) {

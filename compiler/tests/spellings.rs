@@ -561,6 +561,86 @@ fn softmaxes_and_losses_have_one_text() {
     one_kernel("cross-entropy", &[7, 48], &losses);
 }
 
+/// Rotary positions of heads `[batch, queries, heads, depth]` are one kernel, in each spelling.
+#[test]
+fn rotary_positions_are_one_kernel() {
+    fn angles<'t>(t: &Tracer<'t>, name: &str, width: usize) -> Var<'t> {
+        t.param(name, random(&[10, 1, width], (width + name.len()) as u64))
+    }
+    fn halves(x: Var<'_>) -> [Var<'_>; 2] {
+        [x.narrow(-1, 0i64, 8i64), x.narrow(-1, 8i64, 8i64)]
+    }
+    let spellings: [Build; 5] = [
+        // by halves, put together and then scaled
+        |t, x| {
+            let [a, b] = halves(x);
+            x * angles(t, "cos", 16) + t.concat(&[-b, a], -1) * angles(t, "sin", 16)
+        },
+        |t, x| {
+            let [a, b] = halves(x);
+            angles(t, "sin", 16) * t.concat(&[-b, a], -1) + angles(t, "cos", 16) * x
+        },
+        // by halves, scaled and then put together
+        |t, x| {
+            let ([a, b], c, s) = (halves(x), angles(t, "cos", 8), angles(t, "sin", 8));
+            t.concat(&[a * c - b * s, b * c + a * s], -1)
+        },
+        // interleaved, by slices
+        |t, x| {
+            let (a, b) = (x.slice(-1, 0i64, 16i64, 2), x.slice(-1, 1i64, 16i64, 2));
+            let (c, s) = (angles(t, "cos", 8), angles(t, "sin", 8));
+            let parts = [a * c - b * s, b * c + a * s].map(|part| part.unsqueeze(&[-1]));
+            t.concat(&parts, -1).reshape([2i64, 10, 4, 16])
+        },
+        // interleaved, by pairs
+        |t, x| {
+            let pairs = x.reshape([2i64, 10, 4, 8, 2]);
+            let (a, b) = (pairs.narrow(-1, 0i64, 1i64), pairs.narrow(-1, 1i64, 1i64));
+            let wide = |name: &str| angles(t, name, 8).unsqueeze(&[-1]);
+            let (c, s) = (wide("cos"), wide("sin"));
+            t.concat(&[a * c - b * s, b * c + a * s], -1).reshape([2i64, 10, 4, 16])
+        },
+    ];
+    for spelling in spellings {
+        one_kernel("rotary positions", &[2, 10, 4, 16], &[spelling]);
+    }
+    one_kernel("rotary positions by halves", &[2, 10, 4, 16], &spellings[..2]);
+}
+
+/// Keys and values of earlier queries are put before the new ones in one kernel each, which is also what is kept, and are
+/// attended in another, heads first or not.
+#[test]
+fn kept_keys_and_values_are_attended_where_they_are() {
+    for heads_first in [false, true] {
+        let graph = trace(|t| {
+            let leaf = |name: &str, rows: usize| {
+                let shape = if heads_first { [2, 4, rows, 8] } else { [2, rows, 4, 8] };
+                t.input(name, f32(shape))
+            };
+            let axis = if heads_first { 2 } else { 1 };
+            let q = leaf("q", 3);
+            let k = t.concat(&[leaf("past k", 10), leaf("k", 3)], axis);
+            let v = t.concat(&[leaf("past v", 10), leaf("v", 3)], axis);
+            let [of_q, of_k, of_o] = if heads_first { ["bhqc", "bhkc", "bhqc"] } else { ["bqhc", "bkhc", "bqhc"] };
+            let scores = q.dot_general(k, &format!("{of_q},{of_k}->bhqk")) * (1.0 / 8f64.sqrt());
+            let o = scores.softmax(-1).dot_general(v, &format!("bhqk,{of_k}->{of_o}"));
+            t.output("o", o);
+            t.output("present k", k);
+            t.output("present v", v);
+        })
+        .unwrap_or_else(|e| panic!("{e}"));
+        let compiled = compiled(&graph, Level::Full);
+        assert_eq!(families(&compiled), ["concat", "concat", "attention"], "heads first: {heads_first}");
+        let mut given = Tensors::new();
+        for (i, (name, rows)) in [("q", 3), ("past k", 10), ("k", 3), ("past v", 10), ("v", 3)].into_iter().enumerate()
+        {
+            let shape = if heads_first { [2, 4, rows, 8] } else { [2, rows, 4, 8] };
+            given.insert(name.into(), random(&shape, i as u64));
+        }
+        check("kept keys", &graph, compiled, &given);
+    }
+}
+
 /// Halves are attended in f32 whether or not the softmax is cast.
 #[test]
 fn casts_around_a_softmax_are_no_kernels() {

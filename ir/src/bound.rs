@@ -73,16 +73,24 @@ fn evaluate(op: &Op, operands: &[&Bounded], cx: &EvalCx) -> Result<Vec<Bounded>,
 
 /// An anchor, then each step of its programs as the operator that it was.
 fn absorbed(fused: &Fused, operands: &[&Bounded], cx: &EvalCx) -> Result<Bounded, EvalError> {
-    let (bases, extras) = operands.split_at(fused.bases.min(operands.len()));
+    let (bases, extras, own) = fused.split(operands);
     let first = |results: Vec<Bounded>| {
         results.into_iter().next().ok_or_else(|| EvalError::Operands("the anchor has no result".into()))
     };
-    let mut value = first(evaluate(&fused.anchor, bases, cx)?)?;
-    let apply = |program: &ScalarExpr, value: Bounded| -> Result<Bounded, EvalError> {
+    let map = |program: &ScalarExpr, value: &Bounded, extras: &[&Bounded]| -> Result<Bounded, EvalError> {
         let shape = value.value.shape().iter().map(|n| (*n).into()).collect();
-        let args: Vec<&Bounded> = std::iter::once(&value).chain(extras.iter().copied()).collect();
+        let args: Vec<&Bounded> = std::iter::once(value).chain(extras.iter().copied()).collect();
         let result = program_of(program, &args, cx)?;
         first(evaluate(&crate::ops::Broadcast { shape }.into(), &[&result], cx)?)
+    };
+    let apply = |program: &ScalarExpr, value: Bounded| map(program, &value, extras);
+    let mut value = match (&fused.prologue, bases) {
+        (Some(prologue), [operand, rest @ ..]) => {
+            let read = map(&prologue.program, operand, own)?;
+            let read: Vec<&Bounded> = std::iter::once(&read).chain(rest.iter().copied()).collect();
+            first(evaluate(&fused.anchor, &read, cx)?)?
+        }
+        _ => first(evaluate(&fused.anchor, bases, cx)?)?,
     };
     value = apply(&fused.epilogue, value)?;
     if let Some((rows, finish)) = &fused.rows {

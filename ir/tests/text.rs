@@ -1,6 +1,6 @@
 //! The text form: what it looks like, what it refuses, and that files keep everything.
 
-use egret_ir::ops::{Attention, Conv, DotGeneral, Fused, Labels, Norm, NormKind, Real};
+use egret_ir::ops::{Attention, Conv, DotGeneral, Fused, Labels, Norm, NormKind, Prologue, Real};
 use egret_ir::{DType, Dim, Graph, Literal, ScalarExpr, ScalarFn, Tensor, TensorType, Weight, f32, text, trace};
 
 fn round_trip(graph: &Graph) -> String {
@@ -50,12 +50,18 @@ fn every_kind_of_attribute_and_constant_survives() {
         let epilogue = ScalarExpr::apply(ScalarFn::Add, [relu, arg(1)], DType::F32);
         let fused = Fused::epilogue(conv.into(), 2, epilogue.clone(), DType::F32);
         let y = t.add(fused.clone(), &[x, w, bias]);
+        let prologue = Some(Prologue { program: scaled.clone(), extras: 0 });
+        t.add(Fused { prologue, ..fused.clone() }, &[x, w, bias]);
+        let program = ScalarExpr::apply(ScalarFn::Mul, [arg(0), arg(1)], DType::F32);
+        let scale = t.constant(Tensor::zeros(DType::F32, &[4, 1, 1]));
+        t.add(Fused { prologue: Some(Prologue { program, extras: 1 }), ..fused.clone() }, &[x, w, bias, scale]);
         let dot = DotGeneral::parse("ab,bc->ac").unwrap();
         let rows = Norm { kind: NormKind::Rms, axis: 1, eps: Real::new(1e-6) };
         let flat = y.reshape([8, -1]);
         let full = Fused {
             anchor: Box::new(dot.into()),
             bases: 2,
+            prologue: None,
             epilogue: epilogue.clone(),
             dtype: DType::F32,
             rows: Some((Box::new(rows.into()), scaled.clone())),

@@ -77,6 +77,7 @@ fn main() {
                 out_halo: vec![0; 2],
                 in_batch_stride: batch_stride(i, extent, halo),
                 out_batch_stride: out_stride,
+                prologue: None,
                 epilogue: Epilogue::Direct {
                     bias: Some(Bias::PerColumn),
                     residual: residual.then_some(full),
@@ -120,6 +121,8 @@ fn main() {
                 extras: if layer.residual { &both } else { &both[..1] },
                 outs: &[],
                 hook: None,
+                prologue_extras: &[],
+                prologue: None,
             };
             let start = Instant::now();
             // SAFETY: buffers are as large as the greatest layer.

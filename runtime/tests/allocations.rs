@@ -76,6 +76,7 @@ fn program() -> Builder {
         out_halo: vec![0, 0],
         in_batch_stride: 8 * 64,
         out_batch_stride: 8 * 36,
+        prologue: None,
         epilogue: Epilogue::none(),
     };
     let pack = PackProblem::for_conv(&conv, 8);

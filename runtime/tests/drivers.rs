@@ -72,6 +72,7 @@ fn two_convolutions(x_blocked: bool) -> Builder {
         out_halo: vec![1, 1],
         in_batch_stride: if x_blocked { padded } else { c * h * w },
         out_batch_stride: padded,
+        prologue: None,
         epilogue: Epilogue::Direct { bias: Some(Bias::PerColumn), residual: None, activation: Activation::Relu },
     };
     let second = ConvProblem {
@@ -80,6 +81,7 @@ fn two_convolutions(x_blocked: bool) -> Builder {
         out_halo: vec![0, 0],
         in_batch_stride: padded,
         out_batch_stride: c * h * w,
+        prologue: None,
         epilogue: Epilogue::Direct { bias: None, residual: None, activation: Activation::Relu },
         ..plain.clone()
     };

@@ -12,6 +12,7 @@
 //! `L` is [`Isa::lanes_f32`]. *Blocked channels* are `[N][C/L][spatial...][L]`, where each spatial extent includes a zero
 //! halo. Weights and matrices are packed into panels of `2 L` columns; see [`pack`].
 
+pub mod affine;
 mod bandwidth;
 mod isa;
 pub mod pack;

@@ -2,9 +2,10 @@
 
 mod graph;
 
-use egret_ir::ops::ConvForm;
-use egret_ir::{DType, Op, TensorType, Type};
+use egret_ir::ops::{ConvForm, Fused};
+use egret_ir::{DType, ExprKind, Op, TensorType, Type};
 use egret_program::DeviceDescription;
+use egret_program::driver::ConvProblem;
 
 pub use graph::{Memory, Work, memory, work};
 
@@ -22,7 +23,25 @@ pub struct Sketch {
     pub efficiency: f64,
     /// Kernels launched: 1, or a share where partition will put it into another kernel.
     pub launches: f64,
+    /// What a prologue computes.
+    pub prologue: Repeated,
 }
+
+/// Operations of a prologue, the repetitions counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Repeated {
+    /// On a CPU, where blocks of rows share what lies under the windows of both.
+    pub by_blocks: f64,
+    /// On a GPU, where each tile of output channels and each tap computes its own.
+    pub by_tiles: f64,
+}
+
+/// Share of the peak that a prologue reaches: it reads and writes a float for few operations.
+const PROLOGUE_EFFICIENCY: f64 = 0.2;
+/// Primitive operations in place of which a transcendental function counts.
+const TRANSCENDENTAL: f64 = 16.0;
+/// Output channels of a tile of a GPU's kernel.
+const TILE: f64 = 64.0;
 
 /// Modelled time of one kernel on a device, µs: the longer of arithmetic and traffic, and the launch.
 pub fn kernel(sketch: &Sketch, device: &DeviceDescription) -> f64 {
@@ -30,7 +49,9 @@ pub fn kernel(sketch: &Sketch, device: &DeviceDescription) -> f64 {
     // what fits into the last-level cache travels at its speed
     let cache = device.l3_bytes.max(device.l2_bytes) as f64;
     let bandwidth = if sketch.bytes < cache / 2.0 { device.cache_gbps } else { device.memory_gbps };
-    let time = (sketch.flops / peak).max(sketch.bytes / bandwidth) / 1e3;
+    let repeated = if device.is_cpu() { sketch.prologue.by_blocks } else { sketch.prologue.by_tiles };
+    let before = repeated / (device.core_gflops * f64::from(device.cores) * PROLOGUE_EFFICIENCY);
+    let time = (sketch.flops / peak + before).max(sketch.bytes / bandwidth) / 1e3;
     time + sketch.launches * device.launch_us
 }
 
@@ -92,7 +113,8 @@ pub fn flops(op: &Op, operands: &[&Type], result: &Type) -> f64 {
             let base = flops(&fused.anchor, &operands[..fused.bases.min(operands.len())], &one);
             let steps: u32 = fused.epilogue.size() + fused.taps.iter().map(|t| t.size()).sum::<u32>();
             let rows = fused.rows.as_ref().map_or(0.0, |(_, finish)| 8.0 + f64::from(finish.size()));
-            base + out * (f64::from(steps) + rows)
+            let before = fused.prologue.as_ref().map_or(0.0, |p| f64::from(p.program.size()));
+            base + out * (f64::from(steps) + rows) + before * tensor(0).map_or(0.0, elements)
         }
         Op::Scan(scan) => {
             let steps = scan.length.hint(SYMBOL_HINT) as f64;
@@ -147,5 +169,40 @@ pub fn sketch(op: &Op, operands: &[&Type], result: &Type, known: &dyn Fn(usize) 
     if result.parts().first().is_some_and(|ty| ty.dtype == DType::F64) {
         flops *= 2.0;
     }
-    Sketch { flops, bytes: read + out, efficiency, launches }
+    let prologue = match op {
+        Op::Fused(fused) => repeated(fused, operands, result),
+        _ => Repeated::default(),
+    };
+    Sketch { flops, bytes: read + out, efficiency, launches, prologue }
+}
+
+/// What the prologue of a convolution computes.
+fn repeated(fused: &Fused, operands: &[&Type], result: &Type) -> Repeated {
+    let tensor = |i: usize| operands.get(i).and_then(|ty| ty.tensor());
+    let (Some(prologue), Op::Conv(conv), Some(x), Some(w), [y, ..]) =
+        (&fused.prologue, &*fused.anchor, tensor(0), tensor(1), result.parts())
+    else {
+        return Repeated::default();
+    };
+    let mut steps = 0.0;
+    prologue.program.visit(&mut |e| {
+        if let ExprKind::Apply(f, _) = e.kind() {
+            steps += if f.is_transcendental() { TRANSCENDENTAL } else { 1.0 };
+        }
+    });
+    let work = steps * elements(x);
+    let extent = |ty: &TensorType, axis: usize| ty.shape.get(axis).map_or(1, |d| d.hint(SYMBOL_HINT)).max(1) as usize;
+    let (mut overlap, mut taps) = (1.0, 1.0);
+    if conv.spatial() == 2 {
+        let reach = (extent(w, 2) - 1) * conv.dilation[0] as usize + 1;
+        let stride = conv.stride[0] as usize;
+        let width = (extent(x, 3) as i64 + conv.pad_low[1] + conv.pad_high[1]).max(1) as usize;
+        let rows = ConvProblem::prologue_rows(extent(x, 1), width, reach, stride).min(extent(y, 2));
+        overlap = ((rows - 1) * stride + reach) as f64 / (rows * stride) as f64;
+    }
+    for axis in 0..conv.spatial() {
+        taps *= extent(w, 2 + axis) as f64 / conv.stride[axis] as f64;
+    }
+    let tiles = (extent(w, 0) as f64 / TILE).ceil();
+    Repeated { by_blocks: work * overlap.max(1.0), by_tiles: work * taps * tiles }
 }

@@ -48,9 +48,14 @@ pub fn conv_of(op: &Op) -> Option<&Conv> {
     }
 }
 
+/// Whether an operator maps what it reads first.
+pub fn has_prologue(op: &Op) -> bool {
+    matches!(op, Op::Fused(fused) if fused.prologue.is_some())
+}
+
 /// Whether the direct driver runs a convolution: f32, a constant number of channels and a window of constant size, one to
 /// three spatial axes of any extent; for the gradient of the weights also channels of a group in whole blocks, unless there
-/// is one group or each channel has its own.
+/// is one group or each channel has its own; with a prologue one group and at most two spatial axes.
 pub fn has_driver(graph: &Graph, id: NodeId, lanes: i64) -> bool {
     let node = graph.node(id);
     let Some(conv) = conv_of(&node.op) else { return false };
@@ -60,6 +65,9 @@ pub fn has_driver(graph: &Graph, id: NodeId, lanes: i64) -> bool {
     let fixed = ty(w).shape.is_constant();
     let (Some(c), Some(o)) = (ty(x).shape[1].as_const(), ty(y).shape[1].as_const()) else { return false };
     if !f32 || !fixed || conv.spatial() > 3 || conv.spatial() == 0 {
+        return false;
+    }
+    if has_prologue(&node.op) && (conv.groups != 1 || conv.spatial() > 2) {
         return false;
     }
     // the weights of two groups that share a vector have no kernel for their gradient
@@ -229,6 +237,25 @@ fn feeds_conv(graph: &Graph, users: &[SmallVec<[NodeId; 4]>], id: NodeId, lanes:
     })
 }
 
+/// Of a slice of channels that begins with a block, and ends with one or with the last channel: the value that it shows,
+/// and the first channel. Any other value is what it is.
+pub fn whole_channels(graph: &Graph, id: NodeId, lanes: i64) -> (NodeId, i64) {
+    let node = graph.node(id);
+    let Op::Slice(slice) = &node.op else { return (id, 0) };
+    let of = node.operands[0];
+    let shape = &graph.tensor_type(of).shape;
+    let all = |axis: usize| slice.start[axis].is(0) && slice.limit[axis] == shape[axis];
+    let others = (0..shape.rank()).all(|axis| slice.step[axis] == 1 && (axis == 1 || all(axis)));
+    if shape.rank() < 3 || !others {
+        return (id, 0);
+    }
+    let ends = slice.limit[1] == shape[1] || slice.limit[1].as_const().is_some_and(|end| end % lanes == 0);
+    match slice.start[1].as_const() {
+        Some(first) if first % lanes == 0 && ends => (of, first),
+        _ => (id, 0),
+    }
+}
+
 /// Every convolution widens the halos of the blocked values that it reads through taps.
 fn widen_halos(graph: &Graph, partition: &Partition, layouts: &mut Layouts) {
     for group in partition.groups.iter().filter(|g| g.family == Family::Conv) {
@@ -237,7 +264,7 @@ fn widen_halos(graph: &Graph, partition: &Partition, layouts: &mut Layouts) {
         if !has_driver(graph, group.root, layouts.lanes) {
             continue;
         }
-        let read = node.operands[0];
+        let (read, _) = whole_channels(graph, node.operands[0], layouts.lanes);
         let needed = read_halo(graph, conv, group.root);
         if let Layout::Blocked { halo } = &mut layouts.of[read.index()] {
             for (have, need) in halo.iter_mut().zip(&needed) {
@@ -247,12 +274,16 @@ fn widen_halos(graph: &Graph, partition: &Partition, layouts: &mut Layouts) {
     }
 }
 
-/// The halo that a convolution reads around its first operand; where extents depend on symbols, the most that it may read.
+/// The halo that a convolution reads around its first operand: none where it maps that first; where extents depend on
+/// symbols, the most that it may read.
 ///
 /// The extent i of x and o of y are bound by `i + low + high - reach - 1 = (o - 1)·stride + r`, `0 ≤ r < stride`, so that
 /// the forward form reads at most `high` beyond x, and the input gradient, which reads y at `(i - 1 + low) / stride` last,
 /// at most `(reach - high + r) / stride` beyond y.
 pub fn read_halo(graph: &Graph, conv: &Conv, id: NodeId) -> SmallVec<[i64; 3]> {
+    if has_prologue(&graph.node(id).op) {
+        return SmallVec::from_elem(0, conv.spatial());
+    }
     let (x, w, y) = roles(conv, graph.node(id), id);
     let extent = |n: NodeId, axis: usize| graph.tensor_type(n).shape[2 + axis].as_const();
     (0..conv.spatial())

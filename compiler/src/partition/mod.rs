@@ -257,38 +257,7 @@ fn reading_groups(
 
 /// Whether a group may compute `id` at each read: an expensive function read again and again by windows is not worth it.
 fn cheap_to_repeat(graph: &Graph, root: NodeId, id: NodeId, family: Family) -> bool {
-    let transcendental = match &graph.node(id).op {
-        Op::Pointwise(pointwise) => {
-            use egret_ir::ScalarFn::*;
-            matches!(
-                pointwise.f,
-                Exp | Expm1
-                    | Log
-                    | Log1p
-                    | Tanh
-                    | Erf
-                    | Sigmoid
-                    | Sin
-                    | Cos
-                    | Tan
-                    | Asin
-                    | Acos
-                    | Atan
-                    | Sinh
-                    | Cosh
-                    | Asinh
-                    | Acosh
-                    | Atanh
-                    | Pow
-                    | Gelu
-                    | GeluTanh
-                    | Silu
-                    | Mish
-                    | Softplus
-            )
-        }
-        _ => false,
-    };
+    let transcendental = matches!(&graph.node(id).op, Op::Pointwise(pointwise) if pointwise.f.is_transcendental());
     let elements = |id: NodeId| graph.tensor_type(id).shape.elements();
     let many_reads = matches!(graph.node(root).op, Op::Generate(_));
     match family {

@@ -1,10 +1,10 @@
 //! Convolutions on the direct driver, and changes of layout around it.
 
-use egret_ir::ops::ConvForm as Form;
+use egret_ir::ops::{ConvForm as Form, Fused};
 use egret_ir::{DType, Diagnostic, Dim, NodeId, Op, Shape};
 use egret_program::driver::{
     Bias, ConvForm, ConvInput, ConvProblem, ConvSchedule, Direction, Driver, Epilogue, Operand as Addressing, PackForm,
-    PackProblem, RelayoutProblem,
+    PackProblem, Prologue, RelayoutProblem,
 };
 use egret_program::{Arg, BufferId, Place, Step};
 use smallvec::SmallVec;
@@ -13,7 +13,8 @@ use super::frame::Frame;
 use super::gemm::compact;
 use super::{DriverLaunch, Operand, Planner};
 use crate::cost::SYMBOL_HINT;
-use crate::layout::{self, Layout};
+use crate::kernel::Finding;
+use crate::layout::{self, Layout, has_prologue};
 use crate::rewrite::term::BindingTime;
 use crate::schedule::epilogue::{self, Extra};
 use crate::schedule::scope::{Value, value_of};
@@ -22,10 +23,27 @@ pub(super) fn dims(values: &[i64]) -> Vec<Dim> {
     values.iter().map(|v| Dim::from(*v)).collect()
 }
 
-/// A tensor that a convolution reads or writes in blocked channels.
+/// The error of a hook that the verifier refuses.
+fn unmade(findings: Vec<Finding>) -> Diagnostic {
+    let error = Diagnostic::new("E0461", "no hook can be made for a program");
+    findings.into_iter().fold(error, |error, finding| error.note(finding.to_string()))
+}
+
+/// A tensor that a driver reads in blocked channels.
 pub(super) struct Blocked {
-    pub(super) buffer: BufferId,
+    buffer: BufferId,
+    /// Elements before its first channel, of a slice of another.
+    offset: Dim,
     pub(super) halo: SmallVec<[i64; 3]>,
+    /// Elements from a batch item to the next.
+    pub(super) item: Dim,
+}
+
+impl Blocked {
+    /// What a kernel is given of it.
+    pub(super) fn read(&self) -> Arg {
+        Arg { offset: self.offset.clone() * Dim::from(4), ..Arg::read(self.buffer) }
+    }
 }
 
 impl Planner<'_> {
@@ -51,22 +69,24 @@ impl Planner<'_> {
         };
         let no_halo: SmallVec<[i64; 3]> = SmallVec::from_elem(0, conv.spatial());
         let image = conv.form == Form::Forward
+            && !has_prologue(&node.op)
             && conv.groups == 1
             && conv.spatial() <= 2
             && x_shape[1].as_const().is_some_and(|channels| 2 * channels < self.lanes)
             && frame.is_row_major(node.operands[0])
             && !matches!(frame.layouts.get(&value_of(&frame.graph, node.operands[0])), Some(Layout::Blocked { .. }));
+        let image_of = |first: &Shape| first[1..].iter().fold(Dim::ONE, |n, d| n * d.clone());
         let (input, first) = if image {
             let operand = self.row_major(frame, node.operands[0], steps)?;
-            (ConvInput::Image, Blocked { buffer: operand.buffer, halo: no_halo.clone() })
+            let (buffer, item) = (operand.buffer, image_of(&x_shape));
+            (ConvInput::Image, Blocked { buffer, offset: operand.offset, halo: no_halo.clone(), item })
         } else {
             (ConvInput::Blocked, self.blocked(frame, node.operands[0], &needed, steps)?)
         };
         let weight_gradient = conv.form == Form::WeightGrad;
-        let second = if weight_gradient {
-            self.blocked(frame, node.operands[1], &no_halo, steps)?
-        } else {
-            Blocked { buffer: BufferId(0), halo: no_halo.clone() }
+        let second = match weight_gradient {
+            true => Some(self.blocked(frame, node.operands[1], &no_halo, steps)?),
+            false => None,
         };
         // the result's own halo was chosen with its layout
         let result_halo = match frame.layouts.get(&(id, 0)) {
@@ -78,12 +98,13 @@ impl Planner<'_> {
             }
         };
         let result = self.result(frame, (id, 0), place, direct.filter(|_| weight_gradient));
-        let (x_halo, y_halo) = match conv.form {
-            Form::Forward => (first.halo.clone(), result_halo.clone()),
-            Form::InputGrad => (result_halo.clone(), first.halo.clone()),
-            Form::WeightGrad => (first.halo.clone(), second.halo.clone()),
+        let written = (result_halo.clone(), self.item(&frame.graph.tensor_type(id).shape, &result_halo));
+        let read = |of: &Blocked| (of.halo.clone(), of.item.clone());
+        let ((x_halo, x_item), (y_halo, y_item)) = match (conv.form, &second) {
+            (Form::Forward, _) => (read(&first), written),
+            (Form::InputGrad, _) => (written, read(&first)),
+            (Form::WeightGrad, second) => (read(&first), second.as_ref().map_or(written, read)),
         };
-        let batch_stride = |shape: &Shape, halo: &[i64]| self.item(shape, halo);
         let mut problem = ConvProblem {
             form: match conv.form {
                 Form::Forward => ConvForm::Forward,
@@ -103,34 +124,69 @@ impl Planner<'_> {
             pad_begin: dims(&conv.pad_low),
             in_halo: dims(&x_halo),
             out_halo: dims(&y_halo),
-            in_batch_stride: match input {
-                ConvInput::Image => x_shape[1..].iter().fold(Dim::ONE, |n, d| n * d.clone()),
-                ConvInput::Blocked => batch_stride(&x_shape, &x_halo),
-            },
-            out_batch_stride: batch_stride(&y_shape, &y_halo),
+            in_batch_stride: x_item,
+            out_batch_stride: y_item,
+            prologue: None,
             epilogue: Epilogue::none(),
         };
         let out = Arg::write(result);
-        let first = Arg::read(first.buffer);
-        let mut args = if weight_gradient {
-            vec![first, Arg::read(second.buffer), out.clone()]
-        } else {
-            let weights = self.weights(frame, node.operands[1], &problem, steps)?;
-            vec![first, Arg::read(weights), out.clone()]
+        let mut args = match &second {
+            Some(second) => vec![first.read(), second.read(), out.clone()],
+            None => {
+                let weights = self.weights(frame, node.operands[1], &problem, steps)?;
+                vec![first.read(), Arg::read(weights), out.clone()]
+            }
         };
         let mut hook = None;
+        let mut prologue = None;
         if let Op::Fused(fused) = &node.op {
             (problem.epilogue, hook) = self.image_epilogue(frame, id, fused, &result_halo, true, &mut args, steps)?;
             if hook.is_some() {
                 args.push(out);
             }
+            (problem.prologue, prologue) = self.prologue(frame, id, fused, &mut args, steps)?;
         }
         let numbers = problem.map(&mut |d| d.hint(SYMBOL_HINT).max(0) as usize);
         let schedule = ConvSchedule::choose(&numbers, self.lanes as usize);
         let clear = if weight_gradient { Vec::new() } else { self.halos(frame, id) };
         let driver = Driver::Conv(problem, schedule);
-        self.drive(frame, id, DriverLaunch { driver, hook, finisher: None, args, clear, family: "conv" }, steps);
+        self.drive(frame, id, DriverLaunch { driver, hook, finisher: prologue, args, clear, family: "conv" }, steps);
         Ok(())
+    }
+
+    /// The prologue of a convolution; its operands are added to the arguments.
+    fn prologue(
+        &mut self,
+        frame: &mut Frame,
+        id: NodeId,
+        fused: &Fused,
+        args: &mut Vec<Arg>,
+        steps: &mut Vec<Step>,
+    ) -> Result<(Option<Prologue>, Option<crate::kernel::Kernel>), Diagnostic> {
+        let Some(prologue) = &fused.prologue else { return Ok((None, None)) };
+        let node = frame.graph.node(id).clone();
+        let types: Vec<_> = fused.split(&node.operands).2.iter().map(|o| frame.graph.tensor_type(*o).clone()).collect();
+        let by_channel = |i: usize| types[i].shape.iter().any(|dim| !dim.is(1));
+        let mut operands = Vec::new();
+        for operand in fused.split(&node.operands).2 {
+            operands.push(self.row_major(frame, *operand, steps)?);
+        }
+        let is_vector = |arg: usize| by_channel(arg - 1) && types[arg - 1].dtype == DType::F32;
+        if let Some(affine) = epilogue::affine(&prologue.program, &is_vector) {
+            let order = affine.scale.into_iter().chain(affine.shift);
+            args.extend(order.map(|arg| operands[arg - 1].arg(false)));
+            let (scale, shift) = (affine.scale.is_some(), affine.shift.is_some());
+            return Ok((Some(Prologue::Affine { scale, shift, activation: affine.activation }), None));
+        }
+        let extras: Vec<Extra> =
+            types.iter().enumerate().map(|(i, ty)| Extra { dtype: ty.dtype, by_column: by_channel(i) }).collect();
+        let hook = epilogue::hook(&prologue.program, &[], &extras, DType::F32, self.exact).map_err(unmade)?;
+        args.extend(operands.iter().map(|operand| operand.arg(false)));
+        let made = Prologue::Hook {
+            by_channel: (0..types.len()).map(by_channel).collect(),
+            element_bytes: types.iter().map(|ty| ty.dtype.size() as u8).collect(),
+        };
+        Ok((Some(made), Some(hook)))
     }
 
     /// The epilogue of a driver over a tensor in blocked channels; its extra operands are added to the arguments.
@@ -138,13 +194,13 @@ impl Planner<'_> {
         &mut self,
         frame: &mut Frame,
         id: NodeId,
-        fused: &egret_ir::ops::Fused,
+        fused: &Fused,
         result_halo: &[i64],
         in_registers: bool,
         args: &mut Vec<Arg>,
         steps: &mut Vec<Step>,
     ) -> Result<(Epilogue<Dim>, Option<crate::kernel::Kernel>), Diagnostic> {
-        let extras: SmallVec<[NodeId; 8]> = frame.graph.node(id).operands[fused.bases..].iter().copied().collect();
+        let extras: SmallVec<[NodeId; 8]> = fused.split(&frame.graph.node(id).operands).1.into();
         let result_shape = frame.graph.tensor_type(id).shape.clone();
         let (mut addressing, mut operands, mut types) = (Vec::new(), Vec::new(), Vec::new());
         for extra in extras {
@@ -171,10 +227,7 @@ impl Planner<'_> {
         let by_column = |i: &usize| addressing[*i] != Addressing::Scalar;
         let hook_extras: Vec<Extra> =
             used.iter().map(|i| Extra { dtype: types[*i], by_column: by_column(i) }).collect();
-        let hook = epilogue::hook(&programs[0], &[], &hook_extras, fused.dtype, self.exact).map_err(|findings| {
-            let error = Diagnostic::new("E0461", "no hook can be made for an epilogue");
-            findings.into_iter().fold(error, |error, finding| error.note(finding.to_string()))
-        })?;
+        let hook = epilogue::hook(&programs[0], &[], &hook_extras, fused.dtype, self.exact).map_err(unmade)?;
         let batch_stride = self.item(&result_shape, result_halo);
         let epilogue = Epilogue::Hook {
             extras: used.iter().map(|i| addressing[*i].clone()).collect(),
@@ -228,22 +281,31 @@ impl Planner<'_> {
         halo: &SmallVec<[i64; 3]>,
         steps: &mut Vec<Step>,
     ) -> Result<Blocked, Diagnostic> {
-        let value = value_of(&frame.graph, id);
-        if let Some(Layout::Blocked { halo: have }) = frame.layouts.get(&value)
+        let (shown, first) = layout::whole_channels(&frame.graph, id, self.lanes);
+        if let Some(Layout::Blocked { halo: have }) = frame.layouts.get(&value_of(&frame.graph, shown))
             && have.iter().zip(halo).all(|(have, need)| have >= need)
         {
-            return Ok(Blocked { buffer: frame.buffers[&value], halo: have.clone() });
+            let shape = &frame.graph.tensor_type(shown).shape;
+            let pixels = shape[2..].iter().zip(have).fold(Dim::ONE, |n, (s, h)| n * (s.clone() + Dim::from(2 * h)));
+            return Ok(Blocked {
+                buffer: frame.buffers[&value_of(&frame.graph, shown)],
+                offset: pixels * Dim::from(first),
+                halo: have.clone(),
+                item: self.item(shape, have),
+            });
         }
+        let value = value_of(&frame.graph, id);
+        let item = self.item(&frame.graph.tensor_type(id).shape, halo);
         if let Some(buffer) = frame.blocked.get(&(value, halo.clone())) {
-            return Ok(Blocked { buffer: *buffer, halo: halo.clone() });
+            return Ok(Blocked { buffer: *buffer, offset: Dim::ZERO, halo: halo.clone(), item });
         }
         let source = self.row_major(frame, id, steps)?;
         let ty = frame.graph.tensor_type(id).clone();
-        let bytes = ty.shape[0].clone() * self.item(&ty.shape, halo) * Dim::from(4);
+        let bytes = ty.shape[0].clone() * item.clone() * Dim::from(4);
         let buffer = self.buffer(Place::Arena, ty.dtype, bytes, ty.bytes());
         self.relayout(frame, id, Direction::ToBlocked, source.arg(false), buffer, halo, steps);
         frame.blocked.insert((value, halo.clone()), buffer);
-        Ok(Blocked { buffer, halo: halo.clone() })
+        Ok(Blocked { buffer, offset: Dim::ZERO, halo: halo.clone(), item })
     }
 
     /// A row-major copy of a blocked value.
@@ -324,8 +386,7 @@ impl Planner<'_> {
         };
         let no_halo: SmallVec<[i64; 3]> = SmallVec::from_elem(0, result.rank() - 2);
         let blocked = self.blocked(frame, full, &no_halo, steps)?;
-        let batch_stride = self.item(result, &blocked.halo);
-        let how = Addressing::Full { halo: dims(&blocked.halo), batch_stride };
-        Ok((how, Operand { buffer: blocked.buffer, offset: Dim::ZERO, element }))
+        let how = Addressing::Full { halo: dims(&blocked.halo), batch_stride: blocked.item };
+        Ok((how, Operand { buffer: blocked.buffer, offset: blocked.offset, element }))
     }
 }

@@ -146,7 +146,7 @@ impl Planner<'_> {
         let out_strides = crate::schedule::view::row_major(&result_type.shape);
 
         let extra_nodes: SmallVec<[NodeId; 8]> =
-            fused.as_ref().map_or(SmallVec::new(), |f| node.operands[f.bases..].iter().copied().collect());
+            fused.as_ref().map_or(SmallVec::new(), |f| f.split(&node.operands).1.into());
         let mut extras: Vec<Labelled> = Vec::new();
         for extra in &extra_nodes {
             extras.push(self.extra(frame, *extra, &dot.out, &result_type.shape, steps)?);

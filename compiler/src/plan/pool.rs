@@ -6,7 +6,7 @@ use egret_program::driver::{Driver, Epilogue, PoolGradProblem, PoolKind, PoolPro
 use egret_program::{Arg, BufferId, Place, Step};
 use smallvec::SmallVec;
 
-use super::conv::{Blocked, dims};
+use super::conv::dims;
 use super::frame::Frame;
 use super::{DriverLaunch, Planner};
 use crate::layout::Layout;
@@ -51,7 +51,7 @@ impl Planner<'_> {
         let x = frame.graph.tensor_type(node.operands[0]).shape.clone();
         let y = frame.graph.tensor_type(id).shape.clone();
         let out = Arg::write(result);
-        let mut args = vec![Arg::read(input.buffer), out.clone()];
+        let mut args = vec![input.read(), out.clone()];
         let (mut epilogue, mut hook) = (Epilogue::none(), None);
         if let Op::Fused(fused) = &node.op {
             (epilogue, hook) = self.image_epilogue(frame, id, fused, &halo, false, &mut args, steps)?;
@@ -70,7 +70,7 @@ impl Planner<'_> {
             pad_begin: dims(&op.window.pad_low),
             in_halo: dims(&input.halo),
             out_halo: dims(&halo),
-            in_batch_stride: self.item(&x, &input.halo),
+            in_batch_stride: input.item,
             out_batch_stride: if row_major { Dim::ZERO } else { self.item(&y, &halo) },
             row_major,
             epilogue,
@@ -99,8 +99,8 @@ impl Planner<'_> {
         let dy = self.blocked(frame, node.operands[1], &no_halo, steps)?;
         // only maxima look at x
         let x = match op.kind {
-            WindowKind::Max => self.blocked(frame, node.operands[0], &no_halo, steps)?,
-            _ => Blocked { buffer: dy.buffer, halo: no_halo },
+            WindowKind::Max => Some(self.blocked(frame, node.operands[0], &no_halo, steps)?),
+            _ => None,
         };
         let result = self.result(frame, (id, 0), place, None);
         let shape = frame.graph.tensor_type(id).shape.clone();
@@ -116,16 +116,16 @@ impl Planner<'_> {
             stride: dims(&op.window.stride),
             dilation: dims(&op.window.dilation),
             pad_begin: dims(&op.window.pad_low),
-            in_halo: dims(&x.halo),
+            in_halo: dims(x.as_ref().map_or(&no_halo, |x| &x.halo)),
             out_halo: dims(&dy.halo),
-            in_batch_stride: self.item(&shape, &x.halo),
-            out_batch_stride: self.item(&windows, &dy.halo),
+            in_batch_stride: x.as_ref().map_or_else(|| self.item(&shape, &no_halo), |x| x.item.clone()),
+            out_batch_stride: dy.item.clone(),
             row_major: false,
             epilogue: Epilogue::none(),
         };
         let dx_batch_stride = self.item(&shape, &halo);
         let driver = Driver::PoolGrad(PoolGradProblem { pool, dx_halo: dims(&halo), dx_batch_stride });
-        let args = vec![Arg::read(x.buffer), Arg::read(dy.buffer), Arg::write(result)];
+        let args = vec![x.as_ref().unwrap_or(&dy).read(), dy.read(), Arg::write(result)];
         let clear = self.halos(frame, id);
         let launch = DriverLaunch { driver, hook: None, finisher: None, args, clear, family: "pool_grad" };
         self.drive(frame, id, launch, steps);

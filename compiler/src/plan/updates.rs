@@ -227,9 +227,11 @@ fn is_read_by_element(
                 Op::Pointwise(_) | Op::Cast(_) => true,
                 // an extra, of the type of the result
                 Op::Fused(fused) => {
+                    let (bases, _, own) = fused.split(&node.operands);
                     fused.rows.is_none()
                         && graph.ty(read) == graph.ty(user)
-                        && !node.operands[..fused.bases].contains(&read)
+                        && !bases.contains(&read)
+                        && !own.contains(&read)
                 }
                 _ => false,
             };

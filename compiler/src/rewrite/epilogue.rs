@@ -24,6 +24,8 @@ pub const MAX_EXTRAS: usize = 8;
 pub struct Dependencies {
     bits: Vec<Vec<u64>>,
     ids: Vec<Id>,
+    /// By node, the nodes that read it; one more where its value leaves the part.
+    readers: Vec<usize>,
 }
 
 impl Dependencies {
@@ -42,10 +44,29 @@ impl Dependencies {
             }
             bits.push(mine);
         }
-        Dependencies { bits, ids: ids.to_vec() }
+        let mut readers = vec![0; part.nodes.len()];
+        for node in &part.nodes {
+            let mut read: SmallVec<[u32; 4]> = SmallVec::new();
+            for operand in &node.operands {
+                if let super::part::Ref::Node(n) = operand
+                    && !read.contains(n)
+                {
+                    read.push(*n);
+                    readers[*n as usize] += 1;
+                }
+            }
+        }
+        part.outputs.iter().for_each(|n| readers[*n as usize] += 1);
+        Dependencies { bits, ids: ids.to_vec(), readers }
     }
 
-    fn nodes_of(&self, egraph: &Graph, class: Id) -> SmallVec<[usize; 4]> {
+    /// How many nodes of the part read a class; one that rules made is read by one.
+    pub fn readers(&self, egraph: &Graph, class: Id) -> usize {
+        self.nodes_of(egraph, class).into_iter().map(|n| self.readers[n]).sum::<usize>().max(1)
+    }
+
+    /// The nodes of the part that are in a class.
+    pub fn nodes_of(&self, egraph: &Graph, class: Id) -> SmallVec<[usize; 4]> {
         let class = egraph.find(class);
         (0..self.ids.len()).filter(|i| egraph.find(self.ids[*i]) == class).collect()
     }
@@ -58,7 +79,7 @@ impl Dependencies {
 }
 
 /// Whether an operator can carry an epilogue.
-fn carries(op: &Op) -> bool {
+pub fn carries(op: &Op) -> bool {
     use Op::*;
     match op {
         Fused(fused) => fused.taps.is_empty(),
@@ -74,6 +95,8 @@ struct Anchor {
     fused: Fused,
     bases: SmallVec<[Id; 4]>,
     extras: SmallVec<[Id; 4]>,
+    /// Operands of its prologue.
+    own: SmallVec<[Id; 4]>,
 }
 
 impl Anchor {
@@ -90,9 +113,9 @@ impl Anchor {
                 Fused::epilogue(plain.clone(), operands.len(), ScalarExpr::arg(0), dtype)
             }
         };
-        let bases = operands[..fused.bases].into();
-        let extras = operands[fused.bases..].into();
-        Some(Anchor { fused, bases, extras })
+        let (bases, extras, own) = fused.split(&operands);
+        let (bases, extras, own) = (bases.into(), extras.into(), own.into());
+        Some(Anchor { fused, bases, extras, own })
     }
 
     /// The program that the next function joins.
@@ -104,7 +127,11 @@ impl Anchor {
     fn same(&self, other: &Anchor) -> bool {
         let rows =
             |a: &Anchor| a.fused.rows.as_ref().map(|(op, _)| (op.clone(), a.fused.epilogue.clone(), a.extras.clone()));
-        self.fused.anchor == other.fused.anchor && self.bases == other.bases && rows(self) == rows(other)
+        let before = |a: &Anchor| (a.fused.prologue.clone(), a.own.clone());
+        self.fused.anchor == other.fused.anchor
+            && self.bases == other.bases
+            && before(self) == before(other)
+            && rows(self) == rows(other)
     }
 
     fn rank(&self) -> (usize, u32) {
@@ -112,7 +139,8 @@ impl Anchor {
     }
 }
 
-fn is_elementwise(op: &Op) -> bool {
+/// Whether an operator may join an anchor's program.
+pub fn is_elementwise(op: &Op) -> bool {
     matches!(op, Op::Pointwise(_) | Op::Cast(_))
 }
 
@@ -156,7 +184,7 @@ pub fn absorb(egraph: &mut Graph, dependencies: &Dependencies, journal: &mut Jou
     let mut unions = 0;
     for (class, node) in list {
         // the anchor as its interned number, and its own operands
-        let mut seen: FxHashSet<(OpId, SmallVec<[Id; 4]>)> = FxHashSet::default();
+        let mut seen: FxHashSet<(OpId, SmallVec<[Id; 4]>, SmallVec<[Id; 4]>)> = FxHashSet::default();
         for at in 0..node.operands.len() {
             let operand = egraph.find(node.operands[at]);
             if egraph[operand].data.time < BindingTime::Run {
@@ -171,7 +199,7 @@ pub fn absorb(egraph: &mut Graph, dependencies: &Dependencies, journal: &mut Jou
             anchors.sort_by(|a, b| a.0.rank().cmp(&b.0.rank()).then_with(|| a.1.cmp(&b.1)));
             for (anchor, term) in anchors {
                 let plain = egraph.analysis.op_id(&anchor.fused.anchor);
-                if !seen.insert((plain, anchor.bases.clone())) {
+                if !seen.insert((plain, anchor.bases.clone(), anchor.own.clone())) {
                     continue;
                 }
                 match join(egraph, Some(dependencies), class, &node, at, &anchor, used.exact) {
@@ -333,26 +361,39 @@ fn finish(
             fused.dtype = out.dtype;
         }
     }
+    let (renamed, order) = {
+        let rows = fused.rows.as_ref().map(|(_, finish)| finish);
+        let programs: SmallVec<[&ScalarExpr; 2]> = std::iter::once(&fused.epilogue).chain(rows).collect();
+        numbered(&programs, extras.len())
+    };
+    if order.len() + anchor.own.len() > MAX_EXTRAS {
+        return Err("the anchor would have more than 8 extra operands");
+    }
+    let mut renamed = renamed.into_iter();
+    if let Some(program) = renamed.next() {
+        fused.epilogue = program;
+    }
+    if let (Some((_, finish)), Some(program)) = (&mut fused.rows, renamed.next()) {
+        *finish = program;
+    }
+    let mut operands = anchor.bases.clone();
+    operands.extend(order.iter().map(|o| extras[*o]));
+    operands.extend(anchor.own.iter().copied());
+    let plain = fused.rows.is_none() && fused.prologue.is_none() && fused.epilogue.is_arg(0);
+    Ok((if plain { *fused.anchor } else { fused.into() }, operands))
+}
+
+/// Programs whose extras, of which there are `count`, are numbered by first use; and by number, which of them it is.
+pub fn numbered(programs: &[&ScalarExpr], count: usize) -> (SmallVec<[ScalarExpr; 2]>, SmallVec<[usize; 8]>) {
     let mut order: SmallVec<[usize; 8]> = SmallVec::new();
-    let programs = [Some(&fused.epilogue), fused.rows.as_ref().map(|(_, finish)| finish)];
-    for arg in programs.into_iter().flatten().flat_map(|p| p.args()).filter(|arg| *arg > 0) {
+    for arg in programs.iter().flat_map(|p| p.args()).filter(|arg| *arg > 0) {
         if !order.contains(&(arg - 1)) {
             order.push(arg - 1);
         }
     }
-    if order.len() > MAX_EXTRAS {
-        return Err("the anchor would have more than 8 extra operands");
-    }
     let place = |i: usize| order.iter().position(|o| *o == i).unwrap_or(0);
-    let slots: SmallVec<[usize; 8]> = (0..extras.len()).map(place).collect();
-    fused.epilogue = rename(&fused.epilogue, &slots);
-    if let Some((_, finish)) = &mut fused.rows {
-        *finish = rename(finish, &slots);
-    }
-    let mut operands = anchor.bases.clone();
-    operands.extend(order.iter().map(|o| extras[*o]));
-    let plain = fused.rows.is_none() && fused.epilogue.is_arg(0);
-    Ok((if plain { *fused.anchor } else { fused.into() }, operands))
+    let slots: SmallVec<[usize; 8]> = (0..count).map(place).collect();
+    (programs.iter().map(|program| rename(program, &slots)).collect(), order)
 }
 
 fn broadcasts(ty: &TensorType, to: &TensorType) -> bool {

@@ -23,6 +23,13 @@ pub enum How {
         /// The anchor.
         anchor: Term,
     },
+    /// Elementwise nodes joined the convolution that reads what they make.
+    Prologue {
+        /// The convolution.
+        conv: Term,
+        /// The nodes, the last to be computed first.
+        path: Vec<Term>,
+    },
     /// Contractions of one operand became one.
     Merge {
         /// Their classes and nodes.

@@ -14,6 +14,7 @@ mod journal;
 mod merge;
 mod part;
 pub mod pattern;
+mod prologue;
 mod regions;
 pub mod rules;
 mod saturate;

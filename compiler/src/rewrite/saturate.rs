@@ -14,6 +14,7 @@ use super::journal::{How, Journal, Step};
 use super::merge;
 use super::part::{Part, Ref};
 use super::pattern::{Bindings, Rule, View};
+use super::prologue;
 use super::rules::Topic;
 use super::term::{BindingTime, Graph, Kind, LeafFacts, Term, TypeId, Universe, add};
 use super::{Budgets, Options, PhaseReport};
@@ -111,18 +112,30 @@ pub fn saturate(part: &Part, options: &Options, report: &mut Vec<PhaseReport>) -
     let (set, exact) = (&options.rules, options.exact);
     let algebra = set.of(&[Topic::Movement, Topic::Algebra, Topic::User], exact);
     let fuse = set.of(&[Topic::Movement, Topic::Region, Topic::User], exact);
-    let absorb = Some((&dependencies, epilogue::Used::of(set, exact)));
+    let absorb = Absorb {
+        dependencies: &dependencies,
+        epilogues: epilogue::Used::of(set, exact),
+        prologues: set.has(prologue::RULE),
+    };
+    let absorb = Some(&absorb);
     let budgets = options.budgets;
     phase(&mut loaded, "algebra", &algebra, None, budgets, report);
     phase(&mut loaded, "fuse", &fuse, absorb, budgets, report);
-    if options.level == super::Level::Full && set.has("merge-dots") {
-        let merged = merge::merge(&mut loaded.egraph, &mut loaded.journal);
+    if options.level == super::Level::Full {
+        let merged = merge::merge(&mut loaded.egraph, &mut loaded.journal, merge::Used::of(set));
         rebuild(&mut loaded);
         if merged > 0 {
             phase(&mut loaded, "fuse after merge", &fuse, absorb, budgets, report);
         }
     }
     loaded
+}
+
+/// What anchors may take in.
+struct Absorb<'d> {
+    dependencies: &'d Dependencies,
+    epilogues: epilogue::Used,
+    prologues: bool,
 }
 
 fn rebuild(loaded: &mut Loaded) {
@@ -134,7 +147,7 @@ fn phase(
     loaded: &mut Loaded,
     name: &'static str,
     rules: &[Arc<Rule>],
-    absorb: Option<(&Dependencies, epilogue::Used)>,
+    absorb: Option<&Absorb>,
     budgets: Budgets,
     report: &mut Vec<PhaseReport>,
 ) {
@@ -145,8 +158,15 @@ fn phase(
         let before = loaded.egraph.total_number_of_nodes();
         let mut unions = sweep(loaded, rules);
         rebuild(loaded);
-        if let Some((dependencies, used)) = absorb {
-            unions += epilogue::absorb(&mut loaded.egraph, dependencies, &mut loaded.journal, used);
+        if let Some(absorb) = absorb {
+            if absorb.prologues {
+                let made = prologue::absorb(&mut loaded.egraph, absorb.dependencies, &mut loaded.journal);
+                unions += made;
+                if made > 0 {
+                    rebuild(loaded);
+                }
+            }
+            unions += epilogue::absorb(&mut loaded.egraph, absorb.dependencies, &mut loaded.journal, absorb.epilogues);
             rebuild(loaded);
         }
         let after = loaded.egraph.total_number_of_nodes();
@@ -444,6 +464,13 @@ fn repeat(
             let (node, anchor) = (translate(egraph, first, node, ids), translate(egraph, first, anchor, ids));
             let class = egraph.lookup(node.clone())?;
             let (op, operands) = epilogue::rejoin(egraph, class, &node, *at, &anchor, exact)?;
+            let id = add(egraph, &op, &operands)?;
+            vec![(term_of(egraph, &op, &operands), id)]
+        }
+        How::Prologue { conv, path } => {
+            let conv = translate(egraph, first, conv, ids);
+            let path: Vec<Term> = path.iter().map(|node| translate(egraph, first, node, ids)).collect();
+            let (op, operands) = prologue::rejoin(egraph, &conv, &path)?;
             let id = add(egraph, &op, &operands)?;
             vec![(term_of(egraph, &op, &operands), id)]
         }

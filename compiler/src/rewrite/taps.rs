@@ -301,9 +301,7 @@ impl<'k, 'g> Product<'k, 'g> {
         let mut results: Vec<NodeId> = values.into_iter().filter(needed).collect();
         let rows = self.rows.take();
         let rule = if rows.is_some() { ROWS } else { MAPS };
-        let anchor = Box::new(self.dot.clone().into());
-        let mut op =
-            Fused { anchor, bases: 2, epilogue: ScalarExpr::arg(0), dtype: DType::F32, rows: None, taps: Vec::new() };
+        let mut op = Fused::epilogue(self.dot.clone().into(), 2, ScalarExpr::arg(0), DType::F32);
         match rows {
             Some(Rows { value, first, row, finish }) => {
                 op.taps = results.iter().map(|value| self.programs[value].clone()).collect();

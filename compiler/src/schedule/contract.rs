@@ -5,7 +5,7 @@ use egret_ir::{DType, NodeId, Op};
 use smallvec::SmallVec;
 
 use super::map::row_loops;
-use super::row::{anchor, results};
+use super::row::{anchor, first_operand, results};
 use super::scope::Scope;
 use crate::kernel::{Expr, LoopKind, Memory, Var};
 
@@ -123,7 +123,7 @@ fn convolution(scope: &mut Scope, conv: &Conv, id: NodeId, a: NodeId, b: NodeId,
                     image.push(place);
                 }
                 let inside = scope.k.bind(inside.unwrap_or(Expr::constant(DType::Bool, 1.0)));
-                let value = scope.masked(inside.clone(), |s| s.element(x, &image));
+                let value = scope.masked(inside.clone(), |s| first_operand(s, id, &image));
                 let value = inside.select(value, Expr::constant(dtype, 0.0));
                 let weight = scope.element(w, &weight);
                 accumulate(scope, total, value * weight);

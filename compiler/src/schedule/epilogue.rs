@@ -49,6 +49,34 @@ pub fn direct(
     accumulator.then_some(found)
 }
 
+/// `activation(p0 * p_scale + p_shift)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Affine {
+    /// Argument that is the scale.
+    pub scale: Option<usize>,
+    /// Argument that is the shift.
+    pub shift: Option<usize>,
+    /// Activation.
+    pub activation: Activation,
+}
+
+/// A prologue's program as [`Affine`], if it is one. `is_vector(i)` tells arguments that have an `f32` for each channel.
+pub fn affine(program: &ScalarExpr, is_vector: &dyn Fn(usize) -> bool) -> Option<Affine> {
+    let (program, activation) = activation(program);
+    let vector = |e: &ScalarExpr| match e.kind() {
+        egret_ir::ExprKind::Arg(i) if *i > 0 && is_vector(usize::from(*i)) => Some(usize::from(*i)),
+        _ => None,
+    };
+    // the vector among the operands of a function, and the other operand
+    let with = |f: ScalarFn, e: &ScalarExpr| -> Option<(usize, ScalarExpr)> {
+        let [a, b] = e.operands_of(f)? else { return None };
+        vector(b).map(|v| (v, a.clone())).or_else(|| Some((vector(a)?, b.clone())))
+    };
+    let (shift, rest) = with(ScalarFn::Add, program).map_or((None, program.clone()), |(v, rest)| (Some(v), rest));
+    let (scale, rest) = with(ScalarFn::Mul, &rest).map_or((None, rest), |(v, rest)| (Some(v), rest));
+    rest.is_arg(0).then_some(Affine { scale, shift, activation })
+}
+
 fn activation(program: &ScalarExpr) -> (&ScalarExpr, Activation) {
     if let Some([x]) = program.operands_of(ScalarFn::Relu) {
         return (x, Activation::Relu);

@@ -22,8 +22,8 @@ pub fn epilogue(scope: &mut Scope, id: NodeId, index: &[Expr], element: Expr) ->
     let graph = scope.graph;
     let node = graph.node(id);
     let Op::Fused(fused) = &node.op else { return element };
-    let (bases, dtype) = base(scope, id);
-    apply(scope, id, index, bases, &fused.epilogue, (element, dtype))
+    let dtype = base(scope, id).1;
+    apply(scope, id, index, &fused.epilogue, (element, dtype))
 }
 
 /// What a fused node makes of its anchor's element, by result.
@@ -40,8 +40,8 @@ pub fn results(scope: &mut Scope, id: NodeId, index: &[Expr], element: Expr) -> 
     let first = epilogue(scope, id, index, element.clone());
     let mut all: SmallVec<[Expr; 2]> = smallvec::smallvec![scope.k.bind(first)];
     for tap in taps {
-        let (bases, dtype) = base(scope, id);
-        let value = apply(scope, id, index, bases, tap, (element.clone(), dtype));
+        let dtype = base(scope, id).1;
+        let value = apply(scope, id, index, tap, (element.clone(), dtype));
         all.push(scope.k.bind(value));
     }
     all
@@ -57,18 +57,36 @@ fn base(scope: &Scope, id: NodeId) -> (usize, DType) {
 }
 
 /// A program over a value and the extras of a fused node.
-pub fn apply(
+pub fn apply(scope: &mut Scope, id: NodeId, index: &[Expr], program: &ScalarExpr, element: (Expr, DType)) -> Expr {
+    let graph = scope.graph;
+    let node = graph.node(id);
+    let Op::Fused(fused) = &node.op else { return element.0 };
+    over(scope, index, program, element, fused.split(&node.operands).1)
+}
+
+/// The element at `index` of the first operand of a convolution, as it is read: what a prologue makes of it.
+pub fn first_operand(scope: &mut Scope, id: NodeId, index: &[Expr]) -> Expr {
+    let graph = scope.graph;
+    let node = graph.node(id);
+    let element = scope.element(node.operands[0], index);
+    let Op::Fused(fused) = &node.op else { return element };
+    let Some(prologue) = &fused.prologue else { return element };
+    let dtype = graph.tensor_type(node.operands[0]).dtype;
+    over(scope, index, &prologue.program, (element, dtype), fused.split(&node.operands).2)
+}
+
+/// A program over a value at `index` and operands that broadcast to it.
+fn over(
     scope: &mut Scope,
-    id: NodeId,
     index: &[Expr],
-    bases: usize,
     program: &ScalarExpr,
     (element, dtype): (Expr, DType),
+    extras: &[NodeId],
 ) -> Expr {
     let graph = scope.graph;
     let mut args: SmallVec<[Expr; 8]> = smallvec::smallvec![element];
     let mut dtypes: SmallVec<[DType; 8]> = smallvec::smallvec![dtype];
-    for extra in &graph.node(id).operands[bases..] {
+    for extra in extras {
         let at = scope.broadcast_index(*extra, index);
         args.push(scope.element(*extra, &at));
         dtypes.push(graph.tensor_type(*extra).dtype);

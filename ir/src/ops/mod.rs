@@ -159,7 +159,7 @@ pub use cumulative::{Cumulative, CumulativeKind};
 pub use custom_vjp::CustomVjp;
 pub(crate) use custom_vjp::{has_custom, inline};
 pub use dot_general::{DotGeneral, Labels};
-pub use fused::Fused;
+pub use fused::{Fused, Prologue};
 pub use gather::{Gather, Places};
 pub use generate::{Block, Generate, InnerKind, Outside, ProgramBuilder, Step};
 pub use grad::{Grad, Proj, StopGradient};

@@ -326,6 +326,37 @@ impl ScalarFn {
         matches!(self.meaning(), Meaning::Primitive(_))
     }
 
+    /// Whether it costs many times what a sum or a product does.
+    pub fn is_transcendental(self) -> bool {
+        use ScalarFn::*;
+        matches!(
+            self,
+            Exp | Expm1
+                | Log
+                | Log1p
+                | Tanh
+                | Erf
+                | Sigmoid
+                | Sin
+                | Cos
+                | Tan
+                | Asin
+                | Acos
+                | Atan
+                | Sinh
+                | Cosh
+                | Asinh
+                | Acosh
+                | Atanh
+                | Pow
+                | Gelu
+                | GeluTanh
+                | Silu
+                | Mish
+                | Softplus
+        )
+    }
+
     /// Whether the operands may be exchanged.
     pub fn commutes(self) -> bool {
         use ScalarFn::*;

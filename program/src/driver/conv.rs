@@ -1,6 +1,6 @@
 //! Convolution in blocked channels.
 
-use super::{Epilogue, List, map_all};
+use super::{Activation, Epilogue, List, map_all};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -65,8 +65,60 @@ pub struct ConvProblem<D = usize> {
     pub in_batch_stride: D,
     /// Elements from a batch item of y to the next.
     pub out_batch_stride: D,
+    /// What becomes of x before it is padded and read (forward, blocked, one group, at most two spatial dims).
+    pub prologue: Option<Prologue>,
     /// Epilogue over the written tensor (not for the weight gradient, where it must be [`Epilogue::none`]).
     pub epilogue: Epilogue<D>,
+}
+
+/// What a convolution makes of x on the way: rows of it go to scratch, which stays in the second cache, and the kernel
+/// reads that. x then needs no halo.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Prologue {
+    /// `activation(x * scale + shift)`, both by channel. Operands, in this order: the scale if there is one, the shift if
+    /// there is one.
+    Affine {
+        /// Whether there is a scale.
+        scale: bool,
+        /// Whether there is a shift.
+        shift: bool,
+        /// Activation.
+        activation: Activation,
+    },
+    /// An [`EpilogueFn`](super::hook::EpilogueFn): its accumulator is a row of pixels of one block of channels of x, its
+    /// output the same row of the scratch.
+    Hook {
+        /// Of each operand, whether it has an element for each channel; else it is one element.
+        by_channel: Vec<bool>,
+        /// Bytes of an element of each operand.
+        element_bytes: Vec<u8>,
+    },
+}
+
+impl Prologue {
+    /// Number of operands.
+    pub fn operands(&self) -> usize {
+        match self {
+            Prologue::Affine { scale, shift, .. } => usize::from(*scale) + usize::from(*shift),
+            Prologue::Hook { by_channel, .. } => by_channel.len(),
+        }
+    }
+}
+
+impl fmt::Display for Prologue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Prologue::Affine { scale, shift, activation } => {
+                f.write_str("affine")?;
+                f.write_str(if *scale { " scale" } else { "" })?;
+                f.write_str(if *shift { " shift" } else { "" })?;
+                write!(f, " activation {activation}")
+            }
+            Prologue::Hook { by_channel, element_bytes } => {
+                write!(f, "hook by_channel {} bytes {}", List(by_channel), List(element_bytes))
+            }
+        }
+    }
 }
 
 impl<D> ConvProblem<D> {
@@ -89,12 +141,33 @@ impl<D> ConvProblem<D> {
             out_halo: map_all(&self.out_halo, f),
             in_batch_stride: f(&self.in_batch_stride),
             out_batch_stride: f(&self.out_batch_stride),
+            prologue: self.prologue.clone(),
             epilogue: self.epilogue.map(f),
         }
     }
 }
 
 impl ConvProblem<usize> {
+    /// Most bytes of the scratch of a prologue, so that it stays in the second cache with the weights that pass by.
+    pub const PROLOGUE_BYTES: usize = 192 << 10;
+
+    /// Output rows whose windows lie in the scratch of a prologue: at least one. `width` counts the padding, `reach` is the
+    /// height of a window.
+    pub fn prologue_rows(channels: usize, width: usize, reach: usize, stride: usize) -> usize {
+        let row = channels.saturating_mul(width).saturating_mul(4).max(1);
+        (Self::PROLOGUE_BYTES / row).saturating_sub(reach) / stride.max(1) + 1
+    }
+
+    /// [`prologue_rows`](ConvProblem::prologue_rows) of this problem, channels of whole blocks counted.
+    fn rows_in_scratch(&self, lanes: usize) -> usize {
+        let rank = self.in_spatial.len();
+        let reach = |d: usize| (self.kernel[d].max(1) - 1) * self.dilation[d] + 1;
+        let width = (self.out_spatial[rank - 1].max(1) - 1) * self.stride[rank - 1] + reach(rank - 1);
+        let channels = self.in_channels.next_multiple_of(lanes);
+        let (height, stride) = if rank > 1 { (reach(rank - 2), self.stride[rank - 2]) } else { (1, 1) };
+        Self::prologue_rows(channels, width, height, stride)
+    }
+
     /// Whether each channel has its own filter.
     pub fn is_depthwise(&self) -> bool {
         self.groups == self.in_channels && self.groups == self.out_channels && self.groups > 1
@@ -103,6 +176,9 @@ impl ConvProblem<usize> {
     /// The least halo of the tensor that is read through taps, in each spatial dim: x for the forward form and the
     /// weight gradient, y for the input gradient.
     pub fn read_halo(&self) -> Vec<usize> {
+        if self.prologue.is_some() {
+            return vec![0; self.in_spatial.len()];
+        }
         (0..self.in_spatial.len())
             .map(|d| {
                 let (i, o) = (self.in_spatial[d], self.out_spatial[d]);
@@ -176,6 +252,9 @@ impl<D: fmt::Display> fmt::Display for ConvProblem<D> {
             List(&self.dilation),
             List(&self.pad_begin)
         )?;
+        if let Some(prologue) = &self.prologue {
+            writeln!(f, "  prologue {prologue}")?;
+        }
         write!(f, "  epilogue {}", self.epilogue)
     }
 }
@@ -230,9 +309,11 @@ impl ConvSchedule {
         let panels = written.0.div_ceil(2 * lanes).max(1);
         let taps: usize = problem.kernel.iter().product();
         let weights = problem.in_channels / problem.groups.max(1) * problem.out_channels * taps;
-        let by_panels = panels >= 8 && weights > len(read) + len(written) || rows < 4;
+        let by_panels = problem.prologue.is_none() && (panels >= 8 && weights > len(read) + len(written) || rows < 4);
         let row_bytes = (len(read) / rows.max(1) * 4).max(1);
-        let block = if by_panels {
+        let block = if problem.prologue.is_some() {
+            problem.rows_in_scratch(lanes)
+        } else if by_panels {
             panels
         } else if problem.input == ConvInput::Image {
             16

@@ -18,7 +18,7 @@ mod select;
 mod tests;
 
 pub use attention::{AttentionGradProblem, AttentionOperand, AttentionProblem, AttentionSchedule, Mask, Score};
-pub use conv::{ConvForm, ConvInput, ConvProblem, ConvSchedule, Split};
+pub use conv::{ConvForm, ConvInput, ConvProblem, ConvSchedule, Prologue, Split};
 pub use epilogue::{Activation, Bias, Epilogue, Finisher, Operand};
 pub use gemm::{BatchDim, GemmProblem, GemmSchedule, MatrixForm};
 pub use pool::{PoolGradProblem, PoolKind, PoolProblem};

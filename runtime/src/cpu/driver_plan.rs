@@ -1,7 +1,7 @@
 //! A driver of a program, bound: its plan, its hooks, and the order of its arguments.
 
 use egret_program::driver::hook::{EpilogueFn, RowsFn, ScoreFn};
-use egret_program::driver::{Driver, Epilogue, Score};
+use egret_program::driver::{Driver, Epilogue, Prologue, Score};
 use egret_simd::Isa;
 
 use super::drivers::{
@@ -71,6 +71,9 @@ impl DriverPlan {
             Driver::Conv(problem, schedule) => {
                 (extras, outs) = epilogue_operands(&problem.epilogue);
                 wants_hook = matches!(problem.epilogue, Epilogue::Hook { .. });
+                // the prologue's hook and operands take the finisher's place
+                wants_finisher = matches!(problem.prologue, Some(Prologue::Hook { .. }));
+                finisher_operands.0 = problem.prologue.as_ref().map_or(0, Prologue::operands);
                 (Form::Conv(Box::new(ConvPlan::new(problem, schedule, isa)?)), 3)
             }
             Driver::Pool(problem) => {
@@ -152,7 +155,9 @@ impl DriverPlan {
             match &self.form {
                 Form::Conv(plan) => {
                     let (input, weights, output) = (arg(0), arg(1), arg(2));
-                    plan.run(&ConvArgs { input, weights, output, extras, outs, hook: self.hook }, team, scratch);
+                    let (hook, prologue, prologue_extras) = (self.hook, self.finisher, finisher_extras);
+                    let args = ConvArgs { input, weights, output, extras, outs, hook, prologue_extras, prologue };
+                    plan.run(&args, team, scratch);
                 }
                 Form::Pool(plan) => {
                     let (input, output) = (arg(0), arg(1));

@@ -128,7 +128,8 @@ pub(crate) fn table(
         let hint = |dim: &egret::Dim| dim.hint(egret_compiler::cost::SYMBOL_HINT) as f64;
         let time = launches.first().map_or(0.0, |launch| {
             let (flops, bytes) = (hint(&launch.flops), hint(&launch.bytes));
-            let sketch = egret_compiler::cost::Sketch { flops, bytes, efficiency: 0.85, launches: 1.0 };
+            let sketch =
+                egret_compiler::cost::Sketch { flops, bytes, efficiency: 0.85, launches: 1.0, ..Default::default() };
             egret_compiler::cost::kernel(&sketch, description)
         });
         let _ = writeln!(

@@ -128,7 +128,8 @@ fn described(op: &Op) -> String {
     match op {
         Op::Fused(fused) => {
             let rows = fused.rows.as_ref().map_or(String::new(), |(op, _)| format!(", then {}", op.home().name()));
-            format!("{} with {}{rows}", fused.anchor.home().name(), fused.epilogue)
+            let before = fused.prologue.as_ref().map_or(String::new(), |p| format!(" of {}", p.program));
+            format!("{}{before} with {}{rows}", fused.anchor.home().name(), fused.epilogue)
         }
         op => op.home().name().to_string(),
     }

@@ -1,7 +1,7 @@
 //! Graphs on which rules that are code apply: anchors with elementwise nodes behind them, spelled activations, products
 //! of one operand.
 
-use egret_ir::ops::{Cast, Pointwise};
+use egret_ir::ops::{Cast, Conv, Pointwise};
 use egret_ir::random::Random;
 use egret_ir::{DType, ExprKind, Literal, NodeId, ScalarExpr, ScalarFn, TensorType};
 use smallvec::SmallVec;
@@ -73,6 +73,55 @@ pub fn activations(seed: u64) -> Case {
     })
 }
 
+/// A convolution of an image that functions of it and of its channels stand before; the image is an input, or a convolution's
+/// result that is also needed itself.
+pub fn mapped_images(seed: u64) -> Case {
+    draw(seed, |sampler, _| {
+        let dtype = DType::F32;
+        let tensor = |extents: &[i64]| TensorType { dtype, shape: extents.iter().map(|n| (*n).into()).collect() };
+        let (n, channels) = (1 + sampler.random.below(2) as i64, 8 + sampler.random.below(4) as i64);
+        let (height, width) = (3 + sampler.random.below(4) as i64, 3 + sampler.random.below(3) as i64);
+        let mut image = sampler.input(&tensor(&[n, channels, height, width]))?;
+        let mut results = Vec::new();
+        if sampler.chance(40) {
+            let weights = sampler.param(&tensor(&[channels, channels, 1, 1]))?;
+            image = sampler.add(Conv::forward(&[1, 1], &[0, 0], &[0, 0], &[1, 1], 1), &[image, weights])?;
+            results.push(image);
+        }
+        for _ in 0..1 + sampler.random.below(4) {
+            let f = [ScalarFn::Relu, ScalarFn::Tanh, ScalarFn::Neg][sampler.random.below(3)];
+            let binary = [ScalarFn::Add, ScalarFn::Mul, ScalarFn::Sub][sampler.random.below(3)];
+            image = match sampler.random.below(4) {
+                0 => sampler.add(Pointwise { f }, &[image])?,
+                1 => {
+                    let number = sampler.number(Literal::float(1.5, dtype))?;
+                    sampler.add(Pointwise { f: binary }, &[number, image])?
+                }
+                _ => {
+                    let by_channel = tensor(&[channels, 1, 1]);
+                    let other =
+                        if sampler.chance(50) { sampler.param(&by_channel) } else { sampler.input(&by_channel) }?;
+                    sampler.add(Pointwise { f: binary }, &[image, other])?
+                }
+            };
+            // read twice, once by what follows
+            if sampler.chance(15) {
+                results.push(image);
+            }
+        }
+        let (outputs, k) = (1 + sampler.random.below(4) as i64, 1 + 2 * sampler.random.below(2) as i64);
+        let weights = sampler.param(&tensor(&[outputs, channels, k, k]))?;
+        let (stride, pad) = (1 + sampler.random.below(2) as i64, k / 2);
+        let conv = Conv::forward(&[stride, stride], &[pad, 0], &[pad, pad], &[1, 1], 1);
+        let mut y = sampler.add(conv, &[image, weights])?;
+        if sampler.chance(50) {
+            y = sampler.add(Pointwise { f: ScalarFn::Relu }, &[y])?;
+        }
+        results.push(y);
+        Some(results)
+    })
+}
+
 /// Two to four products of one operand with params, each with a bias and an activation or all without.
 pub fn products(seed: u64) -> Case {
     draw(seed, |sampler, dtype| {
@@ -92,6 +141,40 @@ pub fn products(seed: u64) -> Case {
             }
             if let Some(f) = f {
                 y = sampler.add(Pointwise { f }, &[y])?;
+            }
+            results.push(y);
+        }
+        Some(results)
+    })
+}
+
+/// Two to four convolutions of one image with equal windows, of which one may have a number of channels that is no multiple
+/// of a vector's, each with a bias and an activation or all without.
+pub fn convolutions(seed: u64) -> Case {
+    draw(seed, |sampler, dtype| {
+        let tensor = |extents: &[i64]| TensorType { dtype, shape: extents.iter().map(|n| (*n).into()).collect() };
+        let (n, channels, k) = (
+            1 + sampler.random.below(2) as i64,
+            1 + sampler.random.below(4) as i64,
+            1 + 2 * sampler.random.below(2) as i64,
+        );
+        let x = sampler.input(&tensor(&[n, channels, 4, 5]))?;
+        let conv = Conv::forward(&[1, 2], &[k / 2, 0], &[0, k / 2], &[1, 1], 1);
+        let (biased, activated) = (sampler.chance(60), sampler.chance(60));
+        let parts = 2 + sampler.random.below(3);
+        let ragged = sampler.random.below(parts + 1);
+        let mut results = Vec::new();
+        for i in 0..parts {
+            let outputs = if i == ragged { 5 } else { 16 * (1 + sampler.random.below(2) as i64) };
+            let w = sampler.param(&tensor(&[outputs, channels, k, k]))?;
+            let mut y = sampler.add(conv.clone(), &[x, w])?;
+            if biased {
+                let shape: &[i64] = if seed % 2 == 0 { &[1, outputs, 1, 1] } else { &[outputs, 1, 1] };
+                let bias = sampler.param(&tensor(shape))?;
+                y = sampler.add(Pointwise { f: ScalarFn::Add }, &[y, bias])?;
+            }
+            if activated {
+                y = sampler.add(Pointwise { f: ScalarFn::Relu }, &[y])?;
             }
             results.push(y);
         }

@@ -25,6 +25,8 @@ pub enum Topic {
     Algebra,
     /// Elementwise nodes into the anchor that makes their operand.
     Epilogue,
+    /// Elementwise nodes into the convolution that reads what they make.
+    Prologue,
     /// Operators that join into one kernel.
     Region,
     /// Anchors that share an operand into one.
@@ -96,6 +98,12 @@ pub const CODE: &[CodeRule] = &[
         "f(g(anchor), h(anchor)): so does one of two epilogues of the same anchor",
     ),
     code(
+        "prologue",
+        Topic::Prologue,
+        Class::Exact,
+        "conv(f(x)): functions of an image and of its channels join the convolution that reads them, before padding",
+    ),
+    code(
         "tap-maps",
         Topic::Region,
         Class::Exact,
@@ -108,6 +116,12 @@ pub const CODE: &[CodeRule] = &[
         "the softmax or norm of a product's rows joins it where the product itself is needed too",
     ),
     code("merge-dots", Topic::Merge, Class::Exact, "x·A and x·B with equal epilogues are slices of x·[A B]"),
+    code(
+        "merge-convolutions",
+        Topic::Merge,
+        Class::Exact,
+        "convolutions of one image with equal windows and epilogues are slices of the channels of one",
+    ),
 ];
 
 const fn code(name: &'static str, topic: Topic, class: Class, doc: &'static str) -> CodeRule {

@@ -1,9 +1,12 @@
 //! Spellings of composites.
 
-use egret_ir::ops::{CrossEntropy, Norm, NormKind, Places, Real as RealAttr, Reduce, ReduceKind, Reshape, Softmax};
+use egret_ir::ops::{
+    CrossEntropy, Norm, NormKind, Places, Real as RealAttr, Reduce, ReduceKind, Reshape, Slice, Softmax,
+};
 use egret_ir::{Dim, Op, Shape};
 
 use super::super::pattern::{Class::Exact, Class::Real, Match, Rule, when};
+use super::super::term::BindingTime;
 
 fn reduction<'m>(m: &'m Match, name: &str) -> Option<&'m Reduce> {
     match m.op(name)? {
@@ -35,6 +38,34 @@ fn norm(m: &mut Match, kind: NormKind) -> Option<()> {
     let eps = m.splat("e")?.as_f64();
     when(eps > 0.0)?;
     m.set("o", Norm { kind, axis, eps: RealAttr::new(eps) })
+}
+
+/// Rotary positions of halves that are put together before they are scaled: what reads the first half, and the second, of
+/// `?x`, `?c` and `?s` as slices of the last axis.
+fn rotated(m: &mut Match) -> Option<()> {
+    let Op::Concat(concat) = m.op("k")? else { return None };
+    let rank = m.ty("x")?.shape.rank();
+    let last = |m: &Match, name: &str| m.ty(name)?.shape.last().cloned();
+    let (width, half, rest) = (last(m, "x")?, last(m, "a")?, last(m, "b")?);
+    when(concat.axis + 1 == rank && m.ty("a")?.shape.rank() == rank && half.clone() + rest == width)?;
+    when(m.time("x")? == BindingTime::Run)?;
+    for name in ["x", "c", "s"] {
+        let shape = m.ty(name)?.shape.clone();
+        when(*shape.last()? == width && shape.rank() <= rank)?;
+        let slice = |from: Dim, to: Dim| {
+            let mut slice = Slice {
+                start: smallvec::smallvec![Dim::ZERO; shape.rank()],
+                limit: shape.iter().cloned().collect(),
+                step: smallvec::smallvec![1; shape.rank()],
+            };
+            (slice.start[shape.rank() - 1], slice.limit[shape.rank() - 1]) = (from, to);
+            slice
+        };
+        let (first, second) = (slice(Dim::ZERO, half.clone()), slice(half.clone(), width.clone()));
+        m.set(&format!("{name}1"), first)?;
+        m.set(&format!("{name}2"), second)?;
+    }
+    Some(())
 }
 
 /// The reduction with its axes kept, if a reshape only puts them back.
@@ -251,6 +282,14 @@ pub(super) fn rules() -> Vec<Rule> {
             "(rms_norm $o ?x)",
             "a value over its root mean square",
             |m| norm(m, NormKind::Rms),
+        ),
+        Rule::new(
+            "rotary-halves",
+            Exact,
+            "(add (mul ?x ?c) (mul (concat $k ?a ?b) ?s))",
+            "(concat $k (add (mul (slice $x1 ?x) (slice $c1 ?c)) (mul ?a (slice $s1 ?s))) (add (mul (slice $x2 ?x) (slice $c2 ?c)) (mul ?b (slice $s2 ?s))))",
+            "rotary positions: halves are put together once, after they are scaled",
+            rotated,
         ),
     ]
 }

@@ -6,8 +6,8 @@ use smallvec::SmallVec;
 
 use super::contract::both;
 use crate::kernel::{Expr, Memory};
-use crate::layout::Layout;
-use crate::schedule::row::anchor;
+use crate::layout::{Layout, has_prologue};
+use crate::schedule::row::{anchor, first_operand};
 use crate::schedule::scope::{Scope, Stored, value_of};
 use crate::schedule::view::strided;
 
@@ -63,6 +63,8 @@ struct Image {
     conv: Conv,
     /// The first and second operand.
     operands: [NodeId; 2],
+    /// The node, if it maps the first.
+    prologue: Option<NodeId>,
     /// Channels of a group: of the image, of the result.
     inner: Expr,
     outer: Expr,
@@ -167,6 +169,7 @@ impl Problem {
         let image = Image {
             conv: conv.clone(),
             operands: [a, b],
+            prologue: has_prologue(&graph.node(id).op).then_some(id),
             inner: scope.dim(&inner),
             outer: scope.dim(&outer),
             extents: read[2..].iter().map(|d| scope.dim(d)).collect(),
@@ -251,7 +254,9 @@ impl Problem {
                 let (id, labels, free) = dot.side(which);
                 (id, dot.index(labels, &[(&dot.batch, batch), (free, at), (&dot.sums, sum)]), None)
             }
-            Form::Conv(image) if image.channels_last => image.side(scope, which, &batch[0], at, sum),
+            Form::Conv(image) if image.channels_last && !image.maps(which) => {
+                image.side(scope, which, &batch[0], at, sum)
+            }
             Form::Conv(_) => return None,
         };
         let (memory, from) = scope.place(id, &index)?;
@@ -297,7 +302,12 @@ impl Problem {
             }
             Form::Conv(image) if image.channels_last => {
                 let (id, index, place) = image.side(scope, Which::Left, &batch[0], row, sum);
-                element(scope, id, &index, both(inside, place))
+                let inside = both(inside, place);
+                if image.maps(Which::Left) {
+                    image.mapped(scope, &index, inside)
+                } else {
+                    element(scope, id, &index, inside)
+                }
             }
             Form::Conv(image) => {
                 let group = &batch[0];
@@ -402,7 +412,25 @@ impl Image {
             ConvForm::WeightGrad => (&sum[0], self.input(group, &column[0]), &sum[1..], &column[1..]),
         };
         let (index, place) = self.through(scope, image, channel, out, tap);
-        element(scope, self.operands[0], &index, both(inside, place))
+        let inside = both(inside, place);
+        if self.prologue.is_some() {
+            return self.mapped(scope, &index, inside);
+        }
+        element(scope, self.operands[0], &index, inside)
+    }
+
+    /// Whether a prologue maps what a side reads, of channels-last images.
+    fn maps(&self, which: Which) -> bool {
+        self.prologue.is_some() && which == Which::Left
+    }
+
+    /// An element of the image as a prologue leaves it, zero where a condition does not hold: padding is not mapped.
+    fn mapped(&self, scope: &mut Scope, index: &[Expr], inside: Option<Expr>) -> Expr {
+        let id = self.prologue.unwrap_or(self.operands[0]);
+        let Some(inside) = inside else { return first_operand(scope, id, index) };
+        let inside = scope.k.bind(inside);
+        let value = scope.masked(inside.clone(), |scope| first_operand(scope, id, index));
+        inside.select(value, Expr::constant(scope.graph.tensor_type(self.operands[0]).dtype, 0.0))
     }
 
     /// The place that a tap of a result reads, and where there is one, unless there always is.
@@ -499,7 +527,8 @@ impl Image {
 
     /// How many channels of a side lie side by side within a group.
     fn neighbours(&self, scope: &Scope, which: Which, limit: i64) -> i64 {
-        if !self.channels_last {
+        // what is mapped is computed one by one
+        if !self.channels_last || self.maps(which) {
             return 1;
         }
         let weights = self.conv.form != ConvForm::WeightGrad && which == Which::Right;

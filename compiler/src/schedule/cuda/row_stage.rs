@@ -118,7 +118,7 @@ impl Row<'_> {
                 value = value * scale;
             }
             let index = self.index(&column);
-            let value = apply(scope, self.product.problem.id, &index, fused.bases, finish, (value, fused.dtype));
+            let value = apply(scope, self.product.problem.id, &index, finish, (value, fused.dtype));
             let address = scope.address((self.product.problem.id, 0), &index);
             scope.k.store(self.product.out, address, value);
         });

@@ -84,7 +84,7 @@ fn extras(scope: &mut Scope, product: &Product, width: i64) -> Vec<(NodeId, Memo
     let rank = graph.tensor_type(product.problem.id).shape.rank();
     let Some(column) = product.problem.column_axis(scope) else { return Vec::new() };
     let mut found: Vec<(NodeId, Memory)> = Vec::new();
-    for extra in node.operands[fused.bases..].iter().copied() {
+    for extra in fused.split(&node.operands).1.iter().copied() {
         let ty = graph.tensor_type(extra);
         let fits = width * ty.dtype.size() as i64 <= 16 && !found.iter().any(|(id, _)| *id == extra);
         // leading axes may be missing

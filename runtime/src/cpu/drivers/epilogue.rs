@@ -11,12 +11,19 @@ pub const MAX_VIEWS: usize = 32;
 /// Most batch dims that a driver keeps apart.
 pub(crate) const MAX_BATCH: usize = 6;
 
+/// The bounds that an activation keeps.
+pub(crate) fn clamp_of(activation: Activation) -> Option<(f32, f32)> {
+    match activation {
+        Activation::None => None,
+        Activation::Relu => Some((0.0, f32::INFINITY)),
+        Activation::Clamp(lo, hi) => Some((lo, hi)),
+    }
+}
+
 pub(crate) fn set_activation(tile: &mut Tile, activation: Activation) {
-    (tile.clamp, tile.lo, tile.hi) = match activation {
-        Activation::None => (false, f32::NEG_INFINITY, f32::INFINITY),
-        Activation::Relu => (true, 0.0, f32::INFINITY),
-        Activation::Clamp(lo, hi) => (true, lo, hi),
-    };
+    let clamp = clamp_of(activation);
+    tile.clamp = clamp.is_some();
+    (tile.lo, tile.hi) = clamp.unwrap_or((f32::NEG_INFINITY, f32::INFINITY));
 }
 
 /// The strides of a hook's operand, in bytes; what each driver adds up to find a tile.

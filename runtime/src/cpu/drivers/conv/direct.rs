@@ -103,12 +103,14 @@ impl Direct {
         })
     }
 
-    /// The nest of a first layer: `grid` reads an image that `ImageConv` lays out, `run` steps of `a_step` a tap.
-    pub(super) fn on_image(
+    /// The nest on rows that were copied to scratch, of one item at a time: `grid` reads these, a tap's channels or
+    /// columns `a_step` floats apart.
+    pub(super) fn on_copy(
         p: &ConvProblem,
         schedule: &ConvSchedule,
         isa: Isa,
         shape: &Shape,
+        a_step: usize,
         grid: impl FnOnce(usize) -> Grid,
     ) -> Result<Direct, DriverError> {
         let lanes = isa.lanes_f32();
@@ -121,7 +123,7 @@ impl Direct {
             batch: p.batch,
             read_batch: 0,
             read_panel: 0,
-            a_step: shape.dilation[2],
+            a_step,
             write: Surface::new(shape.y, shape.y_halo, lanes, p.out_batch_stride),
             channels: p.out_channels,
             panels: output_panels(1, p.out_channels, lanes),
@@ -131,7 +133,7 @@ impl Direct {
             bound: Bound::new(&p.epilogue, shape.y, lanes)?,
             split: Split::Rows,
             block: schedule.block.max(1),
-            prefetch_weights: false,
+            prefetch_weights: schedule.prefetch_weights && p.prologue.is_some(),
             prefetch_input: false,
         })
     }

@@ -40,7 +40,7 @@ impl ImageConv {
         let reach = |d: usize| (shape.kernel[d] - 1) * shape.dilation[d];
         let extent = |d: usize, positions: usize| (positions.max(1) - 1) * shape.stride[d] + reach(d) + 1;
         let copy = [extent(1, block), extent(2, shape.y[2])];
-        let direct = Direct::on_image(p, schedule, isa, &shape, |max_rows| {
+        let direct = Direct::on_copy(p, schedule, isa, &shape, shape.dilation[2], |max_rows| {
             let mut taps = Vec::new();
             for channel in 0..p.in_channels {
                 for tap in points([1, shape.kernel[1], 1]) {

@@ -6,6 +6,9 @@ mod epilogue_tests;
 mod geometry;
 mod hooked;
 mod image;
+mod mapped;
+#[cfg(test)]
+mod mapped_tests;
 #[cfg(test)]
 mod tests;
 mod weight_gradient;
@@ -21,6 +24,7 @@ use egret_program::driver::hook::EpilogueFn;
 use egret_program::driver::{ConvForm, ConvInput, ConvProblem, ConvSchedule};
 use egret_simd::Isa;
 use image::ImageConv;
+use mapped::MappedConv;
 use weight_gradient::WeightGradient;
 
 /// Operands of a convolution. Lengths are those of the problem, plus the slack of
@@ -40,6 +44,10 @@ pub struct ConvArgs<'a> {
     pub outs: &'a [*mut u8],
     /// The hook, if the problem has one.
     pub hook: Option<EpilogueFn>,
+    /// Operands of the prologue.
+    pub prologue_extras: &'a [*mut u8],
+    /// The prologue's hook, if it has one.
+    pub prologue: Option<EpilogueFn>,
 }
 
 /// A convolution whose extents are known.
@@ -52,6 +60,7 @@ pub struct ConvPlan {
 enum Form {
     Direct(Direct),
     Image(ImageConv),
+    Mapped(MappedConv),
     WeightGradient(WeightGradient),
 }
 
@@ -74,6 +83,13 @@ impl ConvPlan {
         if problem.form == ConvForm::WeightGradient && !whole {
             return Err(DriverError::Unsupported("weight gradients of groups that share a vector"));
         }
+        if let Some(prologue) = &problem.prologue {
+            if problem.input == ConvInput::Image {
+                return Err(DriverError::Unsupported("prologues of row-major images"));
+            }
+            let mapped = MappedConv::new(problem, prologue, schedule, isa)?;
+            return Ok(ConvPlan { form: Form::Mapped(mapped) });
+        }
         let form = match (problem.form, problem.input) {
             (ConvForm::WeightGradient, ConvInput::Blocked) => Form::WeightGradient(WeightGradient::new(problem, isa)?),
             (ConvForm::Forward, ConvInput::Image) => Form::Image(ImageConv::new(problem, schedule, isa)?),
@@ -90,6 +106,7 @@ impl ConvPlan {
         match &self.form {
             Form::Direct(d) => d.scratch(),
             Form::Image(i) => i.scratch(),
+            Form::Mapped(m) => m.scratch(),
             Form::WeightGradient(w) => w.scratch(),
         }
     }
@@ -106,6 +123,7 @@ impl ConvPlan {
             match &self.form {
                 Form::Direct(d) => d.run(args, team, scratch),
                 Form::Image(i) => i.run(args, team, scratch),
+                Form::Mapped(m) => m.run(args, team, scratch),
                 Form::WeightGradient(w) => w.run(args, team, scratch),
             }
         }

@@ -40,6 +40,7 @@ fn problem(
         out_halo: vec![0; spatial.len()],
         in_batch_stride: 0,
         out_batch_stride: 0,
+        prologue: None,
         epilogue: Epilogue::none(),
     };
     // More than needed where it is read, something where it is not.
@@ -151,6 +152,18 @@ pub(super) fn run(
     extras: &[*mut u8],
     hook: Option<EpilogueFn>,
 ) -> Vec<f32> {
+    run_mapped(p, isa, x, w, (extras, hook), (&[], None))
+}
+
+/// [`run`] with the operands and the hook of a prologue.
+pub(super) fn run_mapped(
+    p: &ConvProblem,
+    isa: Isa,
+    x: &[f32],
+    w: &[f32],
+    (extras, hook): (&[*mut u8], Option<EpilogueFn>),
+    prologue: (&[*mut u8], Option<EpilogueFn>),
+) -> Vec<f32> {
     let lanes = isa.lanes_f32();
     let of_x = p.form == ConvForm::InputGradient;
     let mut results: Vec<Vec<f32>> = vec![];
@@ -180,6 +193,8 @@ pub(super) fn run(
             extras,
             outs: &[out.as_ptr()],
             hook,
+            prologue_extras: prologue.0,
+            prologue: prologue.1,
         };
         unsafe { plan.run(&args, &team, &scratch) };
         let back = relayout(p, of_x, Direction::ToRowMajor, lanes);
@@ -287,6 +302,8 @@ fn run_weight_gradient(p: &ConvProblem, isa: Isa, x: &[f32], dy: &[f32], n: usiz
             extras: &[],
             outs: &[],
             hook: None,
+            prologue_extras: &[],
+            prologue: None,
         };
         unsafe { plan.run(&args, &team, &scratch) };
         results.push(out.as_f32().to_vec());

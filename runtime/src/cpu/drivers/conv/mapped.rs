@@ -1,0 +1,272 @@
+//! Convolutions that map what they read: blocks of rows go through the prologue into scratch, with zeros for the padding,
+//! and the direct nest reads that.
+
+use super::ConvArgs;
+use super::direct::{Direct, Nest};
+use super::geometry::{Grid, Shape, Surface, TapList, points};
+use super::hooked::Lattice;
+use crate::cpu::drivers::epilogue::{MAX_VIEWS, clamp_of};
+use crate::cpu::drivers::{DriverError, ScratchNeed, ScratchPool, chunk_count, part};
+use crate::cpu::team::Team;
+use egret_program::driver::hook::{EpilogueFn, View2};
+use egret_program::driver::{ConvForm, ConvProblem, ConvSchedule, Prologue};
+use egret_simd::affine::{AffineFn, AffineRows, affine_rows};
+use egret_simd::pack::input_segments;
+use egret_simd::{Isa, MAX_ROWS};
+
+/// The most lanes of a vector.
+const MAX_LANES: usize = 16;
+
+#[derive(Debug)]
+enum Map {
+    Affine { kernel: AffineFn, scale: bool, shift: bool, clamp: Option<(f32, f32)> },
+    Hook { by_channel: Vec<bool>, element_bytes: Vec<u8> },
+}
+
+#[derive(Debug)]
+pub(super) struct MappedConv {
+    direct: Direct,
+    map: Map,
+    lanes: usize,
+    /// x, without its halo.
+    read: Surface,
+    channels: usize,
+    height: usize,
+    width: usize,
+    pad: [usize; 2],
+    /// Input rows from one output row to the next.
+    stride: usize,
+    /// Rows under a window.
+    reach: usize,
+    /// Rows and pixels in a row of the scratch.
+    copy: [usize; 2],
+    /// Output rows in a block, at most; a multiple of those in a tile.
+    block: usize,
+    out_rows: usize,
+    batch: usize,
+}
+
+impl MappedConv {
+    pub(super) fn new(
+        p: &ConvProblem,
+        prologue: &Prologue,
+        schedule: &ConvSchedule,
+        isa: Isa,
+    ) -> Result<MappedConv, DriverError> {
+        if p.form != ConvForm::Forward || p.groups != 1 || p.in_spatial.len() > 2 {
+            return Err(DriverError::Unsupported("prologues of gradients, of groups or of three spatial dims"));
+        }
+        let map = match prologue {
+            Prologue::Affine { scale, shift, activation } => {
+                let kernel = affine_rows(isa).ok_or(DriverError::Unsupported("an instruction set of another host"))?;
+                Map::Affine { kernel, scale: *scale, shift: *shift, clamp: clamp_of(*activation) }
+            }
+            Prologue::Hook { by_channel, element_bytes } => {
+                if by_channel.len() > MAX_VIEWS || by_channel.len() != element_bytes.len() {
+                    return Err(DriverError::Problem("a prologue's operands are too many, or have no element size"));
+                }
+                Map::Hook { by_channel: by_channel.clone(), element_bytes: element_bytes.clone() }
+            }
+        };
+        let shape = Shape::new(p)?;
+        let lanes = isa.lanes_f32();
+        let reach = |d: usize| (shape.kernel[d] - 1) * shape.dilation[d] + 1;
+        let extent = |d: usize, positions: usize| (positions.max(1) - 1) * shape.stride[d] + reach(d);
+        let out_rows = shape.y[1];
+        let rows = schedule.block.clamp(1, out_rows.max(1));
+        let grid_of = |max_rows: usize, copy: [usize; 2]| {
+            let row = copy[1] * lanes;
+            let mut list = TapList::default();
+            for segment in input_segments(0, p.in_channels, lanes) {
+                let block = segment.start / lanes * copy[0] * row;
+                let at =
+                    |tap: [usize; 3]| block + tap[1] * shape.dilation[1] * row + tap[2] * shape.dilation[2] * lanes;
+                list.taps.extend(points(shape.kernel).map(at));
+                list.runs.resize(list.taps.len(), segment.len());
+            }
+            Grid {
+                count: shape.y,
+                groups: vec![list],
+                in_step: [0, shape.stride[1] * row, shape.stride[2] * lanes],
+                lattice: Lattice::ALL,
+                weights: 0,
+                rows_per_tile: 1,
+                in_rows: [0; MAX_ROWS],
+            }
+            .finish(max_rows)
+        };
+        let (mut copy, mut block) = ([0; 2], rows);
+        // whole tiles, where a block has any
+        let direct = Direct::on_copy(p, schedule, isa, &shape, 1, |max_rows| {
+            let together = grid_of(max_rows, [1, 1]).rows_per_tile;
+            block = if rows > together { rows / together * together } else { rows };
+            copy = [extent(1, block), extent(2, shape.y[2])];
+            grid_of(max_rows, copy)
+        })?;
+        Ok(MappedConv {
+            direct,
+            map,
+            lanes,
+            read: Surface::new(shape.x, shape.x_halo, lanes, p.in_batch_stride),
+            channels: p.in_channels,
+            height: shape.x[1],
+            width: shape.x[2],
+            pad: [shape.pad[1], shape.pad[2]],
+            stride: shape.stride[1],
+            reach: reach(1),
+            copy,
+            block,
+            out_rows,
+            batch: p.batch,
+        })
+    }
+
+    fn copy_len(&self) -> usize {
+        // the last tile asks for lines beyond its last pixel
+        self.channels.div_ceil(self.lanes) * self.copy[0] * self.copy[1] * self.lanes + 64
+    }
+
+    pub(super) fn scratch(&self) -> ScratchNeed {
+        let strip = self.direct.scratch();
+        ScratchNeed { per_worker: strip.per_worker + self.copy_len() * 4, shared: 0 }
+    }
+
+    pub(super) unsafe fn run(&self, args: &ConvArgs<'_>, team: &Team, scratch: &ScratchPool) {
+        let nest = &Nest { args: *args };
+        let grid = &self.direct.grids[0];
+        if grid.rows(self.batch) == 0 {
+            return;
+        }
+        let tiles = self.out_rows.div_ceil(grid.rows_per_tile);
+        let least = self.out_rows.div_ceil(self.block);
+        let blocks = chunk_count(tiles, least, team.size().div_ceil(self.batch));
+        team.parallel(self.batch * blocks, &|chunk, worker| {
+            let (item, block) = (chunk / blocks, chunk % blocks);
+            let (t0, t1) = part(tiles, block, blocks);
+            let copy = scratch.worker(worker);
+            let strip = copy.wrapping_add(self.copy_len());
+            let end = (t1 * grid.rows_per_tile).min(self.out_rows);
+            let mut r0 = t0 * grid.rows_per_tile;
+            // a chunk may have a tile more than the scratch has room for
+            while r0 < end {
+                let r1 = end.min(r0 + self.block);
+                // SAFETY: the copy is this worker's; chunks write different rows.
+                unsafe {
+                    self.fill(nest, item, copy, r0, r1);
+                    let input = copy.cast_const().wrapping_sub(r0 * grid.in_step[1]);
+                    let rows = (item * self.out_rows + r0, item * self.out_rows + r1);
+                    self.direct.rows(0, (0, self.direct.panels()), rows, input, nest, strip);
+                }
+                r0 = r1;
+            }
+        });
+    }
+
+    /// Maps what output rows `r0..r1` read, with zeros for what lies outside the image.
+    ///
+    /// # Safety
+    /// The operands are those of the problem; the copy has room for a block.
+    unsafe fn fill(&self, nest: &Nest<'_>, item: usize, copy: *mut f32, r0: usize, r1: usize) {
+        let lanes = self.lanes;
+        let row = self.copy[1] * lanes;
+        let rows = (r1 - r0 - 1) * self.stride + self.reach;
+        let first = r0 * self.stride;
+        // rows of the copy that lie in the image
+        let above = self.pad[0].saturating_sub(first).min(rows);
+        let inside = (self.height + self.pad[0]).saturating_sub(first).min(rows).max(above);
+        let before = self.pad[1].min(self.copy[1]);
+        let pixels = self.width.min(self.copy[1] - before);
+        let after = self.copy[1] - before - pixels;
+        let image = nest.args.input.wrapping_add(item * self.read.batch + self.read.origin);
+        for block in 0..self.channels.div_ceil(lanes) {
+            let to = copy.wrapping_add(block * self.copy[0] * row);
+            // SAFETY: rows and pixels are within the copy.
+            unsafe {
+                std::ptr::write_bytes(to, 0, above * row);
+                std::ptr::write_bytes(to.wrapping_add(inside * row), 0, (rows - inside) * row);
+                if before + after > 0 {
+                    for i in above..inside {
+                        std::ptr::write_bytes(to.wrapping_add(i * row), 0, before * lanes);
+                        std::ptr::write_bytes(to.wrapping_add(i * row + (before + pixels) * lanes), 0, after * lanes);
+                    }
+                }
+            }
+            if inside == above {
+                continue;
+            }
+            let from = image.wrapping_add(block * self.read.block + (first + above - self.pad[0]) * self.read.step[1]);
+            let to = to.wrapping_add(above * row + before * lanes);
+            // SAFETY: these rows of the image exist.
+            unsafe { self.map(nest, block, (from, self.read.step[1]), (to, row), (inside - above, pixels)) };
+        }
+    }
+
+    /// Maps rows of one block of channels; pointers come with the distance of two rows.
+    ///
+    /// # Safety
+    /// As [`fill`](MappedConv::fill).
+    unsafe fn map(
+        &self,
+        nest: &Nest<'_>,
+        block: usize,
+        (from, from_row): (*const f32, usize),
+        (to, to_row): (*mut f32, usize),
+        (rows, pixels): (usize, usize),
+    ) {
+        let lanes = self.lanes;
+        let channel = block * lanes;
+        let cols = lanes.min(self.channels - channel);
+        match &self.map {
+            Map::Affine { kernel, scale, shift, clamp } => {
+                let mut tails = [[0f32; MAX_LANES]; 2];
+                let mut operand = |i: usize, used: bool| {
+                    if !used {
+                        return std::ptr::null();
+                    }
+                    let at = nest.args.prologue_extras[i].cast_const().cast::<f32>().wrapping_add(channel);
+                    if cols == lanes {
+                        return at;
+                    }
+                    // SAFETY: the operand has as many elements as there are channels, and no whole vector more.
+                    unsafe { std::ptr::copy_nonoverlapping(at, tails[i].as_mut_ptr(), cols) };
+                    tails[i].as_ptr()
+                };
+                let (scale, shift) = (operand(0, *scale), operand(usize::from(*scale), *shift));
+                let all = AffineRows {
+                    src: from,
+                    src_row: from_row,
+                    dst: to,
+                    dst_row: to_row,
+                    rows,
+                    pixels,
+                    scale,
+                    shift,
+                    clamp: *clamp,
+                };
+                // SAFETY: the caller's; lanes of channels that do not exist are zero in x, and nothing reads them here.
+                unsafe { kernel(&all) };
+            }
+            Map::Hook { by_channel, element_bytes } => {
+                let Some(hook) = nest.args.prologue else { return };
+                let mut extras = [View2::NULL; MAX_VIEWS];
+                for (i, view) in extras.iter_mut().enumerate().take(by_channel.len()) {
+                    let base = nest.args.prologue_extras[i];
+                    let at = if by_channel[i] { channel * usize::from(element_bytes[i]) } else { 0 };
+                    *view = View2 { ptr: base.wrapping_add(at), row: 0, col: i64::from(by_channel[i]) };
+                }
+                let view = |ptr: *mut f32| View2 { ptr: ptr.cast(), row: lanes as i64, col: 1 };
+                for i in 0..rows {
+                    let acc = view(from.wrapping_add(i * from_row).cast_mut());
+                    let out = view(to.wrapping_add(i * to_row));
+                    call(hook, &acc, (pixels, cols), &extras, &out);
+                }
+            }
+        }
+    }
+}
+
+/// Calls a hook over a row of pixels.
+fn call(hook: EpilogueFn, acc: &View2, (pixels, cols): (usize, usize), extras: &[View2; MAX_VIEWS], out: &View2) {
+    // SAFETY: the views lie within the operands and the scratch; the hook's signature is the ABI's.
+    unsafe { hook(acc, pixels as i64, cols as i64, extras.as_ptr(), out) };
+}
