@@ -13,6 +13,7 @@
 //! halo. Weights and matrices are packed into panels of `2 L` columns; see [`pack`].
 
 mod bandwidth;
+pub mod bf16;
 mod isa;
 pub mod pack;
 mod peak;
@@ -23,6 +24,7 @@ mod strips;
 mod tile;
 mod transpose;
 mod vector;
+pub mod winograd;
 
 pub mod math;
 

@@ -3,16 +3,16 @@
 use egret_ir::ops::ConvForm as Form;
 use egret_ir::{DType, Diagnostic, Dim, NodeId, Op, Shape};
 use egret_program::driver::{
-    Bias, ConvForm, ConvInput, ConvProblem, ConvSchedule, Direction, Driver, Epilogue, Operand as Addressing, PackForm,
+    Bias, ConvForm, ConvInput, ConvProblem, ConvSchedule, Direction, Driver, Epilogue, Operand as Addressing,
     PackProblem, RelayoutProblem,
 };
 use egret_program::{Arg, BufferId, Place, Step};
 use smallvec::SmallVec;
 
+use super::engine::family;
 use super::frame::Frame;
 use super::gemm::compact;
 use super::{DriverLaunch, Operand, Planner};
-use crate::cost::SYMBOL_HINT;
 use crate::layout::{self, Layout};
 use crate::rewrite::term::BindingTime;
 use crate::schedule::epilogue::{self, Extra};
@@ -112,10 +112,11 @@ impl Planner<'_> {
         };
         let out = Arg::write(result);
         let first = Arg::read(first.buffer);
+        let schedule = self.conv_schedule(frame, node.operands[1], &problem);
         let mut args = if weight_gradient {
             vec![first, Arg::read(second.buffer), out.clone()]
         } else {
-            let weights = self.weights(frame, node.operands[1], &problem, steps)?;
+            let weights = self.weights(frame, node.operands[1], &problem, &schedule, steps)?;
             vec![first, Arg::read(weights), out.clone()]
         };
         let mut hook = None;
@@ -125,11 +126,10 @@ impl Planner<'_> {
                 args.push(out);
             }
         }
-        let numbers = problem.map(&mut |d| d.hint(SYMBOL_HINT).max(0) as usize);
-        let schedule = ConvSchedule::choose(&numbers, self.lanes as usize);
+        let family = family(&schedule);
         let clear = if weight_gradient { Vec::new() } else { self.halos(frame, id) };
         let driver = Driver::Conv(problem, schedule);
-        self.drive(frame, id, DriverLaunch { driver, hook, finisher: None, args, clear, family: "conv" }, steps);
+        self.drive(frame, id, DriverLaunch { driver, hook, finisher: None, args, clear, family }, steps);
         Ok(())
     }
 
@@ -198,23 +198,11 @@ impl Planner<'_> {
         frame: &mut Frame,
         id: NodeId,
         problem: &ConvProblem<Dim>,
+        schedule: &ConvSchedule,
         steps: &mut Vec<Step>,
     ) -> Result<BufferId, Diagnostic> {
         let operand = self.row_major(frame, id, steps)?;
-        let pack = PackProblem {
-            lanes: self.lanes as usize,
-            form: PackForm::Conv {
-                form: problem.form,
-                input: problem.input,
-                out_channels: problem.out_channels.clone(),
-                in_channels: problem.in_channels.clone(),
-                groups: problem.groups.clone(),
-                kernel: problem.kernel.clone(),
-                stride: problem.stride.clone(),
-                dilation: problem.dilation.clone(),
-                pad_begin: problem.pad_begin.clone(),
-            },
-        };
+        let pack = PackProblem::for_conv(problem, schedule);
         let elements = pack.map(&mut |d| d.as_const().unwrap_or(0).max(0) as usize).packed_len();
         let at_load = frame.time(id) < BindingTime::Run;
         Ok(self.packed(frame, id, &operand, pack, Dim::from(elements), at_load, steps))

@@ -11,12 +11,18 @@ pub const MAX_VIEWS: usize = 32;
 /// Most batch dims that a driver keeps apart.
 pub(crate) const MAX_BATCH: usize = 6;
 
+/// Lower and upper bound of an activation.
+pub(crate) fn bounds(activation: Activation) -> (f32, f32) {
+    match activation {
+        Activation::None => (f32::NEG_INFINITY, f32::INFINITY),
+        Activation::Relu => (0.0, f32::INFINITY),
+        Activation::Clamp(lo, hi) => (lo, hi),
+    }
+}
+
 pub(crate) fn set_activation(tile: &mut Tile, activation: Activation) {
-    (tile.clamp, tile.lo, tile.hi) = match activation {
-        Activation::None => (false, f32::NEG_INFINITY, f32::INFINITY),
-        Activation::Relu => (true, 0.0, f32::INFINITY),
-        Activation::Clamp(lo, hi) => (true, lo, hi),
-    };
+    tile.clamp = activation != Activation::None;
+    (tile.lo, tile.hi) = bounds(activation);
 }
 
 /// The strides of a hook's operand, in bytes; what each driver adds up to find a tile.

@@ -1,5 +1,8 @@
-//! Convolution: direct, in blocked channels with a zero halo.
+//! Convolution in blocked channels with a zero halo: direct, in f32 or bf16, or by Winograd's minimal filtering.
 
+mod bf16;
+#[cfg(test)]
+mod bf16_tests;
 mod direct;
 #[cfg(test)]
 mod epilogue_tests;
@@ -9,6 +12,9 @@ mod image;
 #[cfg(test)]
 mod tests;
 mod weight_gradient;
+mod winograd;
+#[cfg(test)]
+mod winograd_tests;
 
 pub(crate) use geometry::{Surface, dims, gradient_phases};
 pub(crate) use hooked::{Hooked, Lattice, Place};
@@ -16,12 +22,14 @@ pub(crate) use hooked::{Hooked, Lattice, Place};
 use super::kernels::check_isa;
 use super::{DriverError, ScratchNeed, ScratchPool};
 use crate::cpu::team::Team;
+use bf16::Bf16Conv;
 use direct::Direct;
 use egret_program::driver::hook::EpilogueFn;
-use egret_program::driver::{ConvForm, ConvInput, ConvProblem, ConvSchedule};
+use egret_program::driver::{ConvEngine, ConvForm, ConvInput, ConvProblem, ConvSchedule};
 use egret_simd::Isa;
 use image::ImageConv;
 use weight_gradient::WeightGradient;
+use winograd::Winograd;
 
 /// Operands of a convolution. Lengths are those of the problem, plus the slack of
 /// [`SLACK`](crate::cpu::memory::SLACK) readable bytes behind each.
@@ -53,6 +61,8 @@ enum Form {
     Direct(Direct),
     Image(ImageConv),
     WeightGradient(WeightGradient),
+    Winograd(Box<Winograd>),
+    Bf16(Box<Bf16Conv>),
 }
 
 impl ConvPlan {
@@ -61,7 +71,8 @@ impl ConvPlan {
     /// # Errors
     /// If the numbers contradict each other, a halo is too small, or the form does not exist: weight gradients of groups
     /// whose channels are not multiples of L (except depthwise), images with groups or three spatial dims, gradients
-    /// with respect to images.
+    /// with respect to images, Winograd and bf16 of another problem than
+    /// [`ConvProblem::has_winograd`] and [`ConvProblem::has_bf16`] tell, bf16 on a processor without it.
     pub fn new(problem: &ConvProblem, schedule: &ConvSchedule, isa: Isa) -> Result<ConvPlan, DriverError> {
         check_isa(isa, schedule.lanes)?;
         let lanes = isa.lanes_f32();
@@ -75,6 +86,10 @@ impl ConvPlan {
             return Err(DriverError::Unsupported("weight gradients of groups that share a vector"));
         }
         let form = match (problem.form, problem.input) {
+            _ if schedule.engine == ConvEngine::Bf16 => Form::Bf16(Box::new(Bf16Conv::new(problem, schedule, isa)?)),
+            _ if schedule.engine != ConvEngine::Direct => {
+                Form::Winograd(Box::new(Winograd::new(problem, schedule, isa)?))
+            }
             (ConvForm::WeightGradient, ConvInput::Blocked) => Form::WeightGradient(WeightGradient::new(problem, isa)?),
             (ConvForm::Forward, ConvInput::Image) => Form::Image(ImageConv::new(problem, schedule, isa)?),
             (_, ConvInput::Blocked) => Form::Direct(Direct::new(problem, schedule, isa)?),
@@ -91,6 +106,8 @@ impl ConvPlan {
             Form::Direct(d) => d.scratch(),
             Form::Image(i) => i.scratch(),
             Form::WeightGradient(w) => w.scratch(),
+            Form::Winograd(w) => w.scratch(),
+            Form::Bf16(b) => b.scratch(),
         }
     }
 
@@ -107,6 +124,8 @@ impl ConvPlan {
                 Form::Direct(d) => d.run(args, team, scratch),
                 Form::Image(i) => i.run(args, team, scratch),
                 Form::WeightGradient(w) => w.run(args, team, scratch),
+                Form::Winograd(w) => w.run(args, team, scratch),
+                Form::Bf16(b) => b.run(args, team, scratch),
             }
         }
     }
