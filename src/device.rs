@@ -4,8 +4,9 @@
 use std::sync::{Arc, OnceLock};
 
 use egret_ir::Diagnostic;
-use egret_program::DeviceDescription;
+use egret_program::{DeviceDescription, Target};
 use egret_simd::Isa;
+use egret_simd::bf16::Bf16Unit;
 
 use crate::error::Result;
 
@@ -153,7 +154,11 @@ impl Device {
             Kind::Cuda(gpu) => Ok(Some(gpu.open()?.description())),
             Kind::Cpu(Some(description)) => Ok(Some(description.clone())),
             Kind::Cpu(None) if cfg!(target_arch = "x86_64") => {
-                Ok(Some(DeviceDescription::named(&format!("x86-64-{}", Isa::detect()))?))
+                let mut host = DeviceDescription::named(&format!("x86-64-{}", Isa::detect()))?;
+                if let Target::Cpu { bf16, .. } = &mut host.target {
+                    *bf16 = Bf16Unit::detect().is_some();
+                }
+                Ok(Some(host))
             }
             Kind::Cpu(None) if cfg!(target_arch = "aarch64") => Ok(Some(DeviceDescription::named("aarch64-neon")?)),
             Kind::Cpu(None) => {

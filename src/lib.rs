@@ -36,7 +36,9 @@ mod trainer;
 
 pub use compile::{Executable, compile, compile_with};
 pub use device::Device;
-pub use egret_compiler::{CompileOptions, Compiled, Estimate, F32Products, Level, Policy, RewriteSet, estimate, rule};
+pub use egret_compiler::{
+    CompileOptions, Compiled, Estimate, F32Products, Level, Policy, RewriteSet, Winograd, estimate, rule,
+};
 pub use egret_ir::{
     DType, Diagnostic, Dim, Graph, Literal, Origin, ScalarFn, ScalarValue, Shape, Tensor, TensorType, Tensors, Tracer,
     Type, Var, Weight, Weights, f32, i64, interpret, trace,

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use egret_ir::{Diagnostic, Graph, NodeId, Op};
 use egret_program::{DeviceDescription, Program};
 
+use crate::cost::engine::Winograd;
 use crate::rematerialise::{self, Policy, Rematerialised};
 use crate::rewrite::direct::{Applied, Direct};
 use crate::rewrite::{Level, Options, RewriteSet, Rewritten};
@@ -23,8 +24,10 @@ pub struct CompileOptions {
     pub rules: RewriteSet,
     /// What gradients keep of the values that they are gradients of.
     pub remat: Policy,
-    /// How a GPU multiplies `f32`; by fused multiply-adds where `exact` is asked for.
+    /// How `f32` is multiplied: TF32 on a GPU, bf16 on a CPU that has it; by fused multiply-adds where `exact` is asked for.
     pub products: F32Products,
+    /// Which tiles of Winograd's minimal filtering convolutions on a CPU may use; none where `exact` is asked for.
+    pub winograd: Winograd,
 }
 
 impl Default for CompileOptions {
@@ -35,6 +38,7 @@ impl Default for CompileOptions {
             rules: RewriteSet::standard(),
             remat: Policy::default(),
             products: F32Products::Fma,
+            winograd: Winograd::default(),
         }
     }
 }
@@ -42,7 +46,12 @@ impl Default for CompileOptions {
 impl CompileOptions {
     /// What these options are to the planner.
     pub fn plan(&self) -> plan::Options {
-        plan::Options { exact: self.exact, products: self.products, unfused: self.level == Level::None }
+        plan::Options {
+            exact: self.exact,
+            products: self.products,
+            winograd: self.winograd,
+            unfused: self.level == Level::None,
+        }
     }
 }
 

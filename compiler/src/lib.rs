@@ -15,6 +15,7 @@ pub mod rewrite;
 pub mod schedule;
 
 pub use compile::{CompileOptions, Compiled, Optimised, Raised, compile, optimise};
+pub use cost::engine::Winograd;
 pub use estimate::{Estimate, estimate};
 pub use rematerialise::Policy;
 pub use rewrite::{Level, RewriteSet};

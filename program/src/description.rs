@@ -42,6 +42,9 @@ pub enum Target {
         isa: String,
         /// f32 elements of a vector, and channels of a block.
         lanes: u32,
+        /// Products of bf16, by AVX-512 BF16 or AMX; with 16 lanes.
+        #[serde(default)]
+        bf16: bool,
     },
     /// CUDA C.
     Cuda {
@@ -80,6 +83,7 @@ macro_rules! shipped {
 
 shipped!(
     "x86-64-avx512",
+    "x86-64-avx512-bf16",
     "x86-64-avx2",
     "x86-64-portable",
     "aarch64-neon",
@@ -168,6 +172,11 @@ impl DeviceDescription {
                 (*shared_bytes, *registers, rate)
             }
         }
+    }
+
+    /// Whether it is a CPU with products of bf16.
+    pub fn has_bf16(&self) -> bool {
+        matches!(self.target, Target::Cpu { bf16: true, lanes: 16, .. })
     }
 
     /// Whether it is a CPU.

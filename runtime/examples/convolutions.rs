@@ -89,7 +89,7 @@ fn main() {
             schedule.prefetch_weights &= !without.contains("weights");
             let plan = ConvPlan::new(&problem, &schedule, isa).expect("a plan");
             need = need.max(plan.scratch());
-            let pack = PackPlan::new(&PackProblem::for_conv(&problem, lanes), isa).expect("a plan");
+            let pack = PackPlan::new(&PackProblem::for_conv(&problem, &schedule), isa).expect("a plan");
             let mut weights = Buffer::floats(pack.packed_len()).expect("memory");
             weights.as_f32_mut().fill(0.01);
             Layer {

@@ -3,11 +3,12 @@
 
 use egret_program::driver::{
     AttentionOperand, AttentionProblem, AttentionSchedule, GemmProblem, GemmSchedule, MatrixForm, PackForm,
-    PackProblem, Score,
+    PackProblem, Products, Score,
 };
 use egret_runtime::cpu::drivers::{AttentionArgs, AttentionPlan, GemmArgs, GemmPlan, PackPlan, ScratchPool};
 use egret_runtime::cpu::memory::Buffer;
 use egret_runtime::cpu::team::Team;
+use egret_simd::bf16::Bf16Unit;
 use egret_simd::{Isa, peak};
 use std::time::{Duration, Instant};
 
@@ -30,10 +31,17 @@ fn main() {
     ];
     let only = arguments.get(3).and_then(|n| n.parse().ok()).unwrap_or(shapes.len());
     for (m, n, k) in shapes.into_iter().filter(|s| only == shapes.len() || s.0 == only) {
-        for packed in [false, true] {
+        let forms = [None, Some(Products::F32), Some(Products::Bf16)];
+        let bf16 = isa == Isa::Avx512 && Bf16Unit::detect().is_some();
+        for packed in forms.into_iter().filter(|form| bf16 || *form != Some(Products::Bf16)) {
             let flops = 2.0 * (m * n * k) as f64;
             let time = product((m, n, k), packed, isa, &team);
-            let what = format!("{m} x {n} x {k}{}", if packed { ", B packed at load" } else { "" });
+            let form = match packed {
+                None => "",
+                Some(Products::F32) => ", B packed at load",
+                Some(Products::Bf16) => ", B packed at load, bf16",
+            };
+            let what = format!("{m} x {n} x {k}{form}");
             report(&what, flops, time, isa, &team);
         }
     }
@@ -78,20 +86,23 @@ fn filled(n: usize) -> Buffer {
     b
 }
 
-fn product((m, n, k): (usize, usize, usize), packed: bool, isa: Isa, team: &Team) -> f64 {
+fn product((m, n, k): (usize, usize, usize), packed: Option<Products>, isa: Isa, team: &Team) -> f64 {
     let lanes = isa.lanes_f32();
     let mut problem = GemmProblem::plain(m, n, k);
     let (a, mut b, c) = (filled(m * k), filled(k * n), filled(m * n));
-    if packed {
+    if let Some(products) = packed {
         problem.b = MatrixForm::Packed;
-        let form = PackForm::Columns { count: 1, matrix_stride: 0, k, n, row: n, col: 1 };
+        let form = PackForm::Columns { products, count: 1, matrix_stride: 0, k, n, row: n, col: 1 };
         let pack = PackPlan::new(&PackProblem { lanes, form }, isa).expect("a plan");
         let to = filled(pack.packed_len());
         // SAFETY: as long as the problem says.
         unsafe { pack.run(b.as_ptr(), to.as_ptr(), team) };
         b = to;
     }
-    let schedule = GemmSchedule::choose(&problem, lanes);
+    let schedule = match packed {
+        Some(Products::Bf16) => GemmSchedule::bf16(&problem, lanes),
+        _ => GemmSchedule::choose(&problem, lanes),
+    };
     let plan = GemmPlan::new(&problem, &schedule, isa).expect("a plan");
     let scratch = ScratchPool::new(team.size(), plan.scratch()).expect("memory");
     let args = GemmArgs {

@@ -79,11 +79,11 @@ fn program() -> Builder {
         prologue: None,
         epilogue: Epilogue::none(),
     };
-    let pack = PackProblem::for_conv(&conv, 8);
+    let schedule = ConvSchedule::choose(&conv, 8);
+    let pack = PackProblem::for_conv(&conv, &schedule);
     let packed = b.buffer(Place::Prepared, DType::F32, Dim::from(4 * pack.packed_len()));
     let pack = b.driver("pack", Driver::Pack(pack.map(&mut |d: &usize| Dim::from(*d))));
     b.0.prepare.push(launch(pack, vec![reads(filter), writes(packed)], vec![], 0));
-    let schedule = ConvSchedule::choose(&conv, 8);
     let symbolic = ConvProblem { batch: n.clone(), ..conv.map(&mut |d: &usize| Dim::from(*d)) };
     let conv = b.driver("conv", Driver::Conv(symbolic, schedule));
     let relayout = |direction, halo: i64, blocked: i64| {

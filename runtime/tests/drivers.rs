@@ -7,7 +7,7 @@ use egret_program::driver::hook::View2;
 use egret_program::driver::{
     Activation, AttentionGradProblem, AttentionOperand, AttentionProblem, AttentionSchedule, Bias, ConvForm, ConvInput,
     ConvProblem, ConvSchedule, Direction, Driver, Epilogue, Finisher, GemmProblem, GemmSchedule, MatrixForm, Operand,
-    PackForm, PackProblem, RelayoutProblem, Score,
+    PackForm, PackProblem, Products, RelayoutProblem, Score,
 };
 use egret_program::{Halo, KernelBody, Place, Step};
 use egret_runtime::Executable;
@@ -86,12 +86,12 @@ fn two_convolutions(x_blocked: bool) -> Builder {
         ..plain.clone()
     };
     let mut conv = |name: &str, problem: &ConvProblem, weights: &str| {
-        let pack = PackProblem::for_conv(problem, 8);
+        let schedule = ConvSchedule::choose(problem, 8);
+        let pack = PackProblem::for_conv(problem, &schedule);
         let source = b.param(weights, floats([c, c, 3, 3]));
         let packed = b.buffer(Place::Prepared, DType::F32, Dim::from(4 * pack.packed_len()));
         let kernel = b.driver("pack", Driver::Pack(pack.map(&mut symbolic)));
         b.0.prepare.push(launch(kernel, vec![reads(source), writes(packed)], vec![], 0));
-        let schedule = ConvSchedule::choose(problem, 8);
         let problem = ConvProblem { batch: n.clone(), ..problem.map(&mut symbolic) };
         (b.driver(name, Driver::Conv(problem, schedule)), packed)
     };
@@ -190,7 +190,7 @@ fn products_with_packed_weights() {
         let a = b.input("a", floats(["m".into(), Dim::from(k)]));
         let c = b.output("c", floats(["m".into(), Dim::from(n)]));
         let (w, bias) = (b.param("w", floats([k, n])), b.param("bias", floats([n])));
-        let form = PackForm::Columns { count: 1, matrix_stride: 0, k, n, row: n, col: 1 };
+        let form = PackForm::Columns { products: Products::F32, count: 1, matrix_stride: 0, k, n, row: n, col: 1 };
         let pack = PackProblem { lanes: 8, form };
         let packed = b.buffer(Place::Prepared, DType::F32, Dim::from(4 * pack.packed_len()));
         let pack = b.driver("pack", Driver::Pack(pack.map(&mut symbolic)));

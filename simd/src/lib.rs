@@ -14,6 +14,7 @@
 
 pub mod affine;
 mod bandwidth;
+pub mod bf16;
 mod isa;
 pub mod pack;
 mod peak;
@@ -24,6 +25,7 @@ mod strips;
 mod tile;
 mod transpose;
 mod vector;
+pub mod winograd;
 
 pub mod math;
 

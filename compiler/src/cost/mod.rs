@@ -1,5 +1,6 @@
 //! The cost of a kernel: a roofline in µs. The e-graph and partition ask the same function.
 
+pub mod engine;
 mod graph;
 
 use egret_ir::ops::{ConvForm, Fused};

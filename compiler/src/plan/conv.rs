@@ -3,16 +3,16 @@
 use egret_ir::ops::{ConvForm as Form, Fused};
 use egret_ir::{DType, Diagnostic, Dim, NodeId, Op, Shape};
 use egret_program::driver::{
-    Bias, ConvForm, ConvInput, ConvProblem, ConvSchedule, Direction, Driver, Epilogue, Operand as Addressing, PackForm,
+    Bias, ConvForm, ConvInput, ConvProblem, ConvSchedule, Direction, Driver, Epilogue, Operand as Addressing,
     PackProblem, Prologue, RelayoutProblem,
 };
 use egret_program::{Arg, BufferId, Place, Step};
 use smallvec::SmallVec;
 
+use super::engine::family;
 use super::frame::Frame;
 use super::gemm::compact;
 use super::{DriverLaunch, Operand, Planner};
-use crate::cost::SYMBOL_HINT;
 use crate::kernel::Finding;
 use crate::layout::{self, Layout, has_prologue};
 use crate::rewrite::term::BindingTime;
@@ -130,10 +130,11 @@ impl Planner<'_> {
             epilogue: Epilogue::none(),
         };
         let out = Arg::write(result);
+        let schedule = self.conv_schedule(frame, node.operands[1], &problem, has_prologue(&node.op));
         let mut args = match &second {
             Some(second) => vec![first.read(), second.read(), out.clone()],
             None => {
-                let weights = self.weights(frame, node.operands[1], &problem, steps)?;
+                let weights = self.weights(frame, node.operands[1], &problem, &schedule, steps)?;
                 vec![first.read(), Arg::read(weights), out.clone()]
             }
         };
@@ -146,11 +147,10 @@ impl Planner<'_> {
             }
             (problem.prologue, prologue) = self.prologue(frame, id, fused, &mut args, steps)?;
         }
-        let numbers = problem.map(&mut |d| d.hint(SYMBOL_HINT).max(0) as usize);
-        let schedule = ConvSchedule::choose(&numbers, self.lanes as usize);
+        let family = family(&schedule);
         let clear = if weight_gradient { Vec::new() } else { self.halos(frame, id) };
         let driver = Driver::Conv(problem, schedule);
-        self.drive(frame, id, DriverLaunch { driver, hook, finisher: prologue, args, clear, family: "conv" }, steps);
+        self.drive(frame, id, DriverLaunch { driver, hook, finisher: prologue, args, clear, family }, steps);
         Ok(())
     }
 
@@ -251,23 +251,11 @@ impl Planner<'_> {
         frame: &mut Frame,
         id: NodeId,
         problem: &ConvProblem<Dim>,
+        schedule: &ConvSchedule,
         steps: &mut Vec<Step>,
     ) -> Result<BufferId, Diagnostic> {
         let operand = self.row_major(frame, id, steps)?;
-        let pack = PackProblem {
-            lanes: self.lanes as usize,
-            form: PackForm::Conv {
-                form: problem.form,
-                input: problem.input,
-                out_channels: problem.out_channels.clone(),
-                in_channels: problem.in_channels.clone(),
-                groups: problem.groups.clone(),
-                kernel: problem.kernel.clone(),
-                stride: problem.stride.clone(),
-                dilation: problem.dilation.clone(),
-                pad_begin: problem.pad_begin.clone(),
-            },
-        };
+        let pack = PackProblem::for_conv(problem, schedule);
         let elements = pack.map(&mut |d| d.as_const().unwrap_or(0).max(0) as usize).packed_len();
         let at_load = frame.time(id) < BindingTime::Run;
         Ok(self.packed(frame, id, &operand, pack, Dim::from(elements), at_load, steps))

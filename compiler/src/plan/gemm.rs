@@ -4,7 +4,7 @@ use egret_ir::ops::{Broadcast, Fused, Labels, Transpose};
 use egret_ir::{DType, Diagnostic, Dim, NodeId, Op, ScalarExpr};
 use egret_program::driver::{
     BatchDim, Bias, Driver, Epilogue, Finisher, GemmProblem, GemmSchedule, MatrixForm, Operand as Addressing, PackForm,
-    PackProblem,
+    PackProblem, Products,
 };
 use egret_program::{Arg, BufferId, Place, Step};
 use smallvec::{SmallVec, smallvec};
@@ -252,8 +252,11 @@ impl Planner<'_> {
             hook = made.hook;
             finisher = made.finisher;
         }
-        let schedule =
-            GemmSchedule::choose(&problem.map(&mut |d| d.hint(SYMBOL_HINT).max(0) as usize), self.lanes as usize);
+        let numbers = problem.map(&mut |d| d.hint(SYMBOL_HINT).max(0) as usize);
+        let schedule = match problem.b {
+            MatrixForm::Packed if self.bf16() => GemmSchedule::bf16(&numbers, self.lanes as usize),
+            _ => GemmSchedule::choose(&numbers, self.lanes as usize),
+        };
         let driver = Driver::Gemm(problem, schedule);
         frame.layouts.insert((id, 0), Layout::RowMajor);
         self.drive(frame, id, DriverLaunch { driver, hook, finisher, args, clear: Vec::new(), family: "gemm" }, steps);
@@ -335,13 +338,19 @@ impl Planner<'_> {
             _ => return plain,
         };
         let panel = Dim::from(2 * self.lanes);
-        let packed_matrix = k.extent.clone() * n.extent.ceil_div(&panel) * panel;
+        let (products, depth) = match self.bf16() {
+            // pairs, to the end of a tap of 32
+            true => (Products::Bf16, k.extent.ceil_div(&Dim::from(32)) * Dim::from(16)),
+            false => (Products::F32, k.extent.clone()),
+        };
+        let packed_matrix = depth * n.extent.ceil_div(&panel) * panel;
         if count.as_const().is_none() || packed_matrix.as_const().is_none() {
             return plain;
         }
         let problem = PackProblem {
             lanes: self.lanes as usize,
             form: PackForm::Columns {
+                products,
                 count: count.clone(),
                 matrix_stride,
                 k: k.extent.clone(),

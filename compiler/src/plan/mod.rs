@@ -8,6 +8,7 @@ mod channels_last;
 mod control;
 mod conv;
 mod emit;
+mod engine;
 pub(crate) mod frame;
 mod gemm;
 mod launch;
@@ -23,6 +24,7 @@ use egret_program::{Arg, Buffer, BufferId, Check, DeviceDescription, Halo, Kerne
 use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
 
+use crate::cost::engine::Winograd;
 use crate::layout::{self, Layout, Part};
 use crate::partition::{self, Family, Group, Maps, is_inline, is_movement};
 use crate::rewrite::term::BindingTime;
@@ -38,8 +40,10 @@ use frame::Frame;
 pub struct Options {
     /// No FMA contraction.
     pub exact: bool,
-    /// How a GPU multiplies `f32`.
+    /// How `f32` is multiplied: TF32 on a GPU, bf16 on a CPU that has it.
     pub products: F32Products,
+    /// Which tiles of Winograd's minimal filtering a CPU may use.
+    pub winograd: Winograd,
     /// Each operator is a kernel of its own: level `none`.
     pub unfused: bool,
 }
@@ -81,6 +85,7 @@ struct Planner<'d> {
     lanes: i64,
     exact: bool,
     products: F32Products,
+    winograd: Winograd,
     unfused: bool,
     program: Program,
     known: FxHashMap<String, KernelId>,
@@ -96,7 +101,7 @@ struct Planner<'d> {
 ///
 /// # Errors
 /// `E0461` when a kernel is beyond the bounds of the kernel IR, `E0462` when code cannot be made, `E0465` for a form that
-/// the device has no kernel for.
+/// the device has no kernel for, `E0466` for products that it has not.
 pub fn plan(graph: &Graph, device: &DeviceDescription, options: &Options) -> Result<Program, Diagnostic> {
     let mut planner = planned(graph, device, options)?;
     emit::emit(&mut planner.program, planner.generated, device)?;
@@ -131,12 +136,14 @@ pub fn list(
 
 /// The program without machine code, and the kernels that it is made from.
 fn planned<'d>(graph: &Graph, device: &'d DeviceDescription, options: &Options) -> Result<Planner<'d>, Diagnostic> {
+    engine::check(device, options)?;
     let graph = rematerialise::opened(graph);
     let mut planner = Planner {
         device,
         lanes: device.lanes(),
         exact: options.exact,
         products: options.products,
+        winograd: options.winograd,
         unfused: options.unfused,
         program: Program {
             version: egret_program::program::VERSION,

@@ -1,5 +1,6 @@
 //! Convolution in blocked channels.
 
+use super::engine::ConvEngine;
 use super::{Activation, Epilogue, List, map_all};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -284,12 +285,15 @@ pub struct ConvSchedule {
     pub lanes: usize,
     /// What a chunk of work is.
     pub split: Split,
-    /// The most output rows (for [`Split::Panels`]: panels) in a chunk; with many threads chunks are smaller.
+    /// The most output rows (for [`Split::Panels`], and for Winograd: panels) in a chunk; with many threads chunks are
+    /// smaller.
     pub block: usize,
     /// Prefetch of the next panel of weights.
     pub prefetch_weights: bool,
     /// Prefetch of the next tile's input (kernels of one tap).
     pub prefetch_input: bool,
+    /// How sums are computed.
+    pub engine: ConvEngine,
 }
 
 impl ConvSchedule {
@@ -321,7 +325,7 @@ impl ConvSchedule {
             (BLOCK_BYTES / row_bytes).clamp(2, rows.max(2))
         };
         let split = if by_panels { Split::Panels } else { Split::Rows };
-        ConvSchedule { lanes, split, block, prefetch_weights: true, prefetch_input: true }
+        ConvSchedule { lanes, split, block, prefetch_weights: true, prefetch_input: true, engine: ConvEngine::Direct }
     }
 }
 
@@ -329,8 +333,8 @@ impl fmt::Display for ConvSchedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "  schedule lanes {} split {} block {} prefetch weights {} input {}",
-            self.lanes, self.split, self.block, self.prefetch_weights, self.prefetch_input
+            "  schedule engine {} lanes {} split {} block {} prefetch weights {} input {}",
+            self.engine, self.lanes, self.split, self.block, self.prefetch_weights, self.prefetch_input
         )
     }
 }

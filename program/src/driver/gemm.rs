@@ -132,6 +132,16 @@ impl<D: fmt::Display> fmt::Display for GemmProblem<D> {
     }
 }
 
+/// How products of `f32` operands are computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Products {
+    /// In f32.
+    #[default]
+    F32,
+    /// Operands rounded to bf16, sums in f32 (AVX-512; B packed at load).
+    Bf16,
+}
+
 /// Schedule of a product.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct GemmSchedule {
@@ -141,6 +151,8 @@ pub struct GemmSchedule {
     pub k_block: usize,
     /// Rows in a chunk of work, at most; columns are divided among threads by panels.
     pub m_block: usize,
+    /// How products are computed.
+    pub products: Products,
 }
 
 impl GemmSchedule {
@@ -150,12 +162,27 @@ impl GemmSchedule {
         let tiles = problem.m.div_ceil(tile).max(1);
         // A chunk's rows of A stay in L2 while panels of B pass: about 512 KB of them.
         let fits = (128 * 1024 / (problem.k.max(1) * tile)).clamp(1, 16);
-        GemmSchedule { lanes, k_block: 4096, m_block: tiles.div_ceil(tiles.div_ceil(fits)) * tile }
+        let m_block = tiles.div_ceil(tiles.div_ceil(fits)) * tile;
+        GemmSchedule { lanes, k_block: 4096, m_block, products: Products::F32 }
+    }
+
+    /// The choice for [`Products::Bf16`]: sums are never cut, and a chunk's rounded rows of A stay in L2.
+    pub fn bf16(problem: &GemmProblem<usize>, lanes: usize) -> GemmSchedule {
+        const CHUNK_BYTES: usize = 512 << 10;
+        const TILE: usize = 32;
+        let tiles = problem.m.div_ceil(TILE).max(1);
+        let fits = (CHUNK_BYTES / (problem.k.max(1) * TILE * 2)).max(1);
+        let m_block = tiles.div_ceil(tiles.div_ceil(fits)) * TILE;
+        GemmSchedule { lanes, k_block: problem.k.max(1), m_block, products: Products::Bf16 }
     }
 }
 
 impl fmt::Display for GemmSchedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "  schedule lanes {} k_block {} m_block {}", self.lanes, self.k_block, self.m_block)
+        write!(f, "  schedule lanes {} k_block {} m_block {}", self.lanes, self.k_block, self.m_block)?;
+        match self.products {
+            Products::F32 => Ok(()),
+            Products::Bf16 => f.write_str(" products bf16"),
+        }
     }
 }

@@ -8,6 +8,7 @@
 
 mod attention;
 mod conv;
+mod engine;
 mod epilogue;
 mod gemm;
 pub mod hook;
@@ -19,8 +20,9 @@ mod tests;
 
 pub use attention::{AttentionGradProblem, AttentionOperand, AttentionProblem, AttentionSchedule, Mask, Score};
 pub use conv::{ConvForm, ConvInput, ConvProblem, ConvSchedule, Prologue, Split};
+pub use engine::ConvEngine;
 pub use epilogue::{Activation, Bias, Epilogue, Finisher, Operand};
-pub use gemm::{BatchDim, GemmProblem, GemmSchedule, MatrixForm};
+pub use gemm::{BatchDim, GemmProblem, GemmSchedule, MatrixForm, Products};
 pub use pool::{PoolGradProblem, PoolKind, PoolProblem};
 pub use relayout::{Direction, PackForm, PackProblem, RelayoutProblem};
 pub use select::{NonZeroProblem, SuppressionProblem, TopKProblem, UniqueProblem};

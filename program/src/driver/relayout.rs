@@ -1,6 +1,6 @@
 //! Changes of layout, and packing.
 
-use super::{ConvForm, ConvInput, List, map_all};
+use super::{ConvEngine, ConvForm, ConvInput, ConvProblem, ConvSchedule, List, Products, map_all};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -95,8 +95,31 @@ pub enum PackForm<D = usize> {
         /// Padding at the beginning.
         pad_begin: Vec<D>,
     },
-    /// Matrices `k x n` with these strides, `count` of them one behind the other, to column panels `[n/2L][k][2L]`.
+    /// Weights of a 3×3 convolution for [`ConvEngine::Winograd`](super::ConvEngine::Winograd): filters transformed by
+    /// `G g Gᵀ`, as `[point][output channels/2L][input channels][2L]` with a point for each of `(m + 2)²` elements.
+    Winograd {
+        /// m of F(m×m, 3×3).
+        outputs: usize,
+        /// Output channels.
+        out_channels: D,
+        /// Input channels.
+        in_channels: D,
+    },
+    /// Weights of a convolution for [`ConvEngine::Bf16`](super::ConvEngine::Bf16): `[output channels/32][input channels/32][taps]
+    /// [16][32]` pairs of neighbouring input channels in bf16.
+    Bf16Conv {
+        /// Output channels.
+        out_channels: D,
+        /// Input channels.
+        in_channels: D,
+        /// Kernel extents.
+        kernel: Vec<D>,
+    },
+    /// Matrices `k x n` with these strides, `count` of them one behind the other, to column panels `[n/2L][k][2L]`; for bf16
+    /// `[n/32][k/32][16][32]` pairs of neighbours along k.
     Columns {
+        /// How they are multiplied.
+        products: Products,
         /// Matrices.
         count: D,
         /// From a matrix to the next.
@@ -138,7 +161,16 @@ impl<D> PackProblem<D> {
                     pad_begin: map_all(pad_begin, f),
                 }
             }
-            PackForm::Columns { count, matrix_stride, k, n, row, col } => PackForm::Columns {
+            PackForm::Winograd { outputs, out_channels, in_channels } => {
+                PackForm::Winograd { outputs: *outputs, out_channels: f(out_channels), in_channels: f(in_channels) }
+            }
+            PackForm::Bf16Conv { out_channels, in_channels, kernel } => PackForm::Bf16Conv {
+                out_channels: f(out_channels),
+                in_channels: f(in_channels),
+                kernel: map_all(kernel, f),
+            },
+            PackForm::Columns { products, count, matrix_stride, k, n, row, col } => PackForm::Columns {
+                products: *products,
                 count: f(count),
                 matrix_stride: f(matrix_stride),
                 k: f(k),
@@ -151,26 +183,38 @@ impl<D> PackProblem<D> {
     }
 }
 
-impl PackProblem<usize> {
+impl<D: Clone> PackProblem<D> {
     /// The packing of the weights that the driver of a convolution reads.
-    pub fn for_conv(problem: &super::ConvProblem<usize>, lanes: usize) -> PackProblem<usize> {
-        PackProblem {
-            lanes,
-            form: PackForm::Conv {
+    pub fn for_conv(problem: &ConvProblem<D>, schedule: &ConvSchedule) -> PackProblem<D> {
+        let form = match schedule.engine {
+            ConvEngine::Direct => PackForm::Conv {
                 form: problem.form,
                 input: problem.input,
-                out_channels: problem.out_channels,
-                in_channels: problem.in_channels,
-                groups: problem.groups,
+                out_channels: problem.out_channels.clone(),
+                in_channels: problem.in_channels.clone(),
+                groups: problem.groups.clone(),
                 kernel: problem.kernel.clone(),
                 stride: problem.stride.clone(),
                 dilation: problem.dilation.clone(),
                 pad_begin: problem.pad_begin.clone(),
             },
-        }
+            ConvEngine::Winograd { outputs, .. } => PackForm::Winograd {
+                outputs,
+                out_channels: problem.out_channels.clone(),
+                in_channels: problem.in_channels.clone(),
+            },
+            ConvEngine::Bf16 => PackForm::Bf16Conv {
+                out_channels: problem.out_channels.clone(),
+                in_channels: problem.in_channels.clone(),
+                kernel: problem.kernel.clone(),
+            },
+        };
+        PackProblem { lanes: schedule.lanes, form }
     }
+}
 
-    /// Floats in the packed form.
+impl PackProblem<usize> {
+    /// Elements of 32 bits in the packed form.
     pub fn packed_len(&self) -> usize {
         let l = self.lanes;
         match &self.form {
@@ -187,6 +231,16 @@ impl PackProblem<usize> {
                 // A group's panels begin where its channels do: it may share a vector with its neighbours.
                 let panels = |group: usize| ((group + 1) * o - group * o / l * l).div_ceil(2 * l);
                 (0..*groups).map(panels).sum::<usize>() * 2 * l * i * taps
+            }
+            PackForm::Winograd { outputs, out_channels, in_channels } => {
+                (outputs + 2).pow(2) * in_channels * out_channels.next_multiple_of(2 * l)
+            }
+            PackForm::Bf16Conv { out_channels, in_channels, kernel } => {
+                let taps: usize = kernel.iter().product();
+                out_channels.next_multiple_of(32) * in_channels.next_multiple_of(32) / 2 * taps
+            }
+            PackForm::Columns { products: Products::Bf16, count, k, n, .. } => {
+                count * k.next_multiple_of(32) / 2 * n.next_multiple_of(32)
             }
             PackForm::Columns { count, k, n, .. } => count * k * n.next_multiple_of(2 * l),
         }
@@ -208,11 +262,22 @@ impl<D: fmt::Display> fmt::Display for PackProblem<D> {
                     List(pad_begin)
                 )
             }
-            PackForm::Columns { count, matrix_stride, k, n, row, col } => write!(
+            PackForm::Winograd { outputs, out_channels, in_channels } => write!(
                 f,
-                "pack columns lanes {} count {count}:{matrix_stride} k {k} n {n} strides ({row}, {col})",
+                "pack winograd F({outputs}x{outputs}, 3x3) lanes {} channels {in_channels} -> {out_channels}",
                 self.lanes
             ),
+            PackForm::Bf16Conv { out_channels, in_channels, kernel } => {
+                write!(f, "pack conv bf16 channels {in_channels} -> {out_channels} kernel {}", List(kernel))
+            }
+            PackForm::Columns { products, count, matrix_stride, k, n, row, col } => {
+                let bf16 = if *products == Products::Bf16 { " bf16" } else { "" };
+                write!(
+                    f,
+                    "pack columns{bf16} lanes {} count {count}:{matrix_stride} k {k} n {n} strides ({row}, {col})",
+                    self.lanes
+                )
+            }
         }
     }
 }

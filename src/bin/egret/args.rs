@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use egret::{CompileOptions, Device, F32Products, Level, Policy, RewriteSet};
+use egret::{CompileOptions, Device, F32Products, Level, Policy, RewriteSet, Winograd};
 
 /// A kernel compiler for neural-network graphs.
 ///
@@ -69,9 +69,14 @@ pub struct TargetArgs {
     /// No FMA contraction, and no rule that holds over the reals only.
     #[arg(long)]
     pub exact: bool,
-    /// How a GPU multiplies f32: fma, tf32 (operands rounded to 10 bits of fraction), tf32x3 (three products of such).
+    /// How f32 is multiplied: fma; on a GPU tf32 (operands rounded to 10 bits of fraction), tf32x3 (three products of such);
+    /// on a CPU with AVX-512 BF16 or AMX bf16 (to 7 bits; sums in f32).
     #[arg(long, value_name = "HOW", default_value = "fma")]
     pub f32_products: F32Products,
+    /// Tiles of Winograd's minimal filtering for 3×3 convolutions on a CPU: off, f2, f4 (less exact than a sum; the others
+    /// are not). Off with `--exact`.
+    #[arg(long, value_name = "TILES", default_value = "f2")]
+    pub winograd: Winograd,
     /// Leaves a rule out; `egret rules` lists them.
     #[arg(long, value_name = "RULE", value_parser = rule_name)]
     pub without: Vec<String>,
@@ -100,7 +105,14 @@ impl TargetArgs {
         // each name was looked up when it was parsed
         let without = |set: RewriteSet, name: &String| set.clone().without(name).unwrap_or(set);
         let rules = self.without.iter().fold(RewriteSet::standard(), without);
-        CompileOptions { level: self.rewrite, exact: self.exact, rules, remat: self.remat, products: self.f32_products }
+        CompileOptions {
+            level: self.rewrite,
+            exact: self.exact,
+            rules,
+            remat: self.remat,
+            products: self.f32_products,
+            winograd: self.winograd,
+        }
     }
 }
 
@@ -213,7 +225,7 @@ pub enum Format {
 pub enum Against {
     /// The reference interpreter.
     Interpreter,
-    /// The host's processor: quicker, for a GPU.
+    /// The host's processor with standard options: quicker, for a GPU or for other options.
     Cpu,
     /// Nothing: that it compiles and runs is enough.
     None,

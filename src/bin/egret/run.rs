@@ -129,7 +129,10 @@ pub fn errors(difference: &Difference) -> String {
         return types.clone();
     }
     let (absolute, relative) = (difference.absolute, difference.relative);
-    let errors = format!("largest error {absolute:.3e} absolute, {relative:.3e} relative");
+    // near 1 what is missing tells more
+    let angle = (1.0 - difference.cosine).max(0.0);
+    let errors =
+        format!("largest error {absolute:.3e} absolute, {relative:.3e} relative, cosine similarity 1 - {angle:.1e}");
     match difference.first {
         None => format!("{errors}, as expected"),
         Some((i, have, want)) => {
@@ -162,6 +165,7 @@ fn as_value(name: &str, tensor: &Tensor, difference: Option<&Difference>) -> Val
         value["ok"] = json!(difference.is_none());
         value["max_absolute_error"] = json!(difference.absolute);
         value["max_relative_error"] = json!(difference.relative);
+        value["cosine_similarity"] = json!(difference.cosine);
         value["wrong"] = json!(difference.wrong);
         value["mismatch"] = json!(difference.types);
     }

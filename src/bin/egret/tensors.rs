@@ -80,6 +80,8 @@ pub struct Difference {
     pub absolute: f64,
     /// Largest |have − want| / |want|, where that is not zero.
     pub relative: f64,
+    /// Cosine of the angle between them as vectors, of the elements that are finite in both; 1 where nothing is left of one.
+    pub cosine: f64,
     /// Elements outside the tolerance.
     pub wrong: usize,
     /// The first of them: index, have, want.
@@ -97,14 +99,19 @@ impl Difference {
 
 /// Compares: `|have − want| ≤ atol + rtol·|want|`; NaN equals NaN, an infinity itself.
 pub fn compare(have: &Tensor, want: &Tensor, rtol: f64, atol: f64) -> Difference {
-    let mut difference = Difference::default();
+    let mut difference = Difference { cosine: 1.0, ..Difference::default() };
     if (have.dtype(), have.shape()) != (want.dtype(), want.shape()) {
         let (have_type, want_type) = (have.dtype(), want.dtype());
         difference.types =
             Some(format!("{have_type}{:?} is not of the expected type {want_type}{:?}", have.shape(), want.shape()));
         return difference;
     }
+    let (mut product, mut squares) = (0.0, (0.0, 0.0));
     for (i, (a, b)) in have.values().zip(want.values()).map(|(a, b)| (a.as_f64(), b.as_f64())).enumerate() {
+        if a.is_finite() && b.is_finite() {
+            product += a * b;
+            squares = (squares.0 + a * a, squares.1 + b * b);
+        }
         if a == b || (a.is_nan() && b.is_nan()) {
             continue;
         }
@@ -119,6 +126,9 @@ pub fn compare(have: &Tensor, want: &Tensor, rtol: f64, atol: f64) -> Difference
             difference.wrong += 1;
             difference.first.get_or_insert((i, a, b));
         }
+    }
+    if squares.0 > 0.0 && squares.1 > 0.0 {
+        difference.cosine = product / (squares.0.sqrt() * squares.1.sqrt());
     }
     difference
 }
@@ -140,6 +150,8 @@ mod tests {
         assert!(close(&[f32::NAN, f32::INFINITY], &[f32::NAN, f32::INFINITY]).is_none());
         assert_eq!(close(&[f32::NAN, 1.0, f32::INFINITY], &[1.0, f32::INFINITY, -f32::INFINITY]).wrong, 3);
         assert!(close(&[1.0], &[1.0, 1.0]).types.is_some());
+        assert!((close(&[1.0, 0.0, f32::NAN], &[1.0, 1.0, 7.0]).cosine - 0.5f64.sqrt()).abs() < 1e-15);
+        assert_eq!(close(&[0.0], &[1.0]).cosine, 1.0);
     }
 
     #[test]

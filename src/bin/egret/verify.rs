@@ -27,13 +27,13 @@ struct Check {
 
 impl Check {
     fn compiled(&self, graph: &Graph, inputs: &[(String, Tensor)]) -> Result<Named, Failure> {
-        self.compiled_for(graph, &self.device, inputs)
+        self.compiled_for(graph, &self.device, &self.options, inputs)
     }
 
     /// What results are compared with.
     fn reference(&self, graph: &Graph, inputs: &[(String, Tensor)]) -> Result<Named, Failure> {
         match self.against {
-            Against::Cpu => self.compiled_for(graph, &Device::cpu(), inputs),
+            Against::Cpu => self.compiled_for(graph, &Device::cpu(), &CompileOptions::default(), inputs),
             Against::Interpreter | Against::None => {
                 let given: Tensors = inputs.iter().cloned().collect();
                 Ok(interpret(graph, &given, &Tensors::new()).map_err(Diagnostic::from)?.outputs)
@@ -41,8 +41,14 @@ impl Check {
         }
     }
 
-    fn compiled_for(&self, graph: &Graph, device: &Device, inputs: &[(String, Tensor)]) -> Result<Named, Failure> {
-        let exe = egret::compile_with(graph, device, &self.options)?;
+    fn compiled_for(
+        &self,
+        graph: &Graph,
+        device: &Device,
+        options: &CompileOptions,
+        inputs: &[(String, Tensor)],
+    ) -> Result<Named, Failure> {
+        let exe = egret::compile_with(graph, device, options)?;
         let mut session = exe.session()?;
         let outputs = session.run(&model::borrowed(inputs))?;
         Ok(outputs.iter().map(|output| (output.name().to_string(), output.to_tensor())).collect())
@@ -148,7 +154,7 @@ pub fn verify(args: &VerifyArgs, as_json: bool) -> Result<(), Failure> {
             .iter()
             .map(|(name, d)| {
                 json!({ "name": name, "ok": d.is_none(), "max_absolute_error": d.absolute,
-                "max_relative_error": d.relative, "wrong": d.wrong, "mismatch": d.types })
+                "max_relative_error": d.relative, "cosine_similarity": d.cosine, "wrong": d.wrong, "mismatch": d.types })
             })
             .collect();
         let against = if args.against == Against::Cpu { "cpu" } else { "interpreter" };

@@ -41,6 +41,8 @@ pub enum F32Products {
     Tf32,
     /// By tensor cores, operands split into two parts of 10 bits: nearly as exact as `f32`.
     Tf32x3,
+    /// On a CPU with AVX-512 BF16 or AMX, by weights known at load: operands rounded to 7 bits of fraction, sums in `f32`.
+    Bf16,
 }
 
 impl std::str::FromStr for F32Products {
@@ -51,7 +53,8 @@ impl std::str::FromStr for F32Products {
             "fma" => Ok(F32Products::Fma),
             "tf32" => Ok(F32Products::Tf32),
             "tf32x3" => Ok(F32Products::Tf32x3),
-            other => Err(format!("`{other}` is no way to multiply f32: fma, tf32, tf32x3")),
+            "bf16" => Ok(F32Products::Bf16),
+            other => Err(format!("`{other}` is no way to multiply f32: fma, tf32, tf32x3, bf16")),
         }
     }
 }

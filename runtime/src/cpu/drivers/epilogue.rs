@@ -20,10 +20,14 @@ pub(crate) fn clamp_of(activation: Activation) -> Option<(f32, f32)> {
     }
 }
 
+/// Lower and upper bound of an activation.
+pub(crate) fn bounds(activation: Activation) -> (f32, f32) {
+    clamp_of(activation).unwrap_or((f32::NEG_INFINITY, f32::INFINITY))
+}
+
 pub(crate) fn set_activation(tile: &mut Tile, activation: Activation) {
-    let clamp = clamp_of(activation);
-    tile.clamp = clamp.is_some();
-    (tile.lo, tile.hi) = clamp.unwrap_or((f32::NEG_INFINITY, f32::INFINITY));
+    tile.clamp = activation != Activation::None;
+    (tile.lo, tile.hi) = bounds(activation);
 }
 
 /// The strides of a hook's operand, in bytes; what each driver adds up to find a tile.

@@ -4,6 +4,7 @@
 //! scratch it needs. `run` then allocates nothing. Results do not depend on the number of threads.
 
 mod attention;
+mod bf16;
 mod conv;
 mod epilogue;
 mod gemm;

@@ -4,8 +4,10 @@ use super::conv::gradient_phases;
 use super::kernels::check_isa;
 use super::{DriverError, Shared};
 use crate::cpu::team::Team;
-use egret_program::driver::{ConvForm, ConvInput, Direction, PackForm, PackProblem, RelayoutProblem};
+use egret_program::driver::{ConvForm, ConvInput, Direction, PackForm, PackProblem, Products, RelayoutProblem};
+use egret_simd::bf16::{COLUMNS, DEPTH, PAIRS, pair};
 use egret_simd::pack::{ConvPanels, PanelPacker, depthwise_weights};
+use egret_simd::winograd::matrices;
 use egret_simd::{Isa, TransposeFn, transpose};
 
 /// A change of layout whose extents are known.
@@ -135,11 +137,16 @@ impl PackPlan {
     /// Binds.
     ///
     /// # Errors
-    /// If the layout is not that of `isa`.
+    /// If the layout is not that of `isa`, or there is no such form.
     pub fn new(problem: &PackProblem, isa: Isa) -> Result<PackPlan, DriverError> {
         check_isa(isa, problem.lanes)?;
         if let PackForm::Conv { form: ConvForm::WeightGradient, .. } = problem.form {
             return Err(DriverError::Problem("a weight gradient reads no packed weights"));
+        }
+        if let PackForm::Winograd { outputs, .. } = problem.form
+            && matrices(outputs).is_none()
+        {
+            return Err(DriverError::Unsupported("this tile of Winograd"));
         }
         let packer = PanelPacker::new(isa).ok_or(DriverError::Unsupported("this instruction set"))?;
         Ok(PackPlan { problem: problem.clone(), packer })
@@ -158,7 +165,49 @@ impl PackPlan {
         match &self.problem.form {
             // SAFETY: the caller's.
             PackForm::Conv { .. } => unsafe { self.pack_conv(src, dst) },
-            PackForm::Columns { count, matrix_stride, k, n, row, col } => {
+            PackForm::Winograd { outputs, out_channels, in_channels } => {
+                let Some(matrices) = matrices(*outputs) else { return };
+                let (width, i) = (2 * self.problem.lanes, *in_channels);
+                let (panels, points) = (out_channels.div_ceil(width), matrices.points().pow(2));
+                let (src, dst) = (Shared(src.cast_mut()), Shared(dst));
+                team.parallel(panels, &|panel, _| {
+                    let (src, dst) = (&src, &dst);
+                    for (input, column) in (0..i).flat_map(|input| (0..width).map(move |column| (input, column))) {
+                        let output = panel * width + column;
+                        let at = |point: usize| ((point * panels + panel) * i + input) * width + column;
+                        // SAFETY: chunks write different panels; filters and points are those of the problem.
+                        unsafe {
+                            if output < *out_channels {
+                                let filter = &*src.0.add((output * i + input) * 9).cast::<[f32; 9]>();
+                                matrices.transform_filter(filter, |point, x| *dst.0.add(at(point)) = x);
+                            } else {
+                                (0..points).for_each(|point| *dst.0.add(at(point)) = 0.0);
+                            }
+                        }
+                    }
+                });
+            }
+            // SAFETY: the caller's.
+            PackForm::Bf16Conv { out_channels, in_channels, kernel } => unsafe {
+                let (o, i, taps) = (*out_channels, *in_channels, kernel.iter().product::<usize>());
+                let depth = i.div_ceil(DEPTH);
+                let weight = |output: usize, input: usize, tap: usize| {
+                    (output < o && input < i).then_some((output * i + input) * taps + tap)
+                };
+                pack_pairs(src, dst, o.div_ceil(COLUMNS), depth * taps, team, &|panel, tap, element, column| {
+                    weight(panel * COLUMNS + column, tap / taps * DEPTH + element, tap % taps)
+                });
+            },
+            // SAFETY: the caller's.
+            PackForm::Columns { products: Products::Bf16, count, matrix_stride, k, n, row, col } => unsafe {
+                let panels = n.div_ceil(COLUMNS);
+                pack_pairs(src, dst, count * panels, k.div_ceil(DEPTH), team, &|panel, tap, element, column| {
+                    let (matrix, along_n) = (panel / panels, panel % panels * COLUMNS + column);
+                    let along_k = tap * DEPTH + element;
+                    (along_k < *k && along_n < *n).then_some(matrix * matrix_stride + along_k * row + along_n * col)
+                });
+            },
+            PackForm::Columns { products: Products::F32, count, matrix_stride, k, n, row, col } => {
                 let width = 2 * self.problem.lanes;
                 let panels = n.div_ceil(width);
                 let (src, dst) = (Shared(src.cast_mut()), Shared(dst));
@@ -216,4 +265,33 @@ impl PackPlan {
             ((group * o + o_index) * i + i_index) * taps + tap
         });
     }
+}
+
+/// Packs `panels` of `taps` taps each, `[tap][16][32]` pairs in bf16, by the panel, tap, element of the tap's sum and column
+/// that each element has in `src`; those that it does not have are zero.
+///
+/// # Safety
+/// `dst` has room for the panels; indices lie within `src`.
+unsafe fn pack_pairs(
+    src: *const f32,
+    dst: *mut f32,
+    panels: usize,
+    taps: usize,
+    team: &Team,
+    index: &(dyn Fn(usize, usize, usize, usize) -> Option<usize> + Sync),
+) {
+    let (src, dst) = (Shared(src.cast_mut()), Shared(dst.cast::<u32>()));
+    team.parallel(panels, &|panel, _| {
+        let (src, dst) = (&src, &dst);
+        // SAFETY: the caller's; chunks write different panels.
+        let value = |tap: usize, element: usize, column: usize| unsafe {
+            index(panel, tap, element, column).map_or(0.0, |at| *src.0.add(at))
+        };
+        for (tap, at) in (0..taps).flat_map(|tap| (0..PAIRS * COLUMNS).map(move |at| (tap, at))) {
+            let (element, column) = (at / COLUMNS * 2, at % COLUMNS);
+            let pair = pair(value(tap, element, column), value(tap, element + 1, column));
+            // SAFETY: as above.
+            unsafe { *dst.0.add((panel * taps + tap) * PAIRS * COLUMNS + at) = pair };
+        }
+    });
 }

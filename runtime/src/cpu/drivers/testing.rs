@@ -16,6 +16,11 @@ pub(crate) fn values(n: usize, seed: u32) -> Vec<f32> {
         .collect()
 }
 
+/// The nearest values of bf16.
+pub(crate) fn rounded(values: &[f32]) -> Vec<f32> {
+    values.iter().map(|x| f32::from_bits(u32::from(egret_simd::bf16::bf16_bits(*x)) << 16)).collect()
+}
+
 /// A buffer with these floats.
 pub(crate) fn buffer(values: &[f32]) -> Buffer {
     let mut b = Buffer::floats(values.len()).expect("memory");

@@ -11,8 +11,9 @@ use egret_program::driver::{Activation, Bias, ConvForm, ConvProblem, ConvSchedul
 use egret_simd::pack::{OutputPanel, input_segments, output_panels};
 use egret_simd::{Isa, MAX_ROWS, Tile, TileKind};
 
+/// An epilogue over blocked channels.
 #[derive(Debug)]
-enum Bound {
+pub(super) enum Bound {
     Direct { bias: bool, residual: Option<Surface>, activation: Activation },
     Hook(Hooked),
 }
@@ -360,7 +361,7 @@ impl Nest<'_> {
 }
 
 impl Bound {
-    fn new(epilogue: &Epilogue, written: [usize; 3], lanes: usize) -> Result<Bound, DriverError> {
+    pub(super) fn new(epilogue: &Epilogue, written: [usize; 3], lanes: usize) -> Result<Bound, DriverError> {
         match epilogue {
             Epilogue::Direct { bias: Some(Bias::PerRow), .. } => Err(DriverError::Unsupported("a bias for each pixel")),
             Epilogue::Direct { bias, residual, activation } => {

@@ -1,5 +1,8 @@
-//! Convolution: direct, in blocked channels with a zero halo.
+//! Convolution in blocked channels with a zero halo: direct, in f32 or bf16, or by Winograd's minimal filtering.
 
+mod bf16;
+#[cfg(test)]
+mod bf16_tests;
 mod direct;
 #[cfg(test)]
 mod epilogue_tests;
@@ -12,6 +15,9 @@ mod mapped_tests;
 #[cfg(test)]
 mod tests;
 mod weight_gradient;
+mod winograd;
+#[cfg(test)]
+mod winograd_tests;
 
 pub(crate) use geometry::{Surface, dims, gradient_phases};
 pub(crate) use hooked::{Hooked, Lattice, Place};
@@ -19,13 +25,15 @@ pub(crate) use hooked::{Hooked, Lattice, Place};
 use super::kernels::check_isa;
 use super::{DriverError, ScratchNeed, ScratchPool};
 use crate::cpu::team::Team;
+use bf16::Bf16Conv;
 use direct::Direct;
 use egret_program::driver::hook::EpilogueFn;
-use egret_program::driver::{ConvForm, ConvInput, ConvProblem, ConvSchedule};
+use egret_program::driver::{ConvEngine, ConvForm, ConvInput, ConvProblem, ConvSchedule};
 use egret_simd::Isa;
 use image::ImageConv;
 use mapped::MappedConv;
 use weight_gradient::WeightGradient;
+use winograd::Winograd;
 
 /// Operands of a convolution. Lengths are those of the problem, plus the slack of
 /// [`SLACK`](crate::cpu::memory::SLACK) readable bytes behind each.
@@ -62,6 +70,8 @@ enum Form {
     Image(ImageConv),
     Mapped(MappedConv),
     WeightGradient(WeightGradient),
+    Winograd(Box<Winograd>),
+    Bf16(Box<Bf16Conv>),
 }
 
 impl ConvPlan {
@@ -70,7 +80,8 @@ impl ConvPlan {
     /// # Errors
     /// If the numbers contradict each other, a halo is too small, or the form does not exist: weight gradients of groups
     /// whose channels are not multiples of L (except depthwise), images with groups or three spatial dims, gradients
-    /// with respect to images.
+    /// with respect to images, Winograd and bf16 of another problem than
+    /// [`ConvProblem::has_winograd`] and [`ConvProblem::has_bf16`] tell, bf16 on a processor without it.
     pub fn new(problem: &ConvProblem, schedule: &ConvSchedule, isa: Isa) -> Result<ConvPlan, DriverError> {
         check_isa(isa, schedule.lanes)?;
         let lanes = isa.lanes_f32();
@@ -91,6 +102,10 @@ impl ConvPlan {
             return Ok(ConvPlan { form: Form::Mapped(mapped) });
         }
         let form = match (problem.form, problem.input) {
+            _ if schedule.engine == ConvEngine::Bf16 => Form::Bf16(Box::new(Bf16Conv::new(problem, schedule, isa)?)),
+            _ if schedule.engine != ConvEngine::Direct => {
+                Form::Winograd(Box::new(Winograd::new(problem, schedule, isa)?))
+            }
             (ConvForm::WeightGradient, ConvInput::Blocked) => Form::WeightGradient(WeightGradient::new(problem, isa)?),
             (ConvForm::Forward, ConvInput::Image) => Form::Image(ImageConv::new(problem, schedule, isa)?),
             (_, ConvInput::Blocked) => Form::Direct(Direct::new(problem, schedule, isa)?),
@@ -108,6 +123,8 @@ impl ConvPlan {
             Form::Image(i) => i.scratch(),
             Form::Mapped(m) => m.scratch(),
             Form::WeightGradient(w) => w.scratch(),
+            Form::Winograd(w) => w.scratch(),
+            Form::Bf16(b) => b.scratch(),
         }
     }
 
@@ -125,6 +142,8 @@ impl ConvPlan {
                 Form::Image(i) => i.run(args, team, scratch),
                 Form::Mapped(m) => m.run(args, team, scratch),
                 Form::WeightGradient(w) => w.run(args, team, scratch),
+                Form::Winograd(w) => w.run(args, team, scratch),
+                Form::Bf16(b) => b.run(args, team, scratch),
             }
         }
     }

@@ -5,7 +5,7 @@ use crate::cpu::memory::Buffer;
 use egret_program::driver::{Direction, Epilogue, PackProblem, RelayoutProblem};
 
 /// A convolution by its numbers, two spatial dims or as many as the lists have.
-fn problem(
+pub(super) fn problem(
     form: ConvForm,
     batch: usize,
     channels: (usize, usize),
@@ -161,24 +161,40 @@ pub(super) fn run_mapped(
     isa: Isa,
     x: &[f32],
     w: &[f32],
-    (extras, hook): (&[*mut u8], Option<EpilogueFn>),
+    epilogue: (&[*mut u8], Option<EpilogueFn>),
     prologue: (&[*mut u8], Option<EpilogueFn>),
 ) -> Vec<f32> {
-    let lanes = isa.lanes_f32();
-    let of_x = p.form == ConvForm::InputGradient;
-    let mut results: Vec<Vec<f32>> = vec![];
-    for (threads, split) in [(1, 0), (2, 1), (3, 2), (2, 3)] {
-        let mut schedule = ConvSchedule::choose(p, lanes);
+    let schedules = [(1, 0), (2, 1), (3, 2), (2, 3)].map(|(threads, split)| {
+        let mut schedule = ConvSchedule::choose(p, isa.lanes_f32());
         if split > 0 {
             schedule.block = split;
         }
         if split == 3 {
             schedule.split = egret_program::driver::Split::Panels;
         }
+        (threads, schedule)
+    });
+    run_scheduled(p, isa, &schedules, x, w, epilogue, prologue)
+}
+
+/// [`run_mapped`] with the threads and schedules that are given.
+pub(super) fn run_scheduled(
+    p: &ConvProblem,
+    isa: Isa,
+    schedules: &[(usize, ConvSchedule)],
+    x: &[f32],
+    w: &[f32],
+    (extras, hook): (&[*mut u8], Option<EpilogueFn>),
+    prologue: (&[*mut u8], Option<EpilogueFn>),
+) -> Vec<f32> {
+    let lanes = isa.lanes_f32();
+    let of_x = p.form == ConvForm::InputGradient;
+    let mut results: Vec<Vec<f32>> = vec![];
+    for (threads, schedule) in schedules.iter().cloned() {
         let plan = ConvPlan::new(p, &schedule, isa).unwrap();
         let team = Team::new(threads);
         let scratch = ScratchPool::new(team.size(), plan.scratch()).unwrap();
-        let pack = PackPlan::new(&PackProblem::for_conv(p, lanes), isa).unwrap();
+        let pack = PackPlan::new(&PackProblem::for_conv(p, &schedule), isa).unwrap();
         let packed = Buffer::floats(pack.packed_len()).unwrap();
         let weights = buffer(w);
         unsafe { pack.run(weights.as_ptr(), packed.as_ptr(), &team) };

@@ -12,12 +12,12 @@ use egret_simd::{MAX_ROWS, Tile};
 const STREAM_AHEAD: usize = 2;
 
 pub(super) struct Chunk<'a> {
-    plan: &'a GemmPlan,
-    args: &'a GemmArgs<'a>,
-    item: usize,
+    pub(super) plan: &'a GemmPlan,
+    pub(super) args: &'a GemmArgs<'a>,
+    pub(super) item: usize,
     index: [usize; MAX_BATCH],
-    layout: WorkerLayout,
-    worker: *mut f32,
+    pub(super) layout: WorkerLayout,
+    pub(super) worker: *mut f32,
     shared: *mut f32,
 }
 
@@ -46,6 +46,10 @@ impl<'a> Chunk<'a> {
     /// As for the plan; nobody else writes this part of C.
     pub(super) unsafe fn run(&self, (m0, m1): (usize, usize), (p0, p1): (usize, usize)) {
         let plan = self.plan;
+        if let Some(bf16) = &plan.bf16 {
+            // SAFETY: the caller's.
+            return unsafe { self.run_bf16(bf16, (m0, m1), (p0, p1)) };
+        }
         let tiles = (m1 - m0).div_ceil(plan.kernels.max_rows());
         // SAFETY: all offsets lie within operands and scratch, whose extents are the plan's.
         unsafe {
@@ -61,7 +65,7 @@ impl<'a> Chunk<'a> {
         }
     }
 
-    fn a(&self) -> *const f32 {
+    pub(super) fn a(&self) -> *const f32 {
         self.args.a.wrapping_add(self.plan.offset(self.item, |d| d.a))
     }
 
@@ -174,15 +178,25 @@ impl<'a> Chunk<'a> {
             }
         }
         // SAFETY: see `run`.
+        unsafe { self.leave(sums, (m0, m1 - m0), (column, columns)) };
+    }
+
+    /// Takes the staged sums of a panel to where they belong, as far as they are staged.
+    ///
+    /// # Safety
+    /// See `run`.
+    pub(super) unsafe fn leave(&self, sums: *mut f32, (m0, rows): (usize, usize), (column, columns): (usize, usize)) {
+        let plan = self.plan;
+        // SAFETY: the caller's.
         unsafe {
             match plan.target {
-                Target::Hook => self.call_hook(sums, (m0, m1 - m0), (column, columns)),
+                Target::Hook => self.call_hook(sums, (m0, rows), (column, columns)),
                 Target::Scatter => {
                     let c = self.args.c.wrapping_add(plan.offset(self.item, |d| d.c));
-                    for i in 0..m1 - m0 {
+                    for i in 0..rows {
                         for j in 0..columns {
                             let at = (m0 + i) * plan.c_row + (column + j) * plan.c_col;
-                            *c.add(at) = *sums.add(i * width + j);
+                            *c.add(at) = *sums.add(i * plan.width() + j);
                         }
                     }
                 }
@@ -192,7 +206,7 @@ impl<'a> Chunk<'a> {
     }
 
     /// Where row `m0` of a panel goes, and the distance of rows there.
-    fn target(&self, column: usize, m0: usize, sums: *mut f32) -> (*mut f32, usize) {
+    pub(super) fn target(&self, column: usize, m0: usize, sums: *mut f32) -> (*mut f32, usize) {
         let plan = self.plan;
         let padded = plan.panels() * plan.width();
         match plan.target {
@@ -206,12 +220,12 @@ impl<'a> Chunk<'a> {
         }
     }
 
-    fn residual(&self) -> Option<&Strides> {
+    pub(super) fn residual(&self) -> Option<&Strides> {
         self.plan.direct.as_ref().and_then(|d| d.residual.as_ref())
     }
 
     /// What the last block of k adds, the same for all tiles of a panel.
-    fn direct_epilogue(&self, tile: &mut Tile, column: usize, columns: usize, tail: &mut [f32; 32]) {
+    pub(super) fn direct_epilogue(&self, tile: &mut Tile, column: usize, columns: usize, tail: &mut [f32; 32]) {
         let Some(direct) = &self.plan.direct else {
             return;
         };
@@ -229,7 +243,7 @@ impl<'a> Chunk<'a> {
     }
 
     /// What depends on the tile's first row.
-    fn row_operands(&self, tile: &mut Tile, row: usize, column: usize) {
+    pub(super) fn row_operands(&self, tile: &mut Tile, row: usize, column: usize) {
         let Some(direct) = &self.plan.direct else {
             return;
         };

@@ -1,5 +1,8 @@
 //! Matrix products: panels of B, tiles of A, a sum in registers over as much of k as caches allow.
 
+mod bf16;
+#[cfg(test)]
+mod bf16_tests;
 mod block;
 mod plan;
 #[cfg(test)]

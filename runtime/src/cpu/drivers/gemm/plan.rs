@@ -1,10 +1,12 @@
 //! Binding of products.
 
+use super::bf16::Bf16;
 use crate::cpu::drivers::DriverError;
+use crate::cpu::drivers::bf16::unit;
 use crate::cpu::drivers::epilogue::{MAX_BATCH, Strides, check_hook};
 use crate::cpu::drivers::kernels::{Kernels, check_isa};
 use egret_program::driver::{
-    Activation, BatchDim, Bias, Epilogue, Finisher, GemmProblem, GemmSchedule, MatrixForm, Operand,
+    Activation, BatchDim, Bias, Epilogue, Finisher, GemmProblem, GemmSchedule, MatrixForm, Operand, Products,
 };
 use egret_simd::pack::PanelPacker;
 use egret_simd::{Isa, TileKind};
@@ -69,6 +71,8 @@ pub struct GemmPlan {
     pub(super) m_block: usize,
     pub(super) k_block: usize,
     pub(super) packed_a: bool,
+    /// Operands are rounded to bf16; then none of A is packed otherwise.
+    pub(super) bf16: Option<Bf16>,
     pub(super) kernels: Kernels,
     pub(super) packer: PanelPacker,
     pub(super) b_source: BSource,
@@ -97,7 +101,7 @@ impl GemmPlan {
     ///
     /// # Errors
     /// If a form does not exist: more than 6 batch dims, hooks or finishers on an output whose columns are not
-    /// contiguous, a hook together with a finisher.
+    /// contiguous, a hook together with a finisher, bf16 of what is not packed or on a processor without it.
     pub fn new(problem: &GemmProblem, schedule: &GemmSchedule, isa: Isa) -> Result<GemmPlan, DriverError> {
         check_isa(isa, schedule.lanes)?;
         if problem.batch.len() > MAX_BATCH {
@@ -108,9 +112,15 @@ impl GemmPlan {
         let lanes = isa.lanes_f32();
         let panels = p.n.div_ceil(2 * lanes);
         let items = p.batch.iter().map(|d| d.extent).product();
-        let packed_a = panels >= 3 && p.m > 4;
+        let bf16 = match schedule.products {
+            Products::F32 => None,
+            Products::Bf16 if p.b == MatrixForm::Packed && lanes == 16 => Some(Bf16::new(unit()?, p.k)),
+            Products::Bf16 => return Err(DriverError::Unsupported("products of bf16 but by packed AVX-512 panels")),
+        };
+        let packed_a = panels >= 3 && p.m > 4 && bf16.is_none();
         let kind = match p.m {
             _ if packed_a => TileKind::Packed,
+            _ if bf16.is_some() => TileKind::Table,
             1..=3 => TileKind::Few,
             _ => TileKind::Table,
         };
@@ -174,6 +184,7 @@ impl GemmPlan {
             m_block,
             k_block,
             packed_a,
+            bf16,
             kernels,
             packer: PanelPacker::new(isa).ok_or(DriverError::Unsupported("this instruction set"))?,
             b_source,
@@ -197,10 +208,14 @@ impl GemmPlan {
     }
 
     pub(super) fn worker_layout(&self) -> WorkerLayout {
-        let a = if self.packed_a { self.m_block.next_multiple_of(16) * self.k } else { 0 };
+        let a = match &self.bf16 {
+            Some(bf16) => bf16.scratch(self.m_block),
+            None if self.packed_a => self.m_block.next_multiple_of(16) * self.k,
+            None => 0,
+        };
         let local_b = matches!(self.b_source, BSource::Local | BSource::Raw);
         let b = if local_b { self.k * self.width() } else { 0 };
-        let blocks = self.k > self.k_block;
+        let blocks = self.k > self.k_block && self.bf16.is_none();
         let staged = matches!(self.target, Target::Hook | Target::Scatter);
         let sums = if blocks || staged { self.m_block * self.width() } else { 0 };
         let own = self.target == Target::OwnRows;

@@ -5,7 +5,7 @@ use crate::cpu::memory::Buffer;
 use egret_program::driver::hook::View2;
 use egret_program::driver::{
     Activation, BatchDim, Bias, Epilogue, Finisher, GemmProblem, GemmSchedule, MatrixForm, Operand, PackForm,
-    PackProblem,
+    PackProblem, Products,
 };
 use egret_simd::Isa;
 
@@ -90,6 +90,7 @@ fn run(case: &Case, isa: Isa, packed: bool, extra: &Extra<'_>) -> Vec<f32> {
         let p = &problem;
         let count = p.batch.get(1).map_or(1, |d| d.extent);
         let form = PackForm::Columns {
+            products: Products::F32,
             count,
             matrix_stride: p.batch.get(1).map_or(0, |d| d.b),
             k: p.k,

@@ -1,0 +1,64 @@
+//! The engines of convolutions and products.
+
+use egret_ir::{Diagnostic, Dim, NodeId};
+use egret_program::DeviceDescription;
+use egret_program::driver::{ConvEngine, ConvProblem, ConvSchedule};
+
+use super::frame::Frame;
+use super::{Options, Planner};
+use crate::cost::{SYMBOL_HINT, engine};
+use crate::rewrite::term::BindingTime;
+use crate::schedule::cuda::F32Products;
+
+/// Refuses products that a device does not have.
+///
+/// # Errors
+/// `E0466`.
+pub(super) fn check(device: &DeviceDescription, options: &Options) -> Result<(), Diagnostic> {
+    if options.products == F32Products::Bf16 && !options.exact && !device.has_bf16() {
+        let message = format!("products of f32 in bf16 were asked for, and `{}` has none", device.name);
+        let needs = "they are for CPUs with AVX-512 BF16 or AMX: `x86-64-avx512-bf16`, or the host if it has either";
+        return Err(Diagnostic::new("E0466", message).help(needs));
+    }
+    Ok(())
+}
+
+impl Planner<'_> {
+    /// Whether operands that are packed at load, and what they are multiplied by, are rounded to bf16.
+    pub(super) fn bf16(&self) -> bool {
+        self.products == F32Products::Bf16 && !self.exact
+    }
+
+    /// The schedule of a convolution of these weights, `mapped` if it has a prologue, which direct sums alone have. If they can be prepared at load: of bf16 if that is asked for, or
+    /// Winograd's where it is allowed and faster in the model.
+    pub(super) fn conv_schedule(
+        &self,
+        frame: &Frame,
+        weights: NodeId,
+        problem: &ConvProblem<Dim>,
+        mapped: bool,
+    ) -> ConvSchedule {
+        let numbers = problem.map(&mut |d| d.hint(SYMBOL_HINT).max(0) as usize);
+        let lanes = self.lanes as usize;
+        if !self.exact && !mapped && frame.time(weights) < BindingTime::Run {
+            // An open batch is priced, and cut into blocks, as one item: more only amortise the weights.
+            let batch = problem.batch.as_const().map_or(1, |_| numbers.batch);
+            let one = ConvProblem { batch, ..numbers.clone() };
+            if self.bf16() && one.has_bf16(lanes) {
+                return ConvSchedule::bf16(&one, lanes);
+            }
+            if let Some(outputs) = engine::winograd(&one, self.winograd, self.device) {
+                return ConvSchedule::winograd(&one, outputs, lanes);
+            }
+        }
+        ConvSchedule::choose(&numbers, lanes)
+    }
+}
+
+/// What kernels of a schedule are called.
+pub(super) fn family(schedule: &ConvSchedule) -> &'static str {
+    match schedule.engine {
+        ConvEngine::Direct | ConvEngine::Bf16 => "conv",
+        ConvEngine::Winograd { .. } => "winograd",
+    }
+}
