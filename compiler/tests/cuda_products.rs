@@ -235,6 +235,18 @@ fn large_tiles_of_multiply_adds() {
     }
 }
 
+#[test]
+fn bands_of_tiles_reach_every_tile() {
+    // on a GPU of few multiprocessors a small grid has several bands, the last one lower
+    let device = DeviceDescription { cores: 4, ..DeviceDescription::named("sm_80").unwrap() };
+    let graph = product(DType::BF16, [660, 1100, 32], false, false);
+    let program = compile(&graph, &device, &CompileOptions::default()).unwrap_or_else(|e| panic!("{e}")).program;
+    let [launch] = program.launches()[..] else { panic!("several launches") };
+    let kernel = program.kernel(launch.kernel);
+    assert!(kernel.text.contains("grid v0 <") && !kernel.text.contains("grid v1 <"), "{}", kernel.text);
+    compare("bands", &graph, &program, false);
+}
+
 /// A bug in the text of a product, and whether any order shows it: as a fault, or as a wrong element.
 fn shows(graph: &Graph, change: &dyn Fn(&str) -> String) -> bool {
     let program = program(graph, F32Products::Fma);

@@ -1,7 +1,7 @@
 //! Launches: generated kernels and drivers as steps, each kernel text once.
 
-use egret_ir::{Diagnostic, Dim, NodeId};
-use egret_program::{Arg, BufferId, Halo, Kernel, KernelBody, KernelId, Launch, Place, Step};
+use egret_ir::{DType, Diagnostic, Dim, NodeId, Op};
+use egret_program::{Arg, BufferId, Halo, Kernel, KernelBody, KernelId, Launch, Place, SizeValue, Step};
 use smallvec::SmallVec;
 
 use super::frame::{Copies, Frame};
@@ -79,7 +79,13 @@ impl Planner<'_> {
             let buffer = self.buffer(Place::Arena, dtype, bytes.clone(), bytes);
             frame.store((group.root, parts + i), buffer, Layout::RowMajor);
         }
+        let mut told = passes.told;
         for (i, made) in passes.kernels.into_iter().enumerate() {
+            if let Some(told) = told.take_if(|told| told.after == i) {
+                let buffer = frame.buffers[&(group.root, parts + told.temporary)];
+                let count = Arg { buffer, offset: told.at * Dim::from(DType::I64.size()), writes: false };
+                self.tell(frame, group.root, &told.size, SizeValue::Read(count), steps);
+            }
             let mut launch = self.pass(frame, group, made, &copies);
             if i > 0 {
                 // the work is counted with the first
@@ -122,7 +128,11 @@ impl Planner<'_> {
             Family::Scatter => "scatter",
             Family::Cumulative => "cumulative",
             Family::Rng => "rng",
-            Family::Select => "top_k",
+            Family::Select => match &frame.graph.node(group.root).op {
+                Op::NonZero(_) => "non_zero",
+                Op::NonMaxSuppression(_) => "suppression",
+                _ => "top_k",
+            },
             Family::Attention => "attention",
             Family::AttentionGrad => "attention_grad",
             _ => "contract",

@@ -1,8 +1,10 @@
 //! Composites that have no kernel on a device, spelled out in operators that have one.
 //!
-//! Scatters of halves are joined in `f32`, and halves are sorted as `f32`. Attention whose labels strides describe has a
+//! Scatters of halves are joined in `f32`, and halves are sorted as `f32`. On GPUs `unique` is sorting and searching. Attention whose labels strides describe has a
 //! kernel, on CPUs of `f32`, on GPUs of halves too and up to 256 channels. Halves that have none are attended in `f32` and
 //! rounded once, as the operator states; any other form becomes products around a softmax.
+
+mod unique;
 
 use std::sync::Arc;
 
@@ -35,6 +37,9 @@ pub fn spell_out(graph: &Graph, device: &DeviceDescription) -> Result<Option<Dir
                 let part = match &of.op {
                     Op::Attention(attention) => speller.attention(attention, &of.operands, proj.index),
                     Op::AttentionGrad(grad) => speller.gradient(&grad.of, &of.operands, proj.index),
+                    Op::Unique(unique) if !speller.device.is_cpu() => {
+                        speller.unique(unique, of.operands[0], proj.index)
+                    }
                     Op::TopK(_) | Op::Unique(_) => speller.selected(&of.op, &of.operands, proj.index),
                     _ => None,
                 };

@@ -1,6 +1,6 @@
 //! Cumulative sums, products and extrema.
 
-use egret_ir::ops::{Cumulative, CumulativeKind, ReduceKind};
+use egret_ir::ops::{Cumulative, ReduceKind};
 use egret_ir::{Dim, NodeId};
 use smallvec::SmallVec;
 
@@ -16,12 +16,7 @@ pub fn build(scope: &mut Scope, id: NodeId, cumulative: &Cumulative) {
     let x = graph.node(id).operands[0];
     let shape = graph.tensor_type(id).shape.clone();
     let axis = cumulative.axis;
-    let kind = match cumulative.kind {
-        CumulativeKind::Sum => ReduceKind::Sum,
-        CumulativeKind::Prod => ReduceKind::Prod,
-        CumulativeKind::Max => ReduceKind::Max,
-        CumulativeKind::Min => ReduceKind::Min,
-    };
+    let kind = cuda::cumulative::kind(cumulative.kind);
     let out = scope.write((id, 0));
     let last = shape.iter().rposition(|d| !d.is(1)).unwrap_or(axis);
     let across = (last > axis).then_some(last);

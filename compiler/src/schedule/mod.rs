@@ -48,17 +48,32 @@ pub struct Temporary {
     pub elements: Dim,
 }
 
+/// A data-dependent size that kernels leave in memory.
+pub struct Told {
+    /// Kernels of the group that come before it is told.
+    pub after: usize,
+    /// The temporary that has it, of `i64`.
+    pub temporary: usize,
+    /// The element.
+    pub at: Dim,
+    /// The size.
+    pub size: Dim,
+}
+
 /// The kernels of a group, in order of execution.
+#[derive(Default)]
 pub struct Passes {
     /// The kernels: one, or several where blocks have parts of a result that another kernel joins.
     pub kernels: Vec<Generated>,
     /// What a kernel leaves for those after it: number `i` is the part `i` after those of the root ([`Scope::temporary`]).
     pub temporaries: Vec<Temporary>,
+    /// The data-dependent size that kernels behind it need.
+    pub told: Option<Told>,
 }
 
 impl From<Generated> for Passes {
     fn from(only: Generated) -> Passes {
-        Passes { kernels: vec![only], temporaries: Vec::new() }
+        Passes { kernels: vec![only], ..Passes::default() }
     }
 }
 

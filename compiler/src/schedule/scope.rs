@@ -157,6 +157,23 @@ impl<'g> Scope<'g> {
         memory
     }
 
+    /// The buffer of a temporary that the kernel reads, the same however often it is asked for.
+    pub fn temporary_of(&mut self, root: NodeId, number: usize, dtype: egret_ir::DType) -> Memory {
+        let value = (root, self.graph.ty(root).parts().len() + number);
+        match self.reads.get(&value) {
+            Some(memory) => *memory,
+            None => self.temporary(root, number, dtype, false),
+        }
+    }
+
+    /// The buffer of a temporary that the kernel writes and reads.
+    pub fn working(&mut self, root: NodeId, number: usize, dtype: egret_ir::DType) -> Memory {
+        let value = (root, self.graph.ty(root).parts().len() + number);
+        let memory = self.k.buffer(dtype, Access::ReadWrite);
+        self.args.push((value, true));
+        memory
+    }
+
     /// Sets how many threads a CUDA block has.
     pub fn set_threads(&mut self, threads: i64) {
         self.k.set_threads([threads as u32, 1, 1]);

@@ -55,6 +55,15 @@ pub fn large() -> Vec<(&'static str, Graph)> {
     ]
 }
 
+/// A loop without bound that stacks results: no memory can be set aside for these.
+pub fn endless() -> Graph {
+    trace(|t| {
+        let x = t.input("x", f32([3]));
+        t.while_loop(None, &[x], |_, c| c[0].sum().less(100.0), |_, c| (vec![c[0] + 1.0], vec![c[0] * 2.0])).2
+    })
+    .unwrap()
+}
+
 /// 3 × 3 convolution, bias, relu; any batch.
 pub fn conv_bias_relu() -> Graph {
     trace(|t| {

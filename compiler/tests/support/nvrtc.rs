@@ -1,6 +1,6 @@
 //! NVRTC for tests.
 
-use egret_runtime::cuda::nvrtc::Nvrtc;
+pub use egret_runtime::cuda::nvrtc::Nvrtc;
 
 /// NVRTC, or `None` where this machine has none; continuous integration must have one.
 pub fn nvrtc() -> Option<&'static Nvrtc> {

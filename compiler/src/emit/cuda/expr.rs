@@ -125,7 +125,9 @@ impl Printer<'_> {
             BinaryOp::Mul if self.kernel.exact && dtype == DType::F64 => call("__dmul_rn"),
             BinaryOp::Shl | BinaryOp::Shr => {
                 let bits = 8 * dtype.size() - 1;
-                let shifted = format!("{} {} ({} & {bits})", self.operand(a)?, op.name(), self.operand(b)?);
+                // a literal alone is an `int`
+                let wide = if a.as_int().is_some() && dtype == DType::I64 { "(i64)" } else { "" };
+                let shifted = format!("{wide}{} {} ({} & {bits})", self.operand(a)?, op.name(), self.operand(b)?);
                 Ok(atom(format!("({ty})({shifted})")))
             }
             // Narrow operands are promoted to `int`.

@@ -151,8 +151,15 @@ impl Side {
         stage: &Expr,
         step: &Expr,
     ) {
+        // rows of the same term share its indices
+        let mut terms: Vec<(&Expr, (Index, Option<Expr>))> = Vec::new();
         for place in places {
-            let (sum, guard) = product.term(scope, step, &place.term);
+            let known = terms.iter().find(|(term, _)| **term == place.term).map(|(_, found)| found.clone());
+            let (sum, guard) = known.unwrap_or_else(|| {
+                let found = product.term(scope, step, &place.term);
+                terms.push((&place.term, found.clone()));
+                found
+            });
             let inside = both(place.guard.clone(), guard);
             let to = stage + &place.to;
             let problem = product.problem;

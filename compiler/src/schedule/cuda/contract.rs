@@ -86,7 +86,17 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, id: NodeId, target: &Target)
         return Ok(finished(scope, id)?.into());
     };
     matrix::build(&mut scope, &problem, tiles);
-    let mut passes = Passes::from(finished(scope, id)?);
+    let kernel = match finished(scope, id) {
+        // what a thread brings of a large tile may be more index arithmetic than one body holds
+        Err(error) if error.code == "E0461" => {
+            let mut scope = Scope::on_gpu(graph, stored, target.exact, fma::THREADS as u32);
+            let problem = Problem::new(&mut scope, id).ok_or_else(form)?;
+            fma::build(&mut scope, &problem);
+            return Ok(finished(scope, id)?.into());
+        }
+        made => made?,
+    };
+    let mut passes = Passes::from(kernel);
     if tiles.splits > 1 {
         let mut scope = Scope::on_gpu(graph, stored, target.exact, map::THREADS as u32);
         let problem = Problem::new(&mut scope, id).ok_or_else(form)?;

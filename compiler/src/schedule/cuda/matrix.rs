@@ -62,7 +62,8 @@ pub fn build(scope: &mut Scope, problem: &Problem, tiles: Tiles) {
     let steps = sums.size.ceil_div(&Dim::from(tiles.step));
     let part = scope.dim(&steps.ceil_div(&Dim::from(tiles.splits)));
     let steps = scope.dim(&steps);
-    let (row_tiles, column_tiles) = (rows.tiles(scope, tiles.rows), columns.tiles(scope, tiles.columns));
+    let row_tiles = rows.size.ceil_div(&Dim::from(tiles.rows));
+    let column_tiles = columns.size.ceil_div(&Dim::from(tiles.columns));
     // every axis of the grid before any other variable
     let groups = batch.size.clone() * Dim::from(tiles.splits);
     let group = if groups.is(1) {
@@ -71,7 +72,7 @@ pub fn build(scope: &mut Scope, problem: &Problem, tiles: Tiles) {
         let groups = scope.dim(&groups);
         scope.k.grid(groups)
     };
-    let (row_tile, column_tile) = (scope.k.grid(row_tiles), scope.k.grid(column_tiles));
+    let (row_tile, column_tile) = place(scope, &tiles, row_tiles, column_tiles);
 
     let (left, right) =
         (Side::new(scope, problem, Which::Left, &tiles), Side::new(scope, problem, Which::Right, &tiles));
@@ -150,6 +151,23 @@ pub fn build(scope: &mut Scope, problem: &Problem, tiles: Tiles) {
         let (row0, column0) = (scope.k.bind(row0 + warp_row), scope.k.bind(column0 + warp_column));
         store::store(scope, &product, &Block { group, batch, row0, column0, lane, warp });
     });
+}
+
+/// The block's row and column of tiles, by the last axes of the grid.
+fn place(scope: &mut Scope, tiles: &Tiles, rows: Dim, columns: Dim) -> (Expr, Expr) {
+    if tiles.band == 1 {
+        let (rows, columns) = (scope.dim(&rows), scope.dim(&columns));
+        return (scope.k.grid(rows), scope.k.grid(columns));
+    }
+    let all = scope.dim(&(rows.clone() * columns.clone()));
+    let at = scope.k.grid(all);
+    let (rows, columns) = (scope.dim(&rows), scope.dim(&columns));
+    let band_len = scope.k.bind(columns * tiles.band);
+    let first = scope.k.bind(&at / &band_len * tiles.band);
+    // the last band may be lower
+    let height = scope.k.bind((rows - &first).min(tiles.band));
+    let within = scope.k.bind(at % band_len);
+    (scope.k.bind(first + &within % &height), scope.k.bind(within / height))
 }
 
 impl Product<'_> {

@@ -8,17 +8,21 @@ pub mod attention;
 mod bring;
 pub mod concat;
 pub mod contract;
+pub mod cumulative;
 pub mod fma;
+mod found;
 pub mod map;
 pub mod matrix;
 pub mod problem;
 pub mod reduce;
 pub mod row;
 pub mod row_stage;
+mod scan;
 pub mod scatter;
 pub mod select;
 pub mod sort;
 mod store;
+mod suppress;
 pub mod tiles;
 
 use egret_ir::{Diagnostic, Dim, Graph, NodeId, Op};
@@ -82,6 +86,11 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, target: &Targ
     match &graph.node(id).op {
         Op::TopK(top) if sort::is_long(&graph.tensor_type(graph.node(id).operands[0]).shape[top.axis]) => {
             return sort::generate(graph, stored, id, top, exact);
+        }
+        Op::NonZero(_) => return found::non_zero(graph, stored, id, exact),
+        Op::NonMaxSuppression(op) => return suppress::generate(graph, stored, id, op),
+        Op::Cumulative(op) if cumulative::is_long(&graph.tensor_type(id).shape, op.axis) => {
+            return cumulative::generate(graph, stored, id, op, exact);
         }
         Op::Attention(_) | Op::AttentionGrad(_) => return attention::generate(graph, stored, id, exact),
         _ if group.family == Family::Reduce => return reduce::generate(graph, stored, id, exact),

@@ -69,6 +69,9 @@ pub struct Tiles {
     pub stages: i64,
     /// Parts of the sum, each of a block of its own.
     pub splits: i64,
+    /// Rows of tiles that blocks go through together, column by column, so that what runs at once shares more of both
+    /// sides in the second cache; 1: row by row.
+    pub band: i64,
 }
 
 /// Rows and columns of a block, and rows of a warp; where equally good, the first is taken.
@@ -128,10 +131,35 @@ pub fn choose(scope: &Scope, problem: &Problem, target: &Target) -> Option<Tiles
         columns: extent(&problem.columns),
         sums: extent(&problem.sums),
     };
-    let Some(kind) = kind else { return multiply_adds(extents, target.device) };
+    let size = dtypes[0].size();
     // of a matrix of 16 × 8 most would be padding
     let wasted = extents.rows < 8 || extents.columns < 8;
-    (!wasted).then(|| best(kind, dtypes[0].size(), extents, target.device))
+    let tiles = match kind {
+        None => multiply_adds(extents, target.device)?,
+        Some(_) if wasted => return None,
+        Some(kind) => best(kind, size, extents, target.device),
+    };
+    Some(Tiles { band: band(&tiles, size, extents, target.device), ..tiles })
+}
+
+/// Blocks of a multiprocessor at once.
+fn resident(tiles: &Tiles, size: usize, device: &DeviceDescription) -> i64 {
+    let (shared, registers, _) = device.block_limits();
+    let by_memory = i64::from(shared) / tiles.shared_bytes(size).max(1);
+    let by_registers = i64::from(registers) / (tiles.threads() * REGISTERS);
+    by_memory.min(by_registers).max(1)
+}
+
+/// The rows of tiles of a band: as many as let the blocks that run at once read the fewest rows and columns, where that is
+/// a quarter less than row by row.
+pub fn band(tiles: &Tiles, size: usize, extents: Extents, device: &DeviceDescription) -> i64 {
+    let ceil = |a: i64, b: i64| (a + b - 1) / b;
+    let (rows, columns) = (ceil(extents.rows, tiles.rows), ceil(extents.columns, tiles.columns));
+    let wave = (i64::from(device.cores.max(1)) * resident(tiles, size, device)).min(rows * columns);
+    let read = |band: i64| band.min(rows) * tiles.rows + ceil(wave, band).min(columns) * tiles.columns;
+    let by_row = ceil(wave, columns) * tiles.rows + wave.min(columns) * tiles.columns;
+    let best = [4, 8, 16, 32].into_iter().min_by_key(|band| read(*band)).unwrap_or(1);
+    if rows > 1 && 4 * read(best) <= 3 * by_row { best } else { 1 }
 }
 
 /// Large tiles of multiply-adds, where they are faster than those of 64 × 64.
@@ -147,7 +175,7 @@ pub fn multiply_adds(extents: Extents, device: &DeviceDescription) -> Option<Til
     };
     let (large, small) = FMA_SHARES;
     let wins = time((rows, columns), 2, large) < time((64, 64), 4, small);
-    let tiles = Tiles { engine: Engine::Fma, rows, columns, step, warp_rows: 64, stages, splits: 1 };
+    let tiles = Tiles { engine: Engine::Fma, rows, columns, step, warp_rows: 64, stages, splits: 1, band: 1 };
     (wins && extents.sums >= 4 * step).then_some(tiles)
 }
 
@@ -158,7 +186,8 @@ pub fn best(kind: MatrixKind, size: usize, extents: Extents, device: &DeviceDesc
     let mut found: Option<(f64, Tiles)> = None;
     for (rows, columns, warp_rows) in CANDIDATES {
         for splits in (0..).map(|n| 1 << n).take_while(|s| *s <= MAX_SPLITS && (*s == 1 || steps / *s >= 4)) {
-            let tiles = Tiles { engine: Engine::Matrix(kind), rows, columns, step, warp_rows, stages: 3, splits };
+            let tiles =
+                Tiles { engine: Engine::Matrix(kind), rows, columns, step, warp_rows, stages: 3, splits, band: 1 };
             let time = time(&tiles, size, extents, device);
             if found.is_none_or(|(best, _)| time < best) {
                 found = Some((time, tiles));
@@ -166,7 +195,8 @@ pub fn best(kind: MatrixKind, size: usize, extents: Extents, device: &DeviceDesc
         }
     }
     let engine = Engine::Matrix(kind);
-    found.map_or(Tiles { engine, rows: 64, columns: 64, step, warp_rows: 32, stages: 3, splits: 1 }, |(_, tiles)| tiles)
+    let any = Tiles { engine, rows: 64, columns: 64, step, warp_rows: 32, stages: 3, splits: 1, band: 1 };
+    found.map_or(any, |(_, tiles)| tiles)
 }
 
 /// Modelled nanoseconds: waves of blocks, each as long as its products, its copies from the second cache, or the latency
@@ -174,11 +204,9 @@ pub fn best(kind: MatrixKind, size: usize, extents: Extents, device: &DeviceDesc
 fn time(tiles: &Tiles, size: usize, extents: Extents, device: &DeviceDescription) -> f64 {
     let ceil = |a: i64, b: i64| (a + b - 1) / b;
     let cores = i64::from(device.cores.max(1));
-    let (shared, registers, rate) = device.block_limits();
+    let (_, _, rate) = device.block_limits();
     let blocks = extents.batch * ceil(extents.rows, tiles.rows) * ceil(extents.columns, tiles.columns) * tiles.splits;
-    let by_memory = i64::from(shared) / tiles.shared_bytes(size).max(1);
-    let by_registers = i64::from(registers) / (tiles.threads() * REGISTERS);
-    let resident = by_memory.min(by_registers).max(1);
+    let resident = resident(tiles, size, device);
     let active = resident.min(ceil(blocks, cores)) as f64;
     let waves = ceil(blocks, cores * resident) as f64;
     let steps = ceil(ceil(extents.sums, tiles.step), tiles.splits) as f64;
@@ -229,6 +257,18 @@ mod tests {
         let of = |n| multiply_adds(Extents { batch: 1, rows: n, columns: n, sums: n }, &device);
         assert!(of(2048).is_some());
         assert_eq!(of(256), None);
+    }
+
+    #[test]
+    fn large_grids_go_by_bands() {
+        let device = DeviceDescription::named("a100").unwrap();
+        let banded = |n: i64| {
+            let extents = Extents { batch: 1, rows: n, columns: n, sums: 4096 };
+            band(&best(MatrixKind::BF16, 2, extents, &device), 2, extents, &device)
+        };
+        assert!(banded(8192) >= 8);
+        // all blocks run at once
+        assert_eq!(banded(1024), 1);
     }
 
     #[test]

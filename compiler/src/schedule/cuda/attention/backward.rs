@@ -60,6 +60,7 @@ pub fn generate(attend: &Attend, stored: &dyn Stored, exact: bool) -> Result<Pas
             kernel(&|scope| gradient.of_keys(scope))?,
         ],
         temporaries: vec![Temporary { dtype: DType::F32, elements: attend.row_shape().elements() }],
+        told: None,
     })
 }
 

@@ -1,0 +1,286 @@
+//! What NVRTC makes of every kernel of the shared models and of training steps: no warning of lost performance, nothing
+//! beyond a block's limits, no spill in an innermost loop, and no other but those that `docs/results/spills.tsv` lists with
+//! bytes and reason. That table may only shrink: `EGRET_BLESS=1` writes it anew, and refuses a row that is new or has
+//! more bytes. And how many texts, and bytes, ResNet-50 is.
+//!
+//! Continuous integration compiles the models of `SMALL` for both architectures and those of `MIDDLE` for one; `EGRET_DEEP=1`,
+//! which `scripts/deep-check` sets, compiles all for all four.
+
+#[path = "support/nvrtc.rs"]
+mod nvrtc;
+mod support {
+    pub mod halves;
+    pub mod models;
+    pub mod sass;
+    pub mod steps;
+}
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use egret_compiler::{CompileOptions, compile};
+use egret_ir::{Bindings, DType, Graph, Tensors};
+use egret_program::{CudaCode, DeviceDescription, Image, KernelBody, Program, Target};
+use egret_runtime::cuda::Cache;
+use support::models::{model, recorded};
+use support::steps::{cnn_training_step, transformer};
+use support::{halves, sass};
+
+const RESNET: &str = "light/test_light_resnet50";
+
+/// Compiled for both architectures of continuous integration.
+const SMALL: [&str; 8] = [
+    RESNET,
+    "blazeface_front",
+    "byte_bidi_lstm",
+    "dtln_1",
+    "face_landmark",
+    "magika_v3_3",
+    "mnist_cntk",
+    "super_resolution",
+];
+
+/// Compiled for the later one.
+const MIDDLE: [&str; 6] = [
+    "all_minilm_l6_v2",
+    "light/test_light_squeezenet",
+    "light/test_light_vgg19",
+    "mlagents_dungeon_escape",
+    "mlagents_gridworld",
+    "silero_vad_op18_ifless",
+];
+
+/// Left to `scripts/deep-check`.
+const LARGE: [&str; 9] = [
+    "light/test_light_bvlc_alexnet",
+    "light/test_light_densenet121",
+    "light/test_light_inception_v1",
+    "light/test_light_inception_v2",
+    "light/test_light_shufflenet",
+    "light/test_light_zfnet512",
+    "ppocr_cls",
+    "ppocr_v4_det",
+    "ultraface_rfb320",
+];
+
+/// Registers of a multiprocessor.
+const REGISTERS: u32 = 65_536;
+
+fn graph(name: &str) -> Option<Graph> {
+    let folder = model(name)?;
+    let path = folder.join("model.onnx");
+    let names = egret_onnx::inputs(&path).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let given: Tensors = names.into_iter().map(|(name, _)| name).zip(recorded(&folder, "input")).collect();
+    Some(egret_onnx::load_for(&path, &given).unwrap_or_else(|e| panic!("{name}: {e}")).graph)
+}
+
+fn device(name: &str) -> DeviceDescription {
+    DeviceDescription::named(name).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn program(name: &str, graph: &Graph, description: &str) -> Program {
+    let compiled = compile(graph, &device(description), &CompileOptions::default());
+    compiled.unwrap_or_else(|e| panic!("{name} for {description}: {e}")).program
+}
+
+/// Which graph, family and architecture spill.
+type Row = (String, String, String);
+/// Bytes, of all kernels of a row, and the reason.
+type Table = BTreeMap<Row, (u32, String)>;
+
+const HEAD: &str = "graph\tfamily\tarchitecture\tbytes\treason";
+
+fn table_path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/results/spills.tsv")
+}
+
+fn table() -> Table {
+    let text = std::fs::read_to_string(table_path()).unwrap_or_default();
+    let row = |line: &str| {
+        let fields: Vec<&str> = line.split('\t').collect();
+        let [graph, family, arch, bytes, reason] = fields.as_slice() else { panic!("{line}") };
+        assert!(!reason.is_empty(), "no reason for {line}");
+        let key = (graph.to_string(), family.to_string(), arch.to_string());
+        (key, (bytes.parse().expect("bytes"), reason.to_string()))
+    };
+    text.lines().skip(1).map(row).collect()
+}
+
+/// A kernel to compile: where it was met first, and for what.
+struct Text {
+    graph: String,
+    description: &'static str,
+    name: String,
+    family: String,
+    code: CudaCode,
+}
+
+/// Every distinct text once an architecture.
+#[derive(Default)]
+struct Texts(BTreeMap<(String, &'static str), Text>);
+
+impl Texts {
+    fn add(&mut self, name: &str, graph: &Graph, description: &'static str) {
+        for kernel in program(name, graph, description).kernels {
+            let KernelBody::Cuda(code) = kernel.body else { panic!("{}", kernel.name) };
+            self.0.entry((kernel.name.clone(), description)).or_insert_with(|| Text {
+                graph: name.to_string(),
+                description,
+                name: kernel.name,
+                family: kernel.family,
+                code,
+            });
+        }
+    }
+}
+
+/// Bytes that a kernel spills, once it is compiled and found within limits.
+fn spilled(nvrtc: &nvrtc::Nvrtc, text: &Text) -> u32 {
+    let Text { description, name, family, code, .. } = text;
+    let Target::Cuda { arch, shared_bytes, .. } = device(description).target else { panic!("{description}") };
+    // a warning of lost performance is an error here
+    let made = nvrtc.compile(&code.source, name, &arch, &[]).unwrap_or_else(|e| panic!("{family}: {e}"));
+    let resources = made.kernels.first().unwrap_or_else(|| panic!("{}", made.log));
+    let threads: u32 = code.threads.iter().product();
+    assert!(resources.registers * threads <= REGISTERS, "{name} ({family}) for {arch}: {resources:?}");
+    let shared = resources.shared_bytes + code.shared_bytes;
+    assert!(shared <= shared_bytes, "{name} ({family}) for {arch}: {shared} bytes of shared memory");
+    let bytes = resources.spill_bytes.max(resources.stack_bytes);
+    if bytes > 0 {
+        let (all, innermost) = sass::spills(&made.image, &arch).expect("a CUBIN");
+        assert!(all > 0, "{name}: {bytes} bytes are spilled, which its code does not show");
+        assert_eq!(innermost, 0, "{name} ({family}, {}) for {arch} spills in an innermost loop", text.graph);
+    }
+    bytes
+}
+
+fn spills_of(nvrtc: &nvrtc::Nvrtc, work: &[Text]) -> BTreeMap<Row, u32> {
+    let (next, found) = (AtomicUsize::new(0), Mutex::new(BTreeMap::<Row, u32>::new()));
+    let some = || {
+        while let Some(text) = work.get(next.fetch_add(1, Relaxed)) {
+            let bytes = spilled(nvrtc, text);
+            if bytes > 0 {
+                let row = (text.graph.clone(), text.family.clone(), text.description.to_string());
+                *found.lock().unwrap().entry(row).or_default() += bytes;
+            }
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..threads).map(|_| scope.spawn(some)).collect();
+        // a panic of any is the test's
+        for one in all {
+            one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        }
+    });
+    found.into_inner().unwrap()
+}
+
+#[test]
+fn kernels_of_models_compile_within_limits() {
+    let Some(nvrtc) = nvrtc::nvrtc() else { return };
+    let deep = std::env::var_os("EGRET_DEEP").is_some();
+    let mut texts = Texts::default();
+    let sets: [(&[&str], &[&'static str]); 3] = [(&SMALL, &["sm_90a", "sm_80"]), (&MIDDLE, &["sm_90a"]), (&LARGE, &[])];
+    for (names, wanted) in sets {
+        let descriptions: &[&'static str] = if deep { &["sm_80", "sm_89", "sm_90a", "h200"] } else { wanted };
+        let wanted = names.iter().filter(|_| !descriptions.is_empty());
+        for (name, graph) in wanted.filter_map(|name| Some((*name, graph(name)?))) {
+            descriptions.iter().for_each(|description| texts.add(name, &graph, description));
+        }
+    }
+    for description in ["sm_80", "sm_90a"] {
+        texts.add("cnn training step", &cnn_training_step(), description);
+        texts.add("transformer training step", &transformer(2, true), description);
+    }
+    let work: Vec<Text> = texts.0.into_values().collect();
+    let started = std::time::Instant::now();
+    let (found, known) = (spills_of(nvrtc, &work), table());
+    println!("{} texts in {:.1} s, {} rows spill", work.len(), started.elapsed().as_secs_f64(), found.len());
+    let bless = std::env::var_os("EGRET_BLESS").is_some();
+    let (mut rows, mut more) = (String::new(), Vec::new());
+    for (row, bytes) in &found {
+        let (most, reason) = known.get(row).map_or((0, "not told yet"), |(most, reason)| (*most, reason.as_str()));
+        if *bytes > most {
+            more.push(format!("{row:?} spills {bytes} bytes, {most} before"));
+        }
+        rows += &format!("{}\t{}\t{}\t{bytes}\t{reason}\n", row.0, row.1, row.2);
+    }
+    let first = bless && !table_path().exists();
+    assert!(first || more.is_empty(), "{}", more.join("\n"));
+    if bless {
+        std::fs::create_dir_all(table_path().parent().expect("a folder")).expect("the folder of results");
+        std::fs::write(table_path(), format!("{HEAD}\n{rows}")).expect("the table is written");
+    }
+}
+
+/// The check of innermost loops sees them: a kernel that may have few registers spills in its loop.
+#[test]
+fn spills_in_loops_are_seen() {
+    let Some(nvrtc) = nvrtc::nvrtc() else { return };
+    let sums: String = (0..64).map(|i| format!("a{i} = a{i} * y[l * 64 + {i}] + a{};\n", (i + 7) % 64)).collect();
+    let many = |f: &dyn Fn(usize) -> String| (0..64).map(f).collect::<String>();
+    let source = format!(
+        "extern \"C\" __global__ void __launch_bounds__(1024) k(float* x, const float* y, int n) {{\n{}\
+         #pragma unroll 1\nfor (int l = 0; l < n; ++l) {{\n{sums}}}\n{}}}",
+        many(&|i| format!("float a{i} = x[threadIdx.x + {i}];\n")),
+        many(&|i| format!("x[threadIdx.x + {i}] = a{i};\n")),
+    );
+    for arch in ["sm_80", "sm_89", "sm_90a"] {
+        let few = nvrtc.compile(&source, "k", arch, &["--maxrregcount=32"]).unwrap_or_else(|e| panic!("{e}"));
+        let (all, innermost) = sass::spills(&few.image, arch).expect("a CUBIN");
+        assert!(all >= innermost && innermost > 0, "{arch}: {all} {innermost}");
+        let enough = nvrtc.compile(&source.replace("1024", "256"), "k", arch, &[]).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(sass::spills(&enough.image, arch), Some((0, 0)), "{arch}");
+    }
+}
+
+/// Equal kernels have equal texts: ResNet-50's blocks differ in few ways.
+#[test]
+fn resnet_has_few_distinct_texts() {
+    let Some(graph) = graph(RESNET) else { return };
+    for description in ["sm_80", "sm_90a"] {
+        let program = program(RESNET, &graph, description);
+        let (texts, launches) = (program.kernels.len(), program.launches().len());
+        println!("{description}: {texts} texts, {launches} launches");
+        assert!(texts <= 60 && launches <= 56, "{description}: {texts} texts, {launches} launches");
+    }
+}
+
+/// Bytes that the launches of a program move.
+fn moved(program: &Program) -> i64 {
+    program.launches().iter().map(|launch| launch.bytes.eval(&Bindings::default()).expect("constant extents")).sum()
+}
+
+#[test]
+fn resnet_in_halves_moves_half_as_much() {
+    let Some(single) = graph(RESNET) else { return };
+    // of few images at once sums are split, and their parts, which are f32, move too
+    let graphs = [DType::F32, DType::BF16].map(|dtype| halves::of_type(&single, dtype, 16));
+    for description in ["sm_80", "h200"] {
+        let programs = graphs.each_ref().map(|graph| program(RESNET, graph, description));
+        let [a, b] = [0, 1].map(|i| moved(&programs[i]));
+        println!("{description}: {b} of {a} bytes, {:.3}", b as f64 / a as f64);
+        assert!(b as f64 <= 0.55 * a as f64, "{description}: {b} of {a} bytes");
+    }
+}
+
+/// Time to have all kernels of ResNet-50 as CUBINs: cold, and from the cache.
+#[test]
+#[ignore = "times, which are told and not asserted"]
+fn times() {
+    let (Some(_), Some(graph)) = (nvrtc::nvrtc(), graph(RESNET)) else { return };
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("times-{}", std::process::id()));
+    let cache = Cache::at(&folder);
+    for (what, graph) in [("f32", &graph), ("bf16", &halves::of_type(&graph, DType::BF16, 1))] {
+        let program = program(RESNET, graph, "sm_90a");
+        for temperature in ["cold", "warm"] {
+            let made = egret_runtime::cuda::compile(&program, "sm_90a", Image::Cubin, &cache);
+            let (_, report) = made.unwrap_or_else(|e| panic!("{e}"));
+            println!("{what} {temperature}: {report:?}");
+        }
+    }
+    std::fs::remove_dir_all(&folder).expect("the folder is removed");
+}
