@@ -211,7 +211,9 @@ fn measure(case: &Case, device: &Arc<Device>, runs: usize) -> String {
         session.run(&given).unwrap_or_else(|e| panic!("{}: {e}", case.name));
         started.elapsed().as_secs_f64() * 1e3
     };
-    (0..WARM_UP).for_each(|_| drop(run(&mut session)));
+    for _ in 0..WARM_UP {
+        run(&mut session);
+    }
     let run_ms = median((0..runs).map(|_| run(&mut session)).collect());
     session.profile(true);
     let kernel_ms = median(

@@ -97,6 +97,8 @@ fn main() {
                     extras: &[bias.as_ptr()],
                     outs: &[],
                     hook: None,
+                    prologue_extras: &[],
+                    prologue: None,
                 };
                 let start = (Instant::now(), thread_seconds());
                 // SAFETY: buffers are those of the problem.

@@ -196,6 +196,11 @@ impl Scope<'_> {
     }
 
     fn concatenated(&mut self, id: NodeId, axis: usize, index: &[Expr]) -> Expr {
+        if axis == 1
+            && let Some(value) = self.block_of_channels(id, index)
+        {
+            return value;
+        }
         let operands = self.graph.node(id).operands.clone();
         let mut offset = Dim::ZERO;
         let mut parts: Vec<(Expr, Expr)> = Vec::new();
@@ -217,6 +222,36 @@ impl Scope<'_> {
             .into_iter()
             .rev()
             .fold(Expr::constant(dtype, 0.0), |rest, (condition, value)| condition.select(value, rest))
+    }
+
+    /// An element of a concatenation of channels where a loop runs over the lanes of a block, and every part begins with a
+    /// block: all lanes are of one part, and only that is read.
+    fn block_of_channels(&mut self, id: NodeId, index: &[Expr]) -> Option<Expr> {
+        let (block, lane) = self.noted_split(&index[1])?;
+        let (lanes, graph) = (self.stored.lanes(), self.graph);
+        let mut bounds: SmallVec<[i64; 8]> = smallvec::smallvec![0];
+        for operand in &graph.node(id).operands {
+            let extent = graph.tensor_type(*operand).shape[1].as_const()?;
+            bounds.push(bounds.last()? + extent);
+        }
+        let begins = &bounds[..bounds.len() - 1];
+        if begins.iter().any(|begin| begin % lanes != 0) {
+            return None;
+        }
+        let total = self.k.variable(Expr::constant(graph.tensor_type(id).dtype, 0.0));
+        for (operand, bound) in graph.node(id).operands.iter().zip(bounds.windows(2)) {
+            let (first, end) = (bound[0] / lanes, (bound[1] + lanes - 1) / lanes);
+            let inside = block.greater_equal(Expr::int(first)).and(block.less(Expr::int(end)));
+            let own = block.clone() - Expr::int(first);
+            let mut inner: SmallVec<[Expr; 6]> = index.iter().cloned().collect();
+            inner[1] = own.clone() * Expr::int(lanes) + lane.clone();
+            self.note_split(inner[1].clone(), own, lane.clone());
+            self.if_(inside, |scope| {
+                let value = scope.element(*operand, &inner);
+                scope.k.assign(total, value);
+            });
+        }
+        Some(Expr::Var(total))
     }
 
     fn gathered(&mut self, id: NodeId, places: Places, index: &[Expr]) -> Expr {

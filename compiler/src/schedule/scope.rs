@@ -229,9 +229,15 @@ impl<'g> Scope<'g> {
         self.splits.push((whole, block, lane));
     }
 
+    /// The block and lane that an expression was [noted](Scope::note_split) to be.
+    pub fn noted_split(&self, whole: &Expr) -> Option<(Expr, Expr)> {
+        let (_, block, lane) = self.splits.iter().find(|(have, _, _)| have == whole)?;
+        Some((block.clone(), lane.clone()))
+    }
+
     fn split(&mut self, whole: &Expr, lanes: i64) -> (Expr, Expr) {
-        if let Some((_, block, lane)) = self.splits.iter().find(|(have, _, _)| have == whole) {
-            return (block.clone(), lane.clone());
+        if let Some(noted) = self.noted_split(whole) {
+            return noted;
         }
         (whole.clone() / Expr::int(lanes), whole.clone() % Expr::int(lanes))
     }

@@ -169,7 +169,7 @@ pub fn convolutions(seed: u64) -> Case {
             let w = sampler.param(&tensor(&[outputs, channels, k, k]))?;
             let mut y = sampler.add(conv.clone(), &[x, w])?;
             if biased {
-                let shape: &[i64] = if seed % 2 == 0 { &[1, outputs, 1, 1] } else { &[outputs, 1, 1] };
+                let shape: &[i64] = if seed.is_multiple_of(2) { &[1, outputs, 1, 1] } else { &[outputs, 1, 1] };
                 let bias = sampler.param(&tensor(shape))?;
                 y = sampler.add(Pointwise { f: ScalarFn::Add }, &[y, bias])?;
             }
