@@ -29,8 +29,8 @@ impl Planner<'_> {
         self.products == F32Products::Bf16 && !self.exact
     }
 
-    /// The schedule of a convolution of these weights, `mapped` if it has a prologue, which direct sums alone have. If they can be prepared at load: of bf16 if that is asked for, or
-    /// Winograd's where it is allowed and faster in the model.
+    /// The schedule of a convolution of these weights, `mapped` if it has a prologue, which direct sums alone have. If weights
+    /// can be prepared at load: of bf16 if that is asked for, or Winograd's where it is allowed and faster in the model.
     pub(super) fn conv_schedule(
         &self,
         frame: &Frame,
