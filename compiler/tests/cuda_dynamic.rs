@@ -54,7 +54,7 @@ fn check(name: &str, graph: &Graph, runs: &[Vec<(&str, Tensor)>]) {
     }
 }
 
-fn graph<'a>(build: impl FnOnce() -> Result<Graph, egret_ir::Diagnostic> + 'a) -> Graph {
+fn graph(build: impl FnOnce() -> Result<Graph, egret_ir::Diagnostic>) -> Graph {
     build().unwrap_or_else(|e| panic!("{e}"))
 }
 
