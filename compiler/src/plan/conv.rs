@@ -130,7 +130,12 @@ impl Planner<'_> {
             epilogue: Epilogue::none(),
         };
         let out = Arg::write(result);
-        let schedule = self.conv_schedule(frame, node.operands[1], &problem, has_prologue(&node.op));
+        // a prologue tells how many rows a block has, so that it comes before the schedule
+        let (mut own, mut prologue) = (Vec::new(), None);
+        if let Op::Fused(fused) = &node.op {
+            (problem.prologue, prologue) = self.prologue(frame, id, fused, &mut own, steps)?;
+        }
+        let schedule = self.conv_schedule(frame, node.operands[1], &problem);
         let mut args = match &second {
             Some(second) => vec![first.read(), second.read(), out.clone()],
             None => {
@@ -139,13 +144,12 @@ impl Planner<'_> {
             }
         };
         let mut hook = None;
-        let mut prologue = None;
         if let Op::Fused(fused) = &node.op {
             (problem.epilogue, hook) = self.image_epilogue(frame, id, fused, &result_halo, true, &mut args, steps)?;
             if hook.is_some() {
                 args.push(out);
             }
-            (problem.prologue, prologue) = self.prologue(frame, id, fused, &mut args, steps)?;
+            args.extend(own);
         }
         let family = family(&schedule);
         let clear = if weight_gradient { Vec::new() } else { self.halos(frame, id) };

@@ -29,18 +29,12 @@ impl Planner<'_> {
         self.products == F32Products::Bf16 && !self.exact
     }
 
-    /// The schedule of a convolution of these weights, `mapped` if it has a prologue, which direct sums alone have. If weights
+    /// The schedule of a convolution of these weights; direct sums where it has a prologue, which they alone have. If weights
     /// can be prepared at load: of bf16 if that is asked for, or Winograd's where it is allowed and faster in the model.
-    pub(super) fn conv_schedule(
-        &self,
-        frame: &Frame,
-        weights: NodeId,
-        problem: &ConvProblem<Dim>,
-        mapped: bool,
-    ) -> ConvSchedule {
+    pub(super) fn conv_schedule(&self, frame: &Frame, weights: NodeId, problem: &ConvProblem<Dim>) -> ConvSchedule {
         let numbers = problem.map(&mut |d| d.hint(SYMBOL_HINT).max(0) as usize);
         let lanes = self.lanes as usize;
-        if !self.exact && !mapped && frame.time(weights) < BindingTime::Run {
+        if !self.exact && problem.prologue.is_none() && frame.time(weights) < BindingTime::Run {
             // An open batch is priced, and cut into blocks, as one item: more only amortise the weights.
             let batch = problem.batch.as_const().map_or(1, |_| numbers.batch);
             let one = ConvProblem { batch, ..numbers.clone() };
