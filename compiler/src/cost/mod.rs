@@ -26,6 +26,9 @@ pub struct Sketch {
     pub launches: f64,
     /// What a prologue computes.
     pub prologue: Repeated,
+    /// Bytes that a GPU copies for what is a view on a CPU: slices of an image's channels, which lie apart in memory whose
+    /// channels come last.
+    pub copied: f64,
 }
 
 /// Operations of a prologue, the repetitions counted.
@@ -46,6 +49,9 @@ const TILE: f64 = 64.0;
 
 /// Modelled time of one kernel on a device, µs: the longer of arithmetic and traffic, and the launch.
 pub fn kernel(sketch: &Sketch, device: &DeviceDescription) -> f64 {
+    if sketch.copied > 0.0 && !device.is_cpu() {
+        return sketch.copied / device.memory_gbps / 1e3 + device.launch_us;
+    }
     let peak = device.core_gflops * f64::from(device.cores) * sketch.efficiency.max(1e-3);
     // what fits into the last-level cache travels at its speed
     let cache = device.l3_bytes.max(device.l2_bytes) as f64;
@@ -144,7 +150,9 @@ pub fn is_view(op: &Op) -> bool {
 /// The sketch of an operator as a kernel of its own. `known` tells operands that are one number and cost no traffic.
 pub fn sketch(op: &Op, operands: &[&Type], result: &Type, known: &dyn Fn(usize) -> bool) -> Sketch {
     if is_view(op) {
-        return Sketch { efficiency: 1.0, ..Sketch::default() };
+        let copied =
+            if slices_channels(op, result) { 2.0 * result.parts().iter().map(bytes).sum::<f64>() } else { 0.0 };
+        return Sketch { efficiency: 1.0, copied, ..Sketch::default() };
     }
     let anchor = match op {
         Op::Fused(fused) => &*fused.anchor,
@@ -174,7 +182,13 @@ pub fn sketch(op: &Op, operands: &[&Type], result: &Type, known: &dyn Fn(usize) 
         Op::Fused(fused) => repeated(fused, operands, result),
         _ => Repeated::default(),
     };
-    Sketch { flops, bytes: read + out, efficiency, launches, prologue }
+    Sketch { flops, bytes: read + out, efficiency, launches, prologue, copied: 0.0 }
+}
+
+/// Whether channels of an image are cut.
+fn slices_channels(op: &Op, result: &Type) -> bool {
+    let (Op::Slice(slice), Some(ty)) = (op, result.tensor()) else { return false };
+    ty.shape.rank() >= 4 && (!slice.start[1].is(0) || slice.limit[1] != ty.shape[1])
 }
 
 /// What the prologue of a convolution computes.

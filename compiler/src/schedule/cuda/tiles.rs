@@ -156,7 +156,10 @@ pub fn band(tiles: &Tiles, size: usize, extents: Extents, device: &DeviceDescrip
     let ceil = |a: i64, b: i64| (a + b - 1) / b;
     let (rows, columns) = (ceil(extents.rows, tiles.rows), ceil(extents.columns, tiles.columns));
     let wave = (i64::from(device.cores.max(1)) * resident(tiles, size, device)).min(rows * columns);
-    let read = |band: i64| band.min(rows) * tiles.rows + ceil(wave, band).min(columns) * tiles.columns;
+    let read = |band: i64| {
+        let band = band.min(rows);
+        band * tiles.rows + ceil(wave, band).min(columns) * tiles.columns
+    };
     let by_row = ceil(wave, columns) * tiles.rows + wave.min(columns) * tiles.columns;
     let best = [4, 8, 16, 32].into_iter().min_by_key(|band| read(*band)).unwrap_or(1);
     if rows > 1 && 4 * read(best) <= 3 * by_row { best } else { 1 }
