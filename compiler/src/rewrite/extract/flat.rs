@@ -144,11 +144,11 @@ fn class_nodes(egraph: &Graph, id: Id, number: &FxHashMap<Id, u32>, device: &Dev
         let op = egraph.analysis.op(node.op);
         let cost = if node.is_leaf() {
             0.0
-        } else if class.data.time < BindingTime::Run || cost::is_view(op) {
+        } else if class.data.time < BindingTime::Run {
             VIEW_US
         } else {
             let known = |i: usize| egraph[node.children()[i]].data.splat.is_some();
-            cost::kernel(&cost::sketch(op, &types, result, &known), device)
+            cost::kernel(&cost::sketch(op, &types, result, &known), device).max(VIEW_US)
         };
         operands.sort();
         operands.dedup();

@@ -158,7 +158,8 @@ pub fn band(tiles: &Tiles, size: usize, extents: Extents, device: &DeviceDescrip
     let wave = (i64::from(device.cores.max(1)) * resident(tiles, size, device)).min(rows * columns);
     let read = |band: i64| {
         let band = band.min(rows);
-        band * tiles.rows + ceil(wave, band).min(columns) * tiles.columns
+        let bands = ceil(wave, band * columns);
+        (bands * band).min(rows) * tiles.rows + ceil(wave, band).min(columns) * tiles.columns
     };
     let by_row = ceil(wave, columns) * tiles.rows + wave.min(columns) * tiles.columns;
     let best = [4, 8, 16, 32].into_iter().min_by_key(|band| read(*band)).unwrap_or(1);
