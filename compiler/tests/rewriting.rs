@@ -33,7 +33,7 @@ const MODELS: [(&str, usize); 24] = [
     ("light/test_light_vgg19", 24),
     ("all_minilm_l6_v2", 50),
     ("light/test_light_densenet121", 131),
-    ("light/test_light_inception_v1", 78),
+    ("light/test_light_inception_v1", 69),
     ("light/test_light_shufflenet", 110),
     ("ppocr_v4_det", 104),
     ("magika_v3_3", 17),
