@@ -1,24 +1,25 @@
 //! What a core reads and copies, by vectors of the instruction set.
 
 use crate::Isa;
-use crate::vector::{Portable8, Vector};
+use crate::vector::{Vector, by_isa};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 /// Rate at which one core reads `data` over and over, in GB/s, for `span` and at least one pass. `None` if the host lacks
 /// the instruction set. How large `data` is says which level of the hierarchy is measured.
 pub fn read_bandwidth(isa: Isa, data: &[f32], span: Duration) -> Option<f64> {
-    let pass = passes(isa)?.0;
+    let pass = reader(isa)?;
+    let stream = Stream { from: data.as_ptr(), to: std::ptr::null_mut(), n: data.len() };
     // SAFETY: the host has the instruction set.
-    Some(rate(std::mem::size_of_val(data), span, || unsafe { pass(data.as_ptr(), data.len()) }))
+    Some(rate(std::mem::size_of_val(data), span, || unsafe { pass(&stream) }))
 }
 
 /// Rate at which one core copies `from` to `to`, in GB/s, bytes read and written counted, as [`read_bandwidth`] measures.
 pub fn copy_bandwidth(isa: Isa, from: &[f32], to: &mut [f32], span: Duration) -> Option<f64> {
-    let pass = passes(isa)?.1;
-    let n = from.len().min(to.len());
+    let pass = copier(isa)?;
+    let stream = Stream { from: from.as_ptr(), to: to.as_mut_ptr(), n: from.len().min(to.len()) };
     // SAFETY: the host has the instruction set; both are that long.
-    Some(rate(8 * n, span, || unsafe { pass(to.as_mut_ptr(), from.as_ptr(), n) }))
+    Some(rate(8 * stream.n, span, || unsafe { pass(&stream) }))
 }
 
 fn rate(bytes: usize, span: Duration, mut pass: impl FnMut()) -> f64 {
@@ -34,31 +35,37 @@ fn rate(bytes: usize, span: Duration, mut pass: impl FnMut()) -> f64 {
     }
 }
 
-type Read = unsafe fn(*const f32, usize);
-type Copy = unsafe fn(*mut f32, *const f32, usize);
+/// Floats to read, or to copy to `to`.
+#[derive(Clone, Copy, Debug)]
+pub struct Stream {
+    /// What is read.
+    pub from: *const f32,
+    /// Where copies go.
+    pub to: *mut f32,
+    /// Floats; what is beyond whole vectors is left out.
+    pub n: usize,
+}
 
-fn passes(isa: Isa) -> Option<(Read, Copy)> {
-    isa.is_supported().then_some(match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => (avx512::read as Read, avx512::copy as Copy),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => (avx2::read, avx2::copy),
-        #[cfg(target_arch = "aarch64")]
-        Isa::Neon => (neon::read, neon::copy),
-        _ => (portable::read as Read, portable::copy as Copy),
-    })
+by_isa! {
+    /// Reads a [`Stream`]; `None` if the host lacks the instruction set.
+    reader = read(Stream)
+}
+
+by_isa! {
+    /// Copies a [`Stream`]; `None` if the host lacks the instruction set.
+    copier = copy(Stream)
 }
 
 #[inline(always)]
-unsafe fn read<V: Vector>(data: *const f32, n: usize) {
+unsafe fn read<V: Vector>(stream: &Stream) {
     unsafe {
         // eight chains, so that no addition waits for another
         let mut sums = [V::zero(); 8];
         let step = 8 * V::LANES;
         let mut i = 0;
-        while i + step <= n {
+        while i + step <= stream.n {
             for (j, sum) in sums.iter_mut().enumerate() {
-                *sum = sum.add(V::load(data.add(i + j * V::LANES)));
+                *sum = sum.add(V::load(stream.from.add(i + j * V::LANES)));
             }
             i += step;
         }
@@ -73,42 +80,16 @@ unsafe fn read<V: Vector>(data: *const f32, n: usize) {
 }
 
 #[inline(always)]
-unsafe fn copy<V: Vector>(to: *mut f32, from: *const f32, n: usize) {
+unsafe fn copy<V: Vector>(stream: &Stream) {
     unsafe {
         let mut i = 0;
-        while i + V::LANES <= n {
-            V::load(from.add(i)).store(to.add(i));
+        while i + V::LANES <= stream.n {
+            V::load(stream.from.add(i)).store(stream.to.add(i));
             i += V::LANES;
         }
-        black_box(to);
+        black_box(stream.to);
     }
 }
-
-macro_rules! instance {
-    ($module:ident, $vector:ty $(, $feature:literal)?) => {
-        mod $module {
-            #[allow(unused_imports)]
-            use super::Portable8;
-
-            $(#[target_feature(enable = $feature)])?
-            pub(super) unsafe fn read(data: *const f32, n: usize) {
-                unsafe { super::read::<$vector>(data, n) }
-            }
-            $(#[target_feature(enable = $feature)])?
-            pub(super) unsafe fn copy(to: *mut f32, from: *const f32, n: usize) {
-                unsafe { super::copy::<$vector>(to, from, n) }
-            }
-        }
-    };
-}
-
-instance!(portable, Portable8);
-#[cfg(target_arch = "aarch64")]
-instance!(neon, crate::vector::Neon8, "neon");
-#[cfg(target_arch = "x86_64")]
-instance!(avx2, std::arch::x86_64::__m256, "avx2,fma");
-#[cfg(target_arch = "x86_64")]
-instance!(avx512, std::arch::x86_64::__m512, "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma");
 
 #[cfg(test)]
 mod tests {

@@ -6,8 +6,6 @@
 
 mod unique;
 
-use std::sync::Arc;
-
 use egret_ir::ops::{
     Attention, AttentionGrad, Broadcast, Cast, DotGeneral, Labels, Pointwise, Proj, Reduce, ReduceKind, Reshape,
     Scatter, ScatterKind, Softmax,
@@ -28,6 +26,10 @@ pub fn spell_out(graph: &Graph, device: &DeviceDescription) -> Result<Option<Dir
     if !graph.nodes().iter().any(|node| may_be_spelled(&node.op)) {
         return Ok(None);
     }
+    let inside = graph.with_regions(&mut |_, _, region| {
+        Ok(spell_out(region, device)?.map_or_else(|| region.clone(), |spelled| spelled.graph))
+    })?;
+    let graph = inside.as_ref().unwrap_or(graph);
     let mut hook = |builder: &mut Builder, id: NodeId| {
         let node = builder.graph().node(id).clone();
         match &node.op {
@@ -49,17 +51,6 @@ pub fn spell_out(graph: &Graph, device: &DeviceDescription) -> Result<Option<Dir
             Op::Scatter(scatter) if matches!(scatter.kind, ScatterKind::Add | ScatterKind::Mul) => {
                 let mut speller = Speller { builder, device };
                 speller.scatter(scatter, &node.operands).map(|id| (id, "spell-out"))
-            }
-            op if !op.home().regions().is_empty() => {
-                let mut op = op.clone();
-                let mut changed = false;
-                for region in op.regions_mut() {
-                    if let Some(spelled) = spell_out(region, device).ok()? {
-                        changed |= spelled.graph != **region;
-                        *region = Arc::new(spelled.graph);
-                    }
-                }
-                changed.then(|| builder.add(&op, &node.operands).ok().map(|id| (id, "spell-out"))).flatten()
             }
             _ => None,
         }

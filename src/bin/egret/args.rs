@@ -116,6 +116,14 @@ impl TargetArgs {
     }
 }
 
+/// As many as were asked for, else as many as the process may use.
+pub fn threads(asked: Option<usize>) -> usize {
+    match asked {
+        Some(n) if n > 0 => n,
+        _ => std::thread::available_parallelism().map_or(1, usize::from),
+    }
+}
+
 /// A model, and how it is compiled.
 #[derive(Args)]
 pub struct CompileArgs {

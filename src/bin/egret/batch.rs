@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use egret::Diagnostic;
 use serde_json::json;
 
-use crate::args::{InputArgs, RunArgs};
+use crate::args::{InputArgs, RunArgs, threads};
 use crate::failure::Failure;
 use crate::run;
 
@@ -37,10 +37,7 @@ pub fn batch(list: &Path, args: &RunArgs, as_json: bool) -> Result<(), Failure> 
     let text = std::fs::read_to_string(list).map_err(|e| Failure::file(list, &e))?;
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let jobs: Vec<Job> = lines.map(|(i, line)| job(list, i, line)).collect::<Result<_, _>>()?;
-    let workers = match args.jobs {
-        Some(n) if n > 0 => n,
-        _ => std::thread::available_parallelism().map_or(1, usize::from),
-    };
+    let workers = threads(args.jobs);
     let next = AtomicUsize::new(0);
     let work = || -> Result<Vec<Outcome>, Failure> {
         let mut outcomes = Vec::new();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use egret::{Graph, Tensor, Tensors};
 use serde_json::{Map, Value, json};
 
-use crate::args::BenchArgs;
+use crate::args::{BenchArgs, threads};
 use crate::failure::Failure;
 use crate::{model, roofline, sample};
 
@@ -47,10 +47,7 @@ pub fn bench(args: &BenchArgs, as_json: bool) -> Result<(), Failure> {
     let at = |share: f64| times[((times.len() - 1) as f64 * share).round() as usize];
     let latency = json!({ "median": at(0.5), "min": at(0.0), "p90": at(0.9), "p99": at(0.99) });
 
-    let threads = match args.compile.target.threads {
-        Some(n) if n > 0 => n,
-        _ => std::thread::available_parallelism().map_or(1, usize::from),
-    };
+    let threads = threads(args.compile.target.threads);
     let on_cpu = exe.program().is_some_and(|program| program.lanes > 1);
     if args.roofline && !on_cpu {
         return Err(Failure::usage("--roofline is for programs of this processor"));

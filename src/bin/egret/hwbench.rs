@@ -9,7 +9,7 @@ use egret_runtime::cpu::team::Team;
 use egret_simd::{Isa, MICRO_KERNELS, copy_bandwidth, kernel_rate, peak, read_bandwidth};
 use serde_json::{Value, json};
 
-use crate::args::HwbenchArgs;
+use crate::args::{HwbenchArgs, threads};
 use crate::failure::Failure;
 use crate::sample;
 
@@ -27,8 +27,7 @@ pub fn hwbench(args: &HwbenchArgs, as_json: bool) -> Result<(), Failure> {
     let mut description =
         Device::cpu().description()?.ok_or_else(|| Failure::usage("this processor has no description"))?;
     let (isa, span) = (Isa::detect(), Duration::from_millis(args.span));
-    let threads =
-        args.threads.filter(|n| *n > 0).unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let threads = threads(args.threads);
     let caches = [("1", "Data"), ("2", "Unified"), ("3", "Unified")].map(|(level, kind)| cache_bytes(level, kind));
     let known = [description.l1_bytes, description.l2_bytes, description.l3_bytes];
     let [l1, l2, l3] = std::array::from_fn(|i| caches[i].unwrap_or(known[i]));
