@@ -69,13 +69,16 @@ pub enum FaultKind {
         /// Bytes accessed.
         bytes: usize,
     },
-    /// A read of shared or local memory that nothing wrote.
-    #[error("read of uninitialised {space} memory at {address:#x}")]
+    /// A use of what was read from shared or local memory that nothing wrote: in a branch, an address, or what global
+    /// memory is to hold.
+    #[error("use of what line {line} read from uninitialised {space} memory at {address:#x}")]
     Uninitialised {
         /// The state space.
         space: &'static str,
         /// The address.
         address: u64,
+        /// The line that read it.
+        line: u32,
     },
     /// Two accesses, one of them a write, that no barrier orders.
     #[error("race at {space} address {address:#x} with the {other} at line {other_line} by {other_thread}")]

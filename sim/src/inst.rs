@@ -1,6 +1,6 @@
 //! Instructions as the interpreter runs them.
 //!
-//! A family of instructions is one variant of [`Op`], decoded in `decode/` and run in `exec/`. Bulk copies
+//! A family of instructions is one variant of [`Op`], decoded in `decode/` and run in `warp/`. Bulk copies
 //! with `mbarrier`, and `wgmma`, become variants of their own, each with a module of its name in both folders.
 
 use crate::types::Type;
@@ -221,8 +221,8 @@ pub(crate) enum MatrixKind {
     Half(Type),
     /// Sums of 8 `f32` of which the products see 10 bits of fraction.
     Tf32,
-    /// Sums of 32 bytes in `i32`.
-    Bytes,
+    /// Sums of 32 bytes in `i32`: the types of the left and the right side.
+    Bytes([Type; 2]),
 }
 
 /// Flushing of subnormals, clamping to [0, 1], and rounding.
@@ -436,4 +436,48 @@ pub(crate) struct Inst {
     pub source: Option<(u32, u32)>,
     pub guard: Option<Guard>,
     pub op: Op,
+}
+
+impl Op {
+    /// Calls `f` on the operands of an operation that each lane runs by itself.
+    pub fn reads(&self, f: &mut dyn FnMut(Value)) {
+        match self {
+            Self::Mov { src, .. } | Self::Unpack { src, .. } => f(*src),
+            Self::Pack { parts, .. } => parts.iter().for_each(|part| f(*part)),
+            Self::Unary { a, .. } | Self::Cvt { a, .. } | Self::Cvta { a, .. } => f(*a),
+            Self::Binary { a, b, .. } | Self::Set { a, b, .. } | Self::CvtPack { a, b, .. } => {
+                [a, b].into_iter().for_each(|value| f(*value));
+            }
+            Self::Ternary { a, b, c, .. } | Self::Slct { a, b, c, .. } => {
+                [a, b, c].into_iter().for_each(|value| f(*value));
+            }
+            Self::Bfi { a, b, pos, len, .. } => [a, b, pos, len].into_iter().for_each(|value| f(*value)),
+            Self::Selp { a, b, pred, .. } => [a, b, pred].into_iter().for_each(|value| f(*value)),
+            Self::Setp { a, b, with, .. } => {
+                [*a, *b].into_iter().chain(with.map(|(_, value, _)| value)).for_each(f);
+            }
+            _ => {}
+        }
+    }
+
+    /// Calls `f` on the results of such an operation.
+    pub fn writes(&self, f: &mut dyn FnMut(Reg)) {
+        match self {
+            Self::Mov { dst, .. }
+            | Self::Pack { dst, .. }
+            | Self::Unary { dst, .. }
+            | Self::Binary { dst, .. }
+            | Self::Ternary { dst, .. }
+            | Self::Bfi { dst, .. }
+            | Self::Selp { dst, .. }
+            | Self::Slct { dst, .. }
+            | Self::Set { dst, .. }
+            | Self::Cvt { dst, .. }
+            | Self::CvtPack { dst, .. }
+            | Self::Cvta { dst, .. } => f(*dst),
+            Self::Unpack { dst, .. } => dst.iter().flatten().for_each(|reg| f(*reg)),
+            Self::Setp { dst, other, .. } => dst.iter().chain(other).for_each(|reg| f(*reg)),
+            _ => {}
+        }
+    }
 }

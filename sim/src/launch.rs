@@ -25,7 +25,7 @@ pub enum WarpOrder {
 pub struct Checks {
     /// Races between threads, and between blocks.
     pub races: bool,
-    /// Reads of shared and local memory that nothing wrote.
+    /// Uses of what was read from shared and local memory that nothing wrote.
     pub uninitialised: bool,
 }
 

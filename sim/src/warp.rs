@@ -9,6 +9,7 @@ use crate::launch::Launch;
 mod access;
 mod collective;
 mod matrix;
+mod undefined;
 
 /// Generic addresses of shared and local memory start here.
 pub(crate) const SHARED_WINDOW: u64 = 0x7f10_0000_0000;
@@ -32,6 +33,7 @@ pub(crate) struct Warp {
     at: usize,
     local: Vec<u8>,
     local_written: Vec<bool>,
+    undefined: undefined::Undefined,
     /// Copies of no group yet, and groups that are not done, oldest first.
     open: Vec<matrix::Copy>,
     groups: std::collections::VecDeque<Vec<matrix::Copy>>,
@@ -51,6 +53,7 @@ impl Warp {
             at: 0,
             local: vec![0; local],
             local_written: vec![false; local],
+            undefined: Default::default(),
             open: Vec::new(),
             groups: Default::default(),
         }
@@ -121,6 +124,12 @@ impl Warp {
             left &= !group;
             let entry = launch.entry;
             let inst = &entry.insts[at];
+            if let Some(guard) = inst.guard
+                && let Err(trouble) = self.needs_guard(guard, group)
+            {
+                self.at = at;
+                return Err(trouble);
+            }
             let active = match inst.guard {
                 Some(guard) => lanes(group)
                     .filter(|&lane| (self.regs[guard.reg as usize * 32 + lane as usize] & 1 == 1) != guard.negated)
@@ -166,6 +175,9 @@ impl Warp {
 
     fn run(&mut self, launch: &mut Launch<'_>, common: &mut Common, op: &Op, active: u32) -> Result<Step, Trouble> {
         let first = active.trailing_zeros();
+        if !self.undefined.is_empty() {
+            self.needs_operands(op, active)?;
+        }
         match op {
             Op::Nop => {}
             Op::Trap => return Err((FaultKind::Trap, first)),
@@ -184,7 +196,12 @@ impl Warp {
             }
             Op::LoadMatrix { .. } => self.load_matrix(launch, common, op, active)?,
             Op::Multiply { .. } => self.multiply(op),
-            _ => lanes(active).for_each(|lane| self.compute(launch, common, op, lane)),
+            _ => {
+                if !self.undefined.is_empty() {
+                    self.pass_on(launch, common, op, active);
+                }
+                lanes(active).for_each(|lane| self.compute(launch, common, op, lane));
+            }
         }
         Ok(Step::On)
     }

@@ -37,7 +37,11 @@ fn a_missing_barrier_is_a_race_or_an_uninitialised_read_in_every_order() {
     for order in [WarpOrder::Forward, WarpOrder::Reverse, WarpOrder::Seeded(3)] {
         let fault = run(&text, 128, order).unwrap_err();
         assert!(matches!(fault.kind, FaultKind::Race { .. } | FaultKind::Uninitialised { .. }), "{fault}");
-        assert!(fault.text.contains("shared"), "{fault}");
+        let line = match fault.kind {
+            FaultKind::Uninitialised { line, .. } => text.lines().nth(line as usize - 1).unwrap_or_default(),
+            _ => fault.text.as_str(),
+        };
+        assert!(line.contains("shared"), "{fault}");
     }
 }
 
@@ -68,12 +72,40 @@ fn barriers_that_not_all_reach() {
 
 #[test]
 fn reads_of_nothing_races_and_loops_without_end() {
-    assert!(matches!(fault("ld.shared.u32 %r3, [s];", 1), FaultKind::Uninitialised { .. }));
     assert!(matches!(fault("st.shared.u32 [s], %r1;", 64), FaultKind::Race { .. }));
     assert!(matches!(fault("st.global.u32 [%rd1], %r1;", 2), FaultKind::Race { .. }));
     assert!(matches!(fault("$x: bra $x;", 1), FaultKind::StepLimit(_)));
     let atomic = "red.global.add.u32 [%rd1], 1; atom.global.max.s32 %r3, [%rd1], %r1;";
     assert!(run(&kernel(atomic), 64, WarpOrder::Reverse).is_ok());
+}
+
+#[test]
+fn what_nothing_wrote_may_be_read_but_not_used() {
+    let used = |body: &str| {
+        let kind = fault(&format!("ld.shared.u32 %r3, [s];\n{body}"), 32);
+        assert!(matches!(kind, FaultKind::Uninitialised { space: "shared", address: 0, line: 4 }), "{body}: {kind}");
+    };
+    used("add.u32 %r4, %r3, 1; st.global.u32 [%rd3], %r4;");
+    used("setp.ne.u32 %p1, %r3, 0; @%p1 bra $x; $x:");
+    used("cvt.u64.u32 %rd2, %r3; ld.global.u32 %r4, [%rd2];");
+    used("shfl.sync.bfly.b32 %r4, %r3, 1, 31, -1; st.global.u32 [%rd3], %r4;");
+    used("setp.lt.u32 %p1, %r1, 5; selp.b32 %r4, %r1, %r3, %p1; st.global.u32 [%rd3], %r4;");
+    used("setp.eq.u32 %p1, %r3, 1; vote.sync.any.pred %p2, %p1, -1; @%p2 bra $x; $x:");
+    used("atom.global.add.u32 %r4, [%rd1], %r3;");
+    // through shared memory, whose bytes are then as good as not written
+    let through = "ld.shared.u32 %r3, [s];\nst.shared.u32 [s+256], %r3; ld.shared.u32 %r4, [s+256];
+        st.global.u32 [%rd3], %r4;";
+    assert!(matches!(fault(through, 1), FaultKind::Uninitialised { address: 256, .. }));
+    for unused in [
+        "",
+        "mov.u32 %r3, 5; st.global.u32 [%rd3], %r3;",
+        "setp.lt.u32 %p1, %r1, 32; selp.b32 %r4, %r1, %r3, %p1; st.global.u32 [%rd3], %r4;",
+        "and.b32 %r4, %r3, 0; st.global.u32 [%rd3], %r4;",
+        "setp.gt.u32 %p1, %r1, 99; setp.eq.and.u32 %p2, %r3, 7, %p1; @%p2 bra $x; $x:",
+        "setp.gt.u32 %p1, %r1, 99; @%p1 st.global.u32 [%rd3], %r3;",
+    ] {
+        run(&kernel(&format!("ld.shared.u32 %r3, [s]; {unused}")), 32, WarpOrder::Forward).unwrap();
+    }
 }
 
 #[test]

@@ -80,7 +80,10 @@ fn multiply(cx: &mut Cx<'_, '_>) -> Decoded {
         ("m16n8k16", "f32.bf16.bf16.f32") => MatrixKind::Half(Type::BF16),
         ("m16n8k16", "f32.f16.f16.f32") => MatrixKind::Half(Type::F16),
         ("m16n8k8", "f32.tf32.tf32.f32") => MatrixKind::Tf32,
-        ("m16n8k32", "s32.s8.s8.s32") => MatrixKind::Bytes,
+        ("m16n8k32", "s32.s8.s8.s32") => MatrixKind::Bytes([Type::S8, Type::S8]),
+        ("m16n8k32", "s32.u8.u8.s32") => MatrixKind::Bytes([Type::U8, Type::U8]),
+        ("m16n8k32", "s32.s8.u8.s32") => MatrixKind::Bytes([Type::S8, Type::U8]),
+        ("m16n8k32", "s32.u8.s8.s32") => MatrixKind::Bytes([Type::U8, Type::S8]),
         _ => return Err(unsupported(&format!("mma.{shape}.{types}"))),
     };
     cx.mods.clear();

@@ -1,5 +1,6 @@
 //! Loads, stores and atomic operations, with their checks and counts.
 
+use super::undefined::Origin;
 use super::{LOCAL_WINDOW, SHARED_WINDOW, Warp, lanes};
 use crate::arith;
 use crate::block::{Common, Trouble};
@@ -49,8 +50,12 @@ impl Warp {
                 Space::Shared => shared.push((lane, flat)),
                 _ => {}
             }
+            if let (Op::St { src, .. }, Space::Global) = (op, space) {
+                self.leaves(src, lane).map_err(|kind| (kind, lane))?;
+            }
             let place = self.place(launch, common, space, flat, bytes, kind, lane).map_err(|kind| (kind, lane))?;
             self.perform(launch, common, op, ty, &place, lane);
+            self.follow(launch, common, op, ty, flat, &place, lane);
         }
         let stats = &mut launch.stats[self.at];
         if !global.is_empty() {
@@ -103,8 +108,9 @@ impl Warp {
             _ => None,
         };
         if let Some(written) = written {
-            if kind != Kind::Write && launch.options.checks.uninitialised && written.contains(&false) {
-                return Err(FaultKind::Uninitialised { space: name, address });
+            if kind == Kind::Atomic && launch.options.checks.uninitialised && written.contains(&false) {
+                let line = launch.entry.insts[self.at].line;
+                return Err(FaultKind::Uninitialised { space: name, address, line });
             }
             if write {
                 written.fill(true);
@@ -163,6 +169,52 @@ impl Warp {
                     self.set(*reg, lane, old);
                 }
             }
+            _ => {}
+        }
+    }
+
+    /// Notes which registers a load leaves undefined, and which memory a store does.
+    fn follow(
+        &mut self,
+        launch: &Launch<'_>,
+        common: &mut Common,
+        op: &Op,
+        ty: Type,
+        address: u64,
+        place: &Place,
+        lane: u32,
+    ) {
+        if !launch.options.checks.uninitialised {
+            return;
+        }
+        let size = ty.bytes();
+        let at = |part: usize| place.offset + part * size..place.offset + (part + 1) * size;
+        let memory = match place.space {
+            Space::Shared => &mut common.written,
+            Space::Local => &mut self.local_written,
+            _ => &mut Vec::new(),
+        };
+        match op {
+            Op::Ld { dst, .. } => {
+                for (part, reg) in dst.iter().enumerate() {
+                    let Some(reg) = reg else { continue };
+                    let unwritten = memory.get(at(part)).is_some_and(|bytes| bytes.contains(&false));
+                    let line = launch.entry.insts[self.at].line;
+                    let address = address + (part * size) as u64;
+                    let origin = Origin { space: place.space.name(), address, line };
+                    self.undefined.write(*reg, 1 << lane, unwritten.then_some((1 << lane, origin)));
+                }
+            }
+            Op::St { src, .. } => {
+                for (part, value) in src.iter().enumerate() {
+                    let Value::Reg(reg) = value else { continue };
+                    let undefined = self.undefined.lanes(*reg).is_some_and(|(lanes, _)| lanes >> lane & 1 == 1);
+                    if let Some(bytes) = memory.get_mut(at(part)).filter(|_| undefined) {
+                        bytes.fill(false);
+                    }
+                }
+            }
+            Op::Atom { dst: Some(reg), .. } => self.undefined.write(*reg, 1 << lane, None),
             _ => {}
         }
     }

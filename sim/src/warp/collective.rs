@@ -34,14 +34,17 @@ impl Warp {
                     if active >> from & 1 == 0 {
                         return Err((FaultKind::ShuffleSource { lane: from }, lane));
                     }
-                    results.push((lane, self.get(launch, common, *a, from), inside));
+                    let undefined = self.undefined_in(*a, 1 << from).map(|(_, origin)| (1 << lane, origin));
+                    results.push((lane, self.get(launch, common, *a, from), inside, undefined));
                 }
-                for (lane, value, inside) in results {
+                for (lane, value, inside, undefined) in results {
                     if let Some(reg) = dst {
                         self.set(*reg, lane, value);
+                        self.undefined.write(*reg, 1 << lane, undefined);
                     }
                     if let Some(reg) = valid {
                         self.set(*reg, lane, inside.into());
+                        self.undefined.write(*reg, 1 << lane, None);
                     }
                 }
             }
@@ -54,9 +57,14 @@ impl Warp {
                     Vote::Uni => u64::from(ballot == active || ballot == 0),
                     Vote::Ballot => ballot.into(),
                 };
+                let undefined = self.undefined_in(*a, active).map(|(_, origin)| (active, origin));
+                self.undefined.write(*dst, active, undefined);
                 lanes(active).for_each(|lane| self.set(*dst, lane, value));
             }
-            Op::ActiveMask { dst } => lanes(active).for_each(|lane| self.set(*dst, lane, active.into())),
+            Op::ActiveMask { dst } => {
+                self.undefined.write(*dst, active, None);
+                lanes(active).for_each(|lane| self.set(*dst, lane, active.into()));
+            }
             _ => {}
         }
         Ok(())
