@@ -18,7 +18,7 @@ impl Lower<'_, '_> {
                 continue;
             };
             let neutral = self.scalar(&neutral(*op, dtype))?;
-            let neutral = self.b.ins().splat(ty, neutral);
+            let neutral = self.splat(ty, dtype, neutral);
             let variables = (0..copies).map(|_| {
                 let variable = self.b.declare_var(ty);
                 self.b.def_var(variable, neutral);
@@ -61,8 +61,7 @@ impl Lower<'_, '_> {
             };
             let dtype = self.dtype(&Expr::Var(*var))?;
             let vector = self.b.use_var(first);
-            let mut lanes: Vec<Value> =
-                (0..looped.lanes).map(|lane| self.b.ins().extractlane(vector, lane as u8)).collect();
+            let mut lanes: Vec<Value> = (0..looped.lanes).map(|lane| self.lane_of(dtype, vector, lane)).collect();
             while lanes.len() > 1 {
                 let half = lanes.len() / 2;
                 for i in 0..half {

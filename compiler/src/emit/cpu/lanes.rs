@@ -8,6 +8,7 @@ use egret_ir::DType;
 
 use super::function::{Lower, Slot};
 use super::half::{arithmetic, is_half};
+use super::narrow::is_narrow;
 use super::scalar::{float_condition, int_condition, never_nan, signed};
 use super::vector::{Group, Inner, VectorLoop, vector_type};
 use crate::emit::EmitError;
@@ -63,8 +64,10 @@ impl Lower<'_, '_> {
                 }
                 let x = self.vector(looped, group, a)?;
                 match op {
-                    UnaryOp::Not => return Ok(self.b.ins().bnot(x)),
-                    UnaryOp::Neg => return Ok(self.b.ins().ineg(x)),
+                    UnaryOp::Not | UnaryOp::Neg => {
+                        let value = if *op == UnaryOp::Not { self.b.ins().bnot(x) } else { self.b.ins().ineg(x) };
+                        return Ok(if is_narrow(of) { self.wrapped(of, value) } else { value });
+                    }
                     UnaryOp::Abs if of == DType::I32 => return Ok(self.b.ins().iabs(x)),
                     _ => {}
                 }
@@ -93,7 +96,7 @@ impl Lower<'_, '_> {
             Expr::Cast(to, a) if fits(self, a) => {
                 let from = self.dtype(a)?;
                 let x = self.vector(looped, group, a)?;
-                if let Some(value) = self.vector_cast(from, *to, ty, x) {
+                if let Some(value) = self.vector_cast(from, *to, ty, x)? {
                     return Ok(value);
                 }
             }
@@ -205,6 +208,13 @@ impl Lower<'_, '_> {
 
     /// An operation on vectors of integers or masks.
     pub fn int_vectors(&mut self, op: BinaryOp, dtype: DType, x: Value, y: Value) -> Result<Value, EmitError> {
+        let value = self.int_lanes(op, dtype, x, y)?;
+        let leaves = matches!(op, BinaryOp::Add | BinaryOp::Sub | BinaryOp::Mul) && is_narrow(dtype);
+        let lanes = self.b.func.dfg.value_type(value).is_vector();
+        Ok(if leaves && lanes { self.wrapped(dtype, value) } else { value })
+    }
+
+    fn int_lanes(&mut self, op: BinaryOp, dtype: DType, x: Value, y: Value) -> Result<Value, EmitError> {
         Ok(match (op, dtype) {
             (BinaryOp::Add, _) => self.b.ins().iadd(x, y),
             (BinaryOp::Sub, _) => self.b.ins().isub(x, y),
@@ -228,7 +238,20 @@ impl Lower<'_, '_> {
         })
     }
 
-    fn vector_cast(&mut self, from: DType, to: DType, ty: Type, x: Value) -> Option<Value> {
+    /// `None` where lanes are converted one by one.
+    fn vector_cast(&mut self, from: DType, to: DType, ty: Type, x: Value) -> Result<Option<Value>, EmitError> {
+        let lane = |dtype: DType| if is_narrow(dtype) { DType::I32 } else { dtype };
+        let integer = matches!(lane(from), DType::I32 | DType::U32);
+        Ok(match to {
+            _ if !is_narrow(to) => self.lane_cast(lane(from), to, ty, x),
+            _ if from == to => Some(x),
+            _ if integer => Some(self.wrapped(to, x)),
+            _ if from == DType::F32 => Some(self.float_to_narrow(to, x)?),
+            _ => self.lane_cast(from, DType::I32, ty, x).filter(|_| from == DType::Bool),
+        })
+    }
+
+    fn lane_cast(&mut self, from: DType, to: DType, ty: Type, x: Value) -> Option<Value> {
         Some(match (from, to) {
             _ if from == to => x,
             (_, DType::F32) if is_half(from) => self.half_to_float(from, x),

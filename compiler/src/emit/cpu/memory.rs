@@ -5,6 +5,8 @@ use egret_ir::DType;
 
 use super::function::{Lower, flags};
 use super::half::is_half;
+use super::narrow::{is_narrow, scalar_type};
+use super::scalar::signed;
 use super::vector::{Group, Inner, VectorLoop, same_bytes, vector_type};
 use crate::emit::EmitError;
 use crate::kernel::{Affine, Expr, Memory, Stmt};
@@ -86,7 +88,8 @@ impl Lower<'_, '_> {
                 let wide = self.b.ins().uextend(ty.lane_type(), value);
                 self.b.ins().ineg(wide)
             }
-            _ if is_half(dtype) => self.b.ins().uextend(ty.lane_type(), value),
+            _ if is_narrow(dtype) && signed(dtype) => self.b.ins().sextend(ty.lane_type(), value),
+            _ if is_half(dtype) || is_narrow(dtype) => self.b.ins().uextend(ty.lane_type(), value),
             _ => value,
         }
     }
@@ -100,6 +103,7 @@ impl Lower<'_, '_> {
                 self.b.ins().ireduce(types::I8, bit)
             }
             _ if is_half(dtype) => self.b.ins().ireduce(types::I16, bits),
+            _ if is_narrow(dtype) => self.b.ins().ireduce(scalar_type(dtype), bits),
             _ => bits,
         }
     }
@@ -156,6 +160,7 @@ impl Lower<'_, '_> {
                 let halves = self.b.ins().bitcast(types::I16X8, same_bytes(), halves);
                 self.b.ins().uwiden_low(halves)
             }
+            _ if is_narrow(dtype) => self.load_narrow(dtype, address, offset),
             _ => self.b.ins().load(ty, flags(), address, offset),
         }))
     }
@@ -199,6 +204,7 @@ impl Lower<'_, '_> {
                 let halves = self.b.ins().bitcast(types::I64X2, same_bytes(), halves);
                 self.b.ins().extractlane(halves, 0)
             }
+            _ if is_narrow(dtype) => self.pack_narrow(dtype, vector),
             _ => vector,
         };
         self.b.ins().store(flags(), packed, address, offset);

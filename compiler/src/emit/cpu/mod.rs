@@ -5,6 +5,7 @@ mod function;
 mod half;
 mod lanes;
 mod memory;
+mod narrow;
 mod scalar;
 mod vector;
 

@@ -1,7 +1,7 @@
 //! Vector loops: 128-bit lanes, several accumulators, a scalar remainder.
 //!
 //! A loop has four lanes (32-bit data) or two (64-bit data). An expression whose type fits the lanes is one vector;
-//! any other (an index, a narrow integer, a call of the C library) is computed lane by lane as scalars. Inner loops and
+//! any other (an index, a call of the C library) is computed lane by lane as scalars. Inner loops and
 //! conditionals are vectorised where all lanes go the same way; a loop whose lanes part runs as scalars.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -13,6 +13,7 @@ use egret_ir::DType;
 
 use super::function::{Lower, Slot};
 use super::half::is_half;
+use super::narrow::is_narrow;
 use crate::emit::EmitError;
 use crate::kernel::{BinaryOp, Expr, Kernel, LoopKind, Memory, ReduceOp, Stmt, Var};
 
@@ -70,11 +71,12 @@ pub(super) struct Group {
 }
 
 /// The vector type of an element type in a loop of so many lanes. A `bool` is a mask of all ones or zeros, a half its
-/// bits in a wider lane.
+/// bits in a wider lane, a narrow integer its value in one.
 pub(super) fn vector_type(dtype: DType, lanes: u32) -> Option<Type> {
     match (dtype, lanes) {
         (DType::F32, 4) => Some(types::F32X4),
         (DType::I32 | DType::U32 | DType::Bool | DType::F16 | DType::BF16, 4) => Some(types::I32X4),
+        (narrow, 4) if is_narrow(narrow) => Some(types::I32X4),
         (DType::F64, 2) => Some(types::F64X2),
         (DType::I64 | DType::U64 | DType::Bool, 2) => Some(types::I64X2),
         _ => None,
@@ -451,6 +453,6 @@ fn lanes(kernel: &Kernel, body: &[Stmt]) -> Option<u32> {
     } else if any(&[DType::F64, DType::I64, DType::U64]) {
         Some(2)
     } else {
-        any(&[DType::Bool]).then_some(4)
+        seen.iter().any(|t| *t == DType::Bool || is_narrow(*t)).then_some(4)
     }
 }
