@@ -10,6 +10,7 @@ pub mod layout;
 pub mod partition;
 pub mod plan;
 pub mod raise;
+pub mod range;
 pub mod rematerialise;
 pub mod rewrite;
 pub mod schedule;

@@ -31,7 +31,7 @@ fn main() {
     ];
     let only = arguments.get(3).and_then(|n| n.parse().ok()).unwrap_or(shapes.len());
     for (m, n, k) in shapes.into_iter().filter(|s| only == shapes.len() || s.0 == only) {
-        let forms = [None, Some(Products::F32), Some(Products::Bf16)];
+        let forms = [None, Some(Products::F32), Some(Products::Bf16), Some(Products::Shorts)];
         let bf16 = isa == Isa::Avx512 && Bf16Unit::detect().is_some();
         for packed in forms.into_iter().filter(|form| bf16 || *form != Some(Products::Bf16)) {
             let flops = 2.0 * (m * n * k) as f64;
@@ -40,6 +40,7 @@ fn main() {
                 None => "",
                 Some(Products::F32) => ", B packed at load",
                 Some(Products::Bf16) => ", B packed at load, bf16",
+                Some(Products::Shorts) => ", B packed at load, integers",
             };
             let what = format!("{m} x {n} x {k}{form}");
             report(&what, flops, time, isa, &team);
@@ -101,6 +102,7 @@ fn product((m, n, k): (usize, usize, usize), packed: Option<Products>, isa: Isa,
     }
     let schedule = match packed {
         Some(Products::Bf16) => GemmSchedule::bf16(&problem, lanes),
+        Some(products @ Products::Shorts) => GemmSchedule { products, ..GemmSchedule::choose(&problem, lanes) },
         _ => GemmSchedule::choose(&problem, lanes),
     };
     let plan = GemmPlan::new(&problem, &schedule, isa).expect("a plan");

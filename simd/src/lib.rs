@@ -35,5 +35,7 @@ pub use math::{VectorFn, VectorFunction, vector_function};
 pub use peak::peak;
 pub use share::kernel_rate;
 pub use strips::{Strips, strips};
-pub use tile::{MAX_ROWS, MICRO_KERNELS, MicroKernel, Tile, TileFn, TileKind, max_rows, strided_kernel, tile_kernel};
+pub use tile::{
+    MAX_ROWS, MICRO_KERNELS, MicroKernel, Tile, TileFn, TileKind, max_rows, short_kernel, strided_kernel, tile_kernel,
+};
 pub use transpose::{TransposeFn, transpose};

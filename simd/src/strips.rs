@@ -4,7 +4,7 @@
 
 use crate::Isa;
 use crate::math::exp;
-use crate::vector::{Portable8, Vector};
+use crate::vector::{Lanes, Portable8, Vector};
 
 /// The passes of one instruction set; from [`strips`].
 ///
@@ -163,7 +163,7 @@ unsafe fn dot<V: Vector>(a: *const f32, b: *const f32, n: usize) -> f32 {
 macro_rules! instance {
     ($module:ident, $vector:ty $(, $feature:literal)?) => {
         mod $module {
-            use super::{Strips, Vector};
+            use super::{Lanes, Strips, Vector};
             #[allow(unused_imports)]
             use super::Portable8;
 

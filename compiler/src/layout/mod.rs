@@ -13,6 +13,7 @@ use egret_program::DeviceDescription;
 use smallvec::SmallVec;
 
 use crate::partition::{Family, Partition, is_movement};
+use crate::range::is_short;
 use crate::schedule::cuda::F32Products;
 
 pub use in_place::{InPlace, Part, in_place};
@@ -53,7 +54,8 @@ pub fn has_prologue(op: &Op) -> bool {
     matches!(op, Op::Fused(fused) if fused.prologue.is_some())
 }
 
-/// Whether the direct driver runs a convolution: f32, a constant number of channels and a window of constant size, one to
+/// Whether the direct driver runs a convolution: of f32, or forward of integers that fit 16 bits; the result f32 or, forward,
+/// integers of 8 or 32 bits; a constant number of channels and a window of constant size, one to
 /// three spatial axes of any extent; for the gradient of the weights also channels of a group in whole blocks, unless there
 /// is one group or each channel has its own; with a prologue one group and at most two spatial axes.
 pub fn has_driver(graph: &Graph, id: NodeId, lanes: i64) -> bool {
@@ -61,10 +63,15 @@ pub fn has_driver(graph: &Graph, id: NodeId, lanes: i64) -> bool {
     let Some(conv) = conv_of(&node.op) else { return false };
     let (x, w, y) = roles(conv, node, id);
     let ty = |id: NodeId| graph.tensor_type(id);
-    let f32 = [x, w, y].iter().all(|id| ty(*id).dtype == DType::F32);
+    let f32 = |id: NodeId| ty(id).dtype == DType::F32;
+    let forward = conv.form == ConvForm::Forward;
+    // an epilogue may quantise
+    let result = f32(y) || forward && matches!(ty(y).dtype, DType::I32 | DType::U8 | DType::I8);
+    let floats = f32(x) && f32(w);
+    let shorts = forward && is_short(graph, x) && is_short(graph, w);
     let fixed = ty(w).shape.is_constant();
     let (Some(c), Some(o)) = (ty(x).shape[1].as_const(), ty(y).shape[1].as_const()) else { return false };
-    if !f32 || !fixed || conv.spatial() > 3 || conv.spatial() == 0 {
+    if !(floats || shorts) || !result || !fixed || conv.spatial() > 3 || conv.spatial() == 0 {
         return false;
     }
     if has_prologue(&node.op) && (conv.groups != 1 || conv.spatial() > 2) {
@@ -106,7 +113,8 @@ pub fn layout(
         let id = group.root;
         let node = graph.node(id);
         let ty = graph.tensor_type(id);
-        let image = ty.dtype == DType::F32 && (3..=5).contains(&ty.shape.rank()) && ty.shape[1].as_const().is_some();
+        let image = (3..=5).contains(&ty.shape.rank()) && ty.shape[1].as_const().is_some();
+        let words = matches!(ty.dtype, DType::F32 | DType::I32);
         blocked[id.index()] = image
             && match group.family {
                 Family::Conv => {
@@ -120,11 +128,13 @@ pub fn layout(
                         _ => 0,
                     };
                     windowed + 2 == ty.shape.rank()
+                        && ty.dtype == DType::F32
                         && feeds_image(graph, &users, id)
                         && (reads_blocked(graph, &blocked, id) || feeds_conv(graph, &users, id, lanes))
                 }
                 Family::Map | Family::Concat => {
-                    !must_be_row_major[id.index()]
+                    words
+                        && !must_be_row_major[id.index()]
                         && group.siblings.is_empty()
                         && whole_blocks(graph, id, lanes)
                         && reads_blocked(graph, &blocked, id)

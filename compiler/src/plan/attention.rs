@@ -310,13 +310,19 @@ impl Planner<'_> {
                     let error = Diagnostic::new("E0461", "no hook can be made for a score program");
                     findings.into_iter().fold(error, |error, finding| error.note(finding.to_string()))
                 };
-                hook = Some(epilogue::hook(&programs[0], &[], &hook_extras, DType::F32, self.exact).map_err(fail)?);
+                hook = Some(
+                    epilogue::hook(&programs[0], &[], &hook_extras, (DType::F32, DType::F32), self.exact)
+                        .map_err(fail)?,
+                );
                 if matches!(frame.graph.node(id).op, Op::AttentionGrad(_)) {
                     // by the chain rule: the slope times the gradient of the logit
                     hook_extras.push(Extra { dtype: DType::F32, by_column: true });
                     let logit = ScalarExpr::arg(hook_extras.len());
                     let chained = ScalarExpr::apply(ScalarFn::Mul, [programs[1].clone(), logit], DType::F32);
-                    slope = Some(epilogue::hook(&chained, &[], &hook_extras, DType::F32, self.exact).map_err(fail)?);
+                    slope = Some(
+                        epilogue::hook(&chained, &[], &hook_extras, (DType::F32, DType::F32), self.exact)
+                            .map_err(fail)?,
+                    );
                 }
                 let score = Score::Hook {
                     extras: used.iter().map(|i| masks[*i].clone()).collect(),

@@ -23,6 +23,14 @@ pub(super) fn dims(values: &[i64]) -> Vec<Dim> {
     values.iter().map(|v| Dim::from(*v)).collect()
 }
 
+/// Bytes of an element that the drivers of images compute with.
+const WORD: usize = 4;
+
+/// Whether the driver that changes layouts moves elements of a type; a kernel moves others.
+pub(super) fn has_relayout(dtype: DType) -> bool {
+    dtype.size() == WORD
+}
+
 /// The error of a hook that the verifier refuses.
 fn unmade(findings: Vec<Finding>) -> Diagnostic {
     let error = Diagnostic::new("E0461", "no hook can be made for a program");
@@ -42,7 +50,7 @@ pub(super) struct Blocked {
 impl Blocked {
     /// What a kernel is given of it.
     pub(super) fn read(&self) -> Arg {
-        Arg { offset: self.offset.clone() * Dim::from(4), ..Arg::read(self.buffer) }
+        Arg { offset: self.offset.clone() * Dim::from(WORD), ..Arg::read(self.buffer) }
     }
 }
 
@@ -184,7 +192,8 @@ impl Planner<'_> {
         }
         let extras: Vec<Extra> =
             types.iter().enumerate().map(|(i, ty)| Extra { dtype: ty.dtype, by_column: by_channel(i) }).collect();
-        let hook = epilogue::hook(&prologue.program, &[], &extras, DType::F32, self.exact).map_err(unmade)?;
+        let hook =
+            epilogue::hook(&prologue.program, &[], &extras, (DType::F32, DType::F32), self.exact).map_err(unmade)?;
         args.extend(operands.iter().map(|operand| operand.arg(false)));
         let made = Prologue::Hook {
             by_channel: (0..types.len()).map(by_channel).collect(),
@@ -204,7 +213,9 @@ impl Planner<'_> {
         args: &mut Vec<Arg>,
         steps: &mut Vec<Step>,
     ) -> Result<(Epilogue<Dim>, Option<crate::kernel::Kernel>), Diagnostic> {
-        let extras: SmallVec<[NodeId; 8]> = fused.split(&frame.graph.node(id).operands).1.into();
+        let node = frame.graph.node(id);
+        let acc = frame.graph.tensor_type(node.operands[0]).dtype;
+        let extras: SmallVec<[NodeId; 8]> = fused.split(&node.operands).1.into();
         let result_shape = frame.graph.tensor_type(id).shape.clone();
         let (mut addressing, mut operands, mut types) = (Vec::new(), Vec::new(), Vec::new());
         for extra in extras {
@@ -216,7 +227,8 @@ impl Planner<'_> {
         let is_vector = |arg: usize| addressing[arg - 1] == Addressing::PerColumn && types[arg - 1] == DType::F32;
         let is_full =
             |arg: usize| matches!(addressing[arg - 1], Addressing::Full { .. }) && types[arg - 1] == DType::F32;
-        let direct = epilogue::direct(&fused.epilogue, &is_vector, &is_full).filter(|_| in_registers);
+        let direct = epilogue::direct(&fused.epilogue, &is_vector, &is_full);
+        let direct = direct.filter(|_| in_registers && acc == DType::F32);
         if let Some(direct) = direct {
             let order = direct.bias.into_iter().chain(direct.residual);
             args.extend(order.map(|arg| operands[arg - 1].arg(false)));
@@ -231,12 +243,12 @@ impl Planner<'_> {
         let by_column = |i: &usize| addressing[*i] != Addressing::Scalar;
         let hook_extras: Vec<Extra> =
             used.iter().map(|i| Extra { dtype: types[*i], by_column: by_column(i) }).collect();
-        let hook = epilogue::hook(&programs[0], &[], &hook_extras, fused.dtype, self.exact).map_err(unmade)?;
+        let hook = epilogue::hook(&programs[0], &[], &hook_extras, (acc, fused.dtype), self.exact).map_err(unmade)?;
         let batch_stride = self.item(&result_shape, result_halo);
         let epilogue = Epilogue::Hook {
             extras: used.iter().map(|i| addressing[*i].clone()).collect(),
             outs: vec![Addressing::Full { halo: dims(result_halo), batch_stride }],
-            element_bytes: used.iter().map(|i| types[*i].size() as u8).chain([4]).collect(),
+            element_bytes: used.iter().map(|i| types[*i]).chain([fused.dtype]).map(|t| t.size() as u8).collect(),
         };
         args.extend(used.iter().map(|i| operands[*i].arg(false)));
         Ok((epilogue, Some(hook)))
@@ -293,9 +305,14 @@ impl Planner<'_> {
         }
         let source = self.row_major(frame, id, steps)?;
         let ty = frame.graph.tensor_type(id).clone();
-        let bytes = ty.shape[0].clone() * item.clone() * Dim::from(4);
-        let buffer = self.buffer(Place::Arena, ty.dtype, bytes, ty.bytes());
-        self.relayout(frame, id, Direction::ToBlocked, source.arg(false), buffer, halo, steps);
+        let buffer = if has_relayout(ty.dtype) {
+            let bytes = ty.shape[0].clone() * item.clone() * Dim::from(WORD);
+            let buffer = self.buffer(Place::Arena, ty.dtype, bytes, ty.bytes());
+            self.relayout(frame, id, Direction::ToBlocked, source.arg(false), buffer, halo, steps);
+            buffer
+        } else {
+            self.relaid(frame, id, Layout::Blocked { halo: halo.clone() }, steps)?
+        };
         frame.blocked.insert((value, halo.clone()), buffer);
         Ok(Blocked { buffer, offset: Dim::ZERO, halo: halo.clone(), item })
     }
@@ -310,7 +327,8 @@ impl Planner<'_> {
         if let Some(buffer) = frame.row_major.get(&value) {
             return Ok(*buffer);
         }
-        if frame.layouts.get(&value) == Some(&Layout::ChannelsLast) {
+        let dtype = frame.graph.ty(value.0).parts()[value.1].dtype;
+        if frame.layouts.get(&value) == Some(&Layout::ChannelsLast) || !has_relayout(dtype) {
             let buffer = self.relaid(frame, value.0, Layout::RowMajor, steps)?;
             frame.row_major.insert(value, buffer);
             return Ok(buffer);

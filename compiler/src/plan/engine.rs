@@ -1,12 +1,13 @@
 //! The engines of convolutions and products.
 
-use egret_ir::{Diagnostic, Dim, NodeId};
+use egret_ir::{DType, Diagnostic, Dim, Graph, NodeId};
 use egret_program::DeviceDescription;
-use egret_program::driver::{ConvEngine, ConvProblem, ConvSchedule};
+use egret_program::driver::{ConvEngine, ConvProblem, ConvSchedule, Products};
 
 use super::frame::Frame;
 use super::{Options, Planner};
 use crate::cost::{SYMBOL_HINT, engine};
+use crate::range::is_short;
 use crate::rewrite::term::BindingTime;
 use crate::schedule::cuda::F32Products;
 
@@ -29,11 +30,22 @@ impl Planner<'_> {
         self.products == F32Products::Bf16 && !self.exact
     }
 
+    /// How the driver multiplies these operands, if it does.
+    pub(super) fn products_of(&self, graph: &Graph, operands: &[NodeId]) -> Option<Products> {
+        if operands.iter().all(|o| graph.tensor_type(*o).dtype == DType::F32) {
+            return Some(if self.bf16() { Products::Bf16 } else { Products::F32 });
+        }
+        operands.iter().all(|o| is_short(graph, *o)).then_some(Products::Shorts)
+    }
+
     /// The schedule of a convolution of these weights; direct sums where it has a prologue, which they alone have. If weights
     /// can be prepared at load: of bf16 if that is asked for, or Winograd's where it is allowed and faster in the model.
     pub(super) fn conv_schedule(&self, frame: &Frame, weights: NodeId, problem: &ConvProblem<Dim>) -> ConvSchedule {
         let numbers = problem.map(&mut |d| d.hint(SYMBOL_HINT).max(0) as usize);
         let lanes = self.lanes as usize;
+        if frame.graph.tensor_type(weights).dtype == DType::I32 {
+            return ConvSchedule { engine: ConvEngine::Shorts, ..ConvSchedule::choose(&numbers, lanes) };
+        }
         if !self.exact && problem.prologue.is_none() && frame.time(weights) < BindingTime::Run {
             // An open batch is priced, and cut into blocks, as one item: more only amortise the weights.
             let batch = problem.batch.as_const().map_or(1, |_| numbers.batch);
@@ -52,7 +64,7 @@ impl Planner<'_> {
 /// What kernels of a schedule are called.
 pub(super) fn family(schedule: &ConvSchedule) -> &'static str {
     match schedule.engine {
-        ConvEngine::Direct | ConvEngine::Bf16 => "conv",
+        ConvEngine::Direct | ConvEngine::Bf16 | ConvEngine::Shorts => "conv",
         ConvEngine::Winograd { .. } => "winograd",
     }
 }

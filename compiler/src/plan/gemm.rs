@@ -88,8 +88,11 @@ impl Planner<'_> {
             _ => return Ok(false),
         };
         let result_type = frame.graph.tensor_type(id).clone();
-        let f32s = node.operands[..2].iter().all(|o| frame.graph.tensor_type(*o).dtype == DType::F32);
-        if !f32s || !self.device.is_cpu() {
+        let Some(products) = self.products_of(&frame.graph, &node.operands[..2]).filter(|_| self.device.is_cpu())
+        else {
+            return Ok(false);
+        };
+        if products == Products::Shorts && fused.as_ref().is_some_and(|fused| fused.rows.is_some()) {
             return Ok(false);
         }
         let distinct = |labels: &Labels| (0..labels.0.len()).all(|i| !labels.0[..i].contains(&labels.0[i]));
@@ -185,7 +188,8 @@ impl Planner<'_> {
         let col_unit = |axis: &Axis, t: usize| axis.strides[t].is(1) || axis.extent.is(1);
         let c_col = if n.extent.is(1) { Dim::ONE } else { n.strides[2].clone() };
 
-        let (b_form, b_arg, pack_strides) = self.columns(frame, &b, b_source, b_node, &n, &k, &outer, phase, steps);
+        let (b_form, b_arg, pack_strides) =
+            self.columns(frame, &b, (b_source, b_node), products, &n, &k, &outer, phase, steps);
         let batch: Vec<BatchDim<Dim>> = outer
             .iter()
             .map(|axis| BatchDim {
@@ -239,8 +243,9 @@ impl Planner<'_> {
         }
         let mut args = vec![a.operand.arg(false), b_arg, c_arg.clone()];
         let (mut hook, mut finisher) = (None, None);
+        let acc = if products == Products::Shorts { DType::I32 } else { DType::F32 };
         if let Some(fused) = &fused {
-            let made = self.product_epilogue(fused, &addressing, &extra_types, &mut problem)?;
+            let made = self.product_epilogue(fused, acc, &addressing, &extra_types, &mut problem)?;
             args.extend(made.epilogue_args.iter().map(|i| extra_operands[*i].arg(false)));
             if made.hook.is_some() {
                 args.extend(outs.iter().cloned());
@@ -253,9 +258,11 @@ impl Planner<'_> {
             finisher = made.finisher;
         }
         let numbers = problem.map(&mut |d| d.hint(SYMBOL_HINT).max(0) as usize);
-        let schedule = match problem.b {
-            MatrixForm::Packed if self.bf16() => GemmSchedule::bf16(&numbers, self.lanes as usize),
-            _ => GemmSchedule::choose(&numbers, self.lanes as usize),
+        let lanes = self.lanes as usize;
+        let schedule = match products {
+            Products::Bf16 if problem.b == MatrixForm::Packed => GemmSchedule::bf16(&numbers, lanes),
+            Products::Shorts => GemmSchedule { products, ..GemmSchedule::choose(&numbers, lanes) },
+            _ => GemmSchedule::choose(&numbers, lanes),
         };
         let driver = Driver::Gemm(problem, schedule);
         frame.layouts.insert((id, 0), Layout::RowMajor);
@@ -317,8 +324,8 @@ impl Planner<'_> {
         &mut self,
         frame: &mut Frame,
         b: &Labelled,
-        source: NodeId,
-        b_node: NodeId,
+        (source, b_node): (NodeId, NodeId),
+        products: Products,
         n: &Axis,
         k: &Axis,
         outer: &[Axis],
@@ -338,10 +345,10 @@ impl Planner<'_> {
             _ => return plain,
         };
         let panel = Dim::from(2 * self.lanes);
-        let (products, depth) = match self.bf16() {
+        let depth = match products {
             // pairs, to the end of a tap of 32
-            true => (Products::Bf16, k.extent.ceil_div(&Dim::from(32)) * Dim::from(16)),
-            false => (Products::F32, k.extent.clone()),
+            Products::Bf16 => k.extent.ceil_div(&Dim::from(32)) * Dim::from(16),
+            Products::F32 | Products::Shorts => k.extent.clone(),
         };
         let packed_matrix = depth * n.extent.ceil_div(&panel) * panel;
         if count.as_const().is_none() || packed_matrix.as_const().is_none() {
@@ -400,10 +407,11 @@ impl Planner<'_> {
         buffer
     }
 
-    /// Puts a fused program into a product: in registers, as a hook, or as a finisher of rows.
+    /// Puts a fused program into a product whose sums are of type `acc`: in registers, as a hook, or as a finisher of rows.
     fn product_epilogue(
         &self,
         fused: &Fused,
+        acc: DType,
         addressing: &[Addressing<Dim>],
         types: &[DType],
         problem: &mut GemmProblem<Dim>,
@@ -414,7 +422,7 @@ impl Planner<'_> {
         };
         // in registers there is one result: what is tapped must be what a finisher begins with
         let one = fused.taps.iter().all(|tap| fused.rows.is_some() && *tap == fused.epilogue);
-        let direct = (fused.dtype == DType::F32 && one)
+        let direct = (acc == DType::F32 && fused.dtype == DType::F32 && one)
             .then(|| epilogue::direct(&fused.epilogue, &is_vector, &is_full))
             .flatten();
         let mut made = MadeEpilogue::default();
@@ -451,7 +459,8 @@ impl Planner<'_> {
             let (used, programs) = compact(&std::iter::once(&fused.epilogue).chain(&fused.taps).collect::<Vec<_>>());
             let hook_extras = hook_extras(&used, addressing, types);
             let (program, taps) = (&programs[0], &programs[1..]);
-            made.hook = Some(epilogue::hook(program, taps, &hook_extras, fused.dtype, self.exact).map_err(fail)?);
+            made.hook =
+                Some(epilogue::hook(program, taps, &hook_extras, (acc, fused.dtype), self.exact).map_err(fail)?);
             problem.epilogue = Epilogue::Hook {
                 extras: used.iter().map(|i| addressing[*i].clone()).collect(),
                 outs,

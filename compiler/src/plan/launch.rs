@@ -4,6 +4,7 @@ use egret_ir::{DType, Diagnostic, Dim, NodeId, Op};
 use egret_program::{Arg, BufferId, Halo, Kernel, KernelBody, KernelId, Launch, Place, SizeValue, Step};
 use smallvec::SmallVec;
 
+use super::conv::has_relayout;
 use super::frame::{Copies, Frame};
 use super::{DriverLaunch, Planner};
 use crate::layout::Layout;
@@ -37,7 +38,9 @@ impl Planner<'_> {
         if copies {
             for root in group.outputs() {
                 for value in frame.blocked_sources(root) {
-                    self.unblock(frame, value, steps)?;
+                    if has_relayout(frame.graph.ty(value.0).parts()[value.1].dtype) {
+                        self.unblock(frame, value, steps)?;
+                    }
                 }
             }
         }

@@ -119,11 +119,11 @@ fn load(tile: &Tile, extra: Extra, row: &Expr, col: &Expr) -> Expr {
     tile.memory.load(index)
 }
 
-fn dtypes(extras: &[Extra]) -> SmallVec<[DType; 8]> {
-    std::iter::once(DType::F32).chain(extras.iter().map(|e| e.dtype)).collect()
+fn dtypes(acc: DType, extras: &[Extra]) -> SmallVec<[DType; 8]> {
+    std::iter::once(acc).chain(extras.iter().map(|e| e.dtype)).collect()
 }
 
-/// A hook that computes a program over a tile. `taps` are further outputs.
+/// A hook that computes a program over a tile of one element type, into results of another. `taps` are further outputs.
 ///
 /// # Errors
 /// Findings of the verifier: a program beyond its bounds.
@@ -131,15 +131,15 @@ pub fn hook(
     program: &ScalarExpr,
     taps: &[ScalarExpr],
     extras: &[Extra],
-    out: DType,
+    (acc, out): (DType, DType),
     exact: bool,
 ) -> Result<Kernel, Vec<Finding>> {
     let extra_types: Vec<DType> = extras.iter().map(|e| e.dtype).collect();
-    let (mut k, h) = KernelBuilder::hook(DType::F32, &extra_types, &vec![out; 1 + taps.len()]);
+    let (mut k, h) = KernelBuilder::hook(acc, &extra_types, &vec![out; 1 + taps.len()]);
     if exact {
         k.exact();
     }
-    let dtypes = dtypes(extras);
+    let dtypes = dtypes(acc, extras);
     let programs: Vec<ScalarExpr> =
         std::iter::once(program).chain(taps).map(|program| program.expand(&dtypes)).collect();
     let (rows, cols) = (h.rows.clone(), h.cols.clone());
@@ -182,7 +182,7 @@ pub fn finisher(
     if exact {
         k.exact();
     }
-    let dtypes = dtypes(extras);
+    let dtypes = dtypes(DType::F32, extras);
     let (first, finish) = (first.expand(&dtypes), finish.expand(&dtypes));
     let taps: Vec<ScalarExpr> = taps.iter().map(|tap| tap.expand(&dtypes)).collect();
     let (rows, cols) = (h.rows.clone(), h.cols.clone());

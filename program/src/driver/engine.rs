@@ -1,6 +1,7 @@
-//! Engines of convolutions beside the direct sum: Winograd's minimal filtering, and products of bf16.
+//! Engines of convolutions beside the direct sum of floats: Winograd's minimal filtering, products of bf16, and integers.
 
 use super::conv::{ConvForm, ConvInput, ConvProblem, ConvSchedule, Split};
+use super::{Activation, Epilogue};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -23,6 +24,9 @@ pub enum ConvEngine {
     /// Direct sums of operands rounded to bf16 (forward, up to two spatial dims, one group, blocked channels, AVX-512).
     /// Weights are packed by [`PackForm::Bf16Conv`](super::PackForm::Bf16Conv).
     Bf16,
+    /// One sum for each output, of `i32` operands that fit `i16`; sums are `i32` and wrap (forward, without a direct activation or
+    /// prologue). Operands and weights are laid out as for [`Direct`](ConvEngine::Direct).
+    Shorts,
 }
 
 impl fmt::Display for ConvEngine {
@@ -33,6 +37,7 @@ impl fmt::Display for ConvEngine {
                 write!(f, "winograd F({outputs}x{outputs}, 3x3) tiles {tile_rows}x{tile_columns}")
             }
             ConvEngine::Bf16 => f.write_str("bf16"),
+            ConvEngine::Shorts => f.write_str("shorts"),
         }
     }
 }
@@ -57,6 +62,17 @@ impl ConvProblem<usize> {
             && self.kernel.len() <= 2
             && self.prologue.is_none()
             && lanes == 16
+    }
+}
+
+impl<D> ConvProblem<D> {
+    /// Whether [`ConvEngine::Shorts`] computes it.
+    pub fn has_shorts(&self) -> bool {
+        let kept = match &self.epilogue {
+            Epilogue::Direct { activation, .. } => *activation == Activation::None,
+            Epilogue::Hook { .. } => true,
+        };
+        self.form == ConvForm::Forward && self.prologue.is_none() && kept
     }
 }
 

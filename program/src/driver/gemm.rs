@@ -132,14 +132,16 @@ impl<D: fmt::Display> fmt::Display for GemmProblem<D> {
     }
 }
 
-/// How products of `f32` operands are computed.
+/// How products are computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Products {
-    /// In f32.
+    /// Of `f32`, in f32.
     #[default]
     F32,
-    /// Operands rounded to bf16, sums in f32 (AVX-512; B packed at load).
+    /// Of `f32` operands rounded to bf16, sums in f32 (AVX-512; B packed at load).
     Bf16,
+    /// Of `i32` operands that fit `i16`, sums in `i32`, which wrap (no direct activation; B is packed as floats are).
+    Shorts,
 }
 
 /// Schedule of a product.
@@ -183,6 +185,7 @@ impl fmt::Display for GemmSchedule {
         match self.products {
             Products::F32 => Ok(()),
             Products::Bf16 => f.write_str(" products bf16"),
+            Products::Shorts => f.write_str(" products shorts"),
         }
     }
 }

@@ -187,7 +187,7 @@ impl<D: Clone> PackProblem<D> {
     /// The packing of the weights that the driver of a convolution reads.
     pub fn for_conv(problem: &ConvProblem<D>, schedule: &ConvSchedule) -> PackProblem<D> {
         let form = match schedule.engine {
-            ConvEngine::Direct => PackForm::Conv {
+            ConvEngine::Direct | ConvEngine::Shorts => PackForm::Conv {
                 form: problem.form,
                 input: problem.input,
                 out_channels: problem.out_channels.clone(),

@@ -1,7 +1,7 @@
 //! The body of every tile kernel.
 
 use super::{MAX_ROWS, Tile};
-use crate::vector::{Vector, another, prefetch, prefetch_write};
+use crate::vector::{Lanes, another, prefetch, prefetch_write};
 
 pub(super) const PACKED: u8 = 0;
 pub(super) const TABLE: u8 = 1;
@@ -32,7 +32,7 @@ macro_rules! unroll {
 /// The host has the instruction set of `V`, and the pointers of `t` are valid for `M` rows and `N` vectors.
 #[inline(always)]
 pub(super) unsafe fn tile<
-    V: Vector,
+    V: Lanes,
     const M: usize,
     const N: usize,
     const KIND: u8,
@@ -75,7 +75,7 @@ pub(super) unsafe fn tile<
 }
 
 #[inline(always)]
-unsafe fn products<V: Vector, const M: usize, const N: usize, const KIND: u8, const STEP: usize, const RUN: usize>(
+unsafe fn products<V: Lanes, const M: usize, const N: usize, const KIND: u8, const STEP: usize, const RUN: usize>(
     t: &Tile,
     acc: &mut [[V; N]; M],
 ) {
@@ -180,7 +180,7 @@ unsafe fn products<V: Vector, const M: usize, const N: usize, const KIND: u8, co
 
 /// Chooses the epilogue once a tile: tested at each vector, its conditions cost as much as sixty multiply-adds.
 #[inline(always)]
-unsafe fn finish<V: Vector, const M: usize, const N: usize>(t: &Tile, acc: &[[V; N]; M]) {
+unsafe fn finish<V: Lanes, const M: usize, const N: usize>(t: &Tile, acc: &[[V; N]; M]) {
     unsafe {
         let added = match (t.partial.is_null(), t.residual.is_null()) {
             (true, true) => None,
@@ -203,7 +203,7 @@ unsafe fn finish<V: Vector, const M: usize, const N: usize>(t: &Tile, acc: &[[V;
 
 /// Whole vectors, at most one operand to add: its address, rows and distance of vectors.
 #[inline(always)]
-unsafe fn finish_full<V: Vector, const M: usize, const N: usize, const ADDS: bool, const UPPER: bool>(
+unsafe fn finish_full<V: Lanes, const M: usize, const N: usize, const ADDS: bool, const UPPER: bool>(
     t: &Tile,
     acc: &[[V; N]; M],
     (added, added_rows, added_vector): (*const f32, *const usize, usize),
@@ -232,7 +232,7 @@ unsafe fn finish_full<V: Vector, const M: usize, const N: usize, const ADDS: boo
 
 /// Every epilogue, decided at each vector.
 #[inline(always)]
-unsafe fn finish_any<V: Vector, const M: usize, const N: usize>(t: &Tile, acc: &[[V; N]; M]) {
+unsafe fn finish_any<V: Lanes, const M: usize, const N: usize>(t: &Tile, acc: &[[V; N]; M]) {
     unsafe {
         let (shared, partial) = (t.first_lane > 0, t.last_lanes < V::LANES);
         let (lo, hi) = (V::splat(t.lo), V::splat(t.hi));

@@ -3,7 +3,7 @@
 use super::body::{self, FEW, LANES, PACKED, STRIDED, TABLE};
 use super::{Tile, TileFn, TileKind};
 use crate::Isa;
-use crate::vector::Portable8;
+use crate::vector::{Portable8, Shorts};
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{__m256, __m512};
 
@@ -27,6 +27,35 @@ unsafe fn neon<const M: usize, const N: usize, const KIND: u8>(t: &Tile) {
 
 unsafe fn portable<const M: usize, const N: usize, const KIND: u8>(t: &Tile) {
     unsafe { body::tile::<Portable8, M, N, KIND, 0, 0>(t) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")]
+unsafe fn avx512_short<const M: usize, const N: usize, const KIND: u8>(t: &Tile) {
+    unsafe { body::tile::<Shorts<__m512>, M, N, KIND, 0, 0>(t) }
+}
+
+/// As above, in one instruction a product.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx512vnni,avx2,fma")]
+unsafe fn vnni_short<const M: usize, const N: usize, const KIND: u8>(t: &Tile) {
+    unsafe { body::tile::<Shorts<__m512>, M, N, KIND, 0, 0>(t) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2_short<const M: usize, const N: usize, const KIND: u8>(t: &Tile) {
+    unsafe { body::tile::<Shorts<__m256>, M, N, KIND, 0, 0>(t) }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+unsafe fn neon_short<const M: usize, const N: usize, const KIND: u8>(t: &Tile) {
+    unsafe { body::tile::<Shorts<crate::vector::Neon8>, M, N, KIND, 0, 0>(t) }
+}
+
+unsafe fn portable_short<const M: usize, const N: usize, const KIND: u8>(t: &Tile) {
+    unsafe { body::tile::<Shorts<Portable8>, M, N, KIND, 0, 0>(t) }
 }
 
 /// The kernels of 1, 2, 3, ... rows.
@@ -63,6 +92,25 @@ pub(super) fn lookup(isa: Isa, kind: TileKind, rows: usize, vectors: usize) -> O
         Isa::Avx512 => family!(avx512, kind, vectors; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
         #[cfg(target_arch = "aarch64")]
         Isa::Neon => family!(neon, kind, vectors; 1 2 3 4 5 6),
+        _ => &[],
+    };
+    kernels.get(rows - 1).copied()
+}
+
+/// The caller has checked that the host supports `isa`.
+pub(super) fn lookup_short(isa: Isa, kind: TileKind, rows: usize, vectors: usize) -> Option<TileFn> {
+    let kernels: &[TileFn] = match isa {
+        Isa::Portable => family!(portable_short, kind, vectors; 1 2 3),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => family!(avx2_short, kind, vectors; 1 2 3 4 5 6),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 if is_x86_feature_detected!("avx512vnni") => {
+            family!(vnni_short, kind, vectors; 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+        }
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => family!(avx512_short, kind, vectors; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => family!(neon_short, kind, vectors; 1 2 3 4 5 6),
         _ => &[],
     };
     kernels.get(rows - 1).copied()

@@ -112,6 +112,15 @@ pub fn tile_kernel(isa: Isa, kind: TileKind, rows: usize, vectors: usize) -> Opt
     kernels::lookup(isa, kind, rows, vectors)
 }
 
+/// The kernel that does with integers what [`tile_kernel`]'s does with floats: `a` and `b` are `i32` that fit `i16`, sums are `i32`
+/// and wrap, and nothing is clamped. `None` if there is none or the host lacks the instruction set.
+pub fn short_kernel(isa: Isa, kind: TileKind, rows: usize, vectors: usize) -> Option<TileFn> {
+    if rows == 0 || rows > max_rows(isa, kind, vectors) || !isa.is_supported() {
+        return None;
+    }
+    kernels::lookup_short(isa, kind, rows, vectors)
+}
+
 /// A kernel of two vectors that does what the one of kind [`TileKind::Table`] does, if its rows lie `rows[m] = m * step`
 /// apart, or in two runs of `run = rows / 2` of which the second begins at `rows[run]`. Faster by up to a quarter: the
 /// distances are in its instructions. There are kernels for the steps of one and two pixels in blocked channels and in a

@@ -152,3 +152,53 @@ fn unknown_shapes_have_no_kernel() {
     assert!(tile_kernel(Isa::Portable, TileKind::Lanes, 1, 2).is_none());
     assert_eq!(max_rows(Isa::Avx512, TileKind::Table, 2), 14);
 }
+
+/// Every kernel of integers, exactly: the greatest operands make sums wrap.
+#[test]
+fn short_kernels() {
+    for kernel in MICRO_KERNELS.iter().filter(|k| k.isa.is_supported()) {
+        for (m, last_lanes) in (1..=kernel.rows).flat_map(|m| [(m, kernel.lanes), (m, 1)]) {
+            let (l, n) = (kernel.lanes, kernel.vectors);
+            let (taps, run, last_run) = ([0usize, 700, 350], 5, 3);
+            let draw = |n: usize, seed: usize| -> Vec<i32> {
+                let one = |i: usize| match (i + seed) % 7 {
+                    0 => i16::MIN,
+                    1 => i16::MAX,
+                    2 => 0,
+                    k => ((i * 40_503 * seed * k) >> 3) as i16,
+                };
+                (0..n).map(|i| i32::from(one(i))).collect()
+            };
+            let a_step = if kernel.kind == TileKind::Packed { m } else { 2 };
+            let rows: Vec<usize> =
+                (0..m).map(|i| if kernel.kind == TileKind::Packed { i } else { i * 19 % 97 }).collect();
+            let (a, b) = (draw(2000, 1), draw((2 * run + last_run) * n * l + 8 * 3, 5));
+            let before: Vec<i32> = (0..m * n * l).map(|i| i as i32 * 7 - 50).collect();
+            let mut c = before.clone();
+            let c_rows: Vec<usize> = (0..m).map(|i| i * n * l).collect();
+            let mut t = Tile::new(kernel.isa);
+            (t.a, t.rows, t.taps) = (a.as_ptr().cast(), rows.as_ptr(), taps.as_ptr());
+            (t.tap_count, t.run, t.last_run, t.a_step) = (3, run, last_run, a_step);
+            (t.b, t.b_step, t.b_vector, t.b_skip) = (b.as_ptr().cast(), n * l, l, 8);
+            (t.c, t.c_rows, t.c_vector, t.last_lanes) = (c.as_mut_ptr().cast(), c_rows.as_ptr(), l, last_lanes);
+            (t.partial, t.partial_rows, t.partial_vector) = (c.as_ptr().cast(), c_rows.as_ptr(), l);
+            let f = short_kernel(kernel.isa, kernel.kind, m, n).expect("supported");
+            // SAFETY: all offsets lie within the vectors above.
+            unsafe { f(&t) };
+            for (i, j) in (0..m).flat_map(|i| (0..n * l).map(move |j| (i, j))) {
+                let exists = j < (n - 1) * l + last_lanes;
+                let mut sum = before[i * n * l + j];
+                let mut k = 0;
+                for (index, tap) in taps.iter().enumerate().filter(|_| exists) {
+                    for step in 0..if index == 2 { last_run } else { run } {
+                        let lane = if kernel.kind == TileKind::Lanes { j } else { 0 };
+                        let x = a[tap + step * a_step + rows[i] + lane];
+                        sum = sum.wrapping_add(x * b[k * n * l + index * 8 + j]);
+                        k += 1;
+                    }
+                }
+                assert_eq!(c[i * n * l + j], sum, "{} of {m} rows at {i}, {j}", kernel.name);
+            }
+        }
+    }
+}

@@ -7,12 +7,14 @@
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
+mod shorts;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 #[cfg(target_arch = "aarch64")]
 pub(crate) use neon::Neon8;
 pub(crate) use portable::Portable8;
+pub(crate) use shorts::Shorts;
 
 /// A kernel over one struct for every instruction set: `fn name(isa) -> Option<unsafe fn(&Row)>`, made of a generic
 /// `body::<V>(&Row)`.
@@ -52,8 +54,8 @@ macro_rules! by_isa {
 }
 pub(crate) use by_isa;
 
-/// A vector of `LANES` floats (or of the same number of 32-bit integers, in the methods that say so).
-pub(crate) trait Vector: Copy {
+/// What sums of products need of a vector: of floats, or of integers as [`Shorts`] has them.
+pub(crate) trait Lanes: Copy {
     const LANES: usize;
     /// Whether a multiply-add can broadcast a float of memory to all lanes by itself.
     const BROADCASTS: bool = false;
@@ -62,24 +64,36 @@ pub(crate) trait Vector: Copy {
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load(p: *const f32) -> Self;
     unsafe fn store(self, p: *mut f32);
-    /// The mask of the first `n` lanes.
-    unsafe fn first(n: usize) -> Self::Mask;
     /// The mask of lanes `from..to`.
     unsafe fn range(from: usize, to: usize) -> Self::Mask;
     /// Masked lanes are loaded, the others are zero and not touched.
     unsafe fn load_masked(p: *const f32, mask: Self::Mask) -> Self;
     unsafe fn store_masked(self, p: *mut f32, mask: Self::Mask);
+    /// `yes` in the lanes of the mask, `no` in the others.
+    unsafe fn select(mask: Self::Mask, yes: Self, no: Self) -> Self;
 
     unsafe fn add(self, o: Self) -> Self;
-    unsafe fn sub(self, o: Self) -> Self;
-    unsafe fn mul(self, o: Self) -> Self;
-    unsafe fn div(self, o: Self) -> Self;
     /// `self * b + c`, in one rounding where the instruction set has it.
     unsafe fn fma(self, b: Self, c: Self) -> Self;
     /// The greater; **`o` if either is NaN** (the rule of x86). Put the value whose NaN shall survive second.
     unsafe fn max(self, o: Self) -> Self;
     /// The lesser; `o` if either is NaN.
     unsafe fn min(self, o: Self) -> Self;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        unsafe { Self::splat(0.0) }
+    }
+}
+
+/// A vector of `LANES` floats (or of the same number of 32-bit integers, in the methods that say so).
+pub(crate) trait Vector: Lanes {
+    /// The mask of the first `n` lanes.
+    unsafe fn first(n: usize) -> Self::Mask;
+
+    unsafe fn sub(self, o: Self) -> Self;
+    unsafe fn mul(self, o: Self) -> Self;
+    unsafe fn div(self, o: Self) -> Self;
     /// To the nearest integer, ties to even.
     unsafe fn round(self) -> Self;
     /// `self * 2^n` for integral `n` in -260..=260, gradual underflow included.
@@ -88,8 +102,6 @@ pub(crate) trait Vector: Copy {
     unsafe fn lt(self, o: Self) -> Self::Mask;
     unsafe fn eq(self, o: Self) -> Self::Mask;
     unsafe fn any(mask: Self::Mask) -> bool;
-    /// `yes` in the lanes of the mask, `no` in the others.
-    unsafe fn select(mask: Self::Mask, yes: Self, no: Self) -> Self;
 
     unsafe fn bits(x: u32) -> Self;
     unsafe fn and(self, o: Self) -> Self;
@@ -97,6 +109,8 @@ pub(crate) trait Vector: Copy {
     unsafe fn xor(self, o: Self) -> Self;
     /// Lanes as integers: sum.
     unsafe fn add_int(self, o: Self) -> Self;
+    /// Lanes as integers that fit 16 bits: product.
+    unsafe fn mul_short(self, o: Self) -> Self;
     /// Lanes as integers: shift left by `N`.
     unsafe fn shl_int<const N: u32>(self) -> Self;
     /// Lanes as unsigned integers: shift right by `N`.
@@ -110,10 +124,6 @@ pub(crate) trait Vector: Copy {
     /// Transposes a `LANES` x `LANES` block held in rows.
     unsafe fn transpose(rows: &mut [Self]);
 
-    #[inline(always)]
-    unsafe fn zero() -> Self {
-        unsafe { Self::splat(0.0) }
-    }
     #[inline(always)]
     unsafe fn abs(self) -> Self {
         unsafe { self.and(Self::bits(0x7fff_ffff)) }

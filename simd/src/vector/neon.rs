@@ -1,6 +1,6 @@
 //! NEON: eight floats in two registers.
 
-use super::Vector;
+use super::{Lanes, Vector};
 use std::arch::aarch64::*;
 
 #[derive(Clone, Copy)]
@@ -80,7 +80,7 @@ macro_rules! bitwise {
     )* };
 }
 
-impl Vector for Neon8 {
+impl Lanes for Neon8 {
     const LANES: usize = 8;
     type Mask = Mask8;
 
@@ -101,10 +101,6 @@ impl Vector for Neon8 {
             vst1q_f32(p, self.0);
             vst1q_f32(p.add(4), self.1);
         }
-    }
-    #[inline(always)]
-    unsafe fn first(n: usize) -> Mask8 {
-        unsafe { Self::range(0, n) }
     }
     #[inline(always)]
     unsafe fn range(from: usize, to: usize) -> Mask8 {
@@ -152,6 +148,17 @@ impl Vector for Neon8 {
         unsafe { Self::select(self.lt(o), self, o) }
     }
     #[inline(always)]
+    unsafe fn select(mask: Mask8, yes: Self, no: Self) -> Self {
+        unsafe { Neon8(vbslq_f32(mask.0, yes.0, no.0), vbslq_f32(mask.1, yes.1, no.1)) }
+    }
+}
+
+impl Vector for Neon8 {
+    #[inline(always)]
+    unsafe fn first(n: usize) -> Mask8 {
+        unsafe { Self::range(0, n) }
+    }
+    #[inline(always)]
     unsafe fn round(self) -> Self {
         unsafe { Neon8(vrndnq_f32(self.0), vrndnq_f32(self.1)) }
     }
@@ -172,12 +179,15 @@ impl Vector for Neon8 {
         unsafe { vmaxvq_u32(vorrq_u32(mask.0, mask.1)) != 0 }
     }
     #[inline(always)]
-    unsafe fn select(mask: Mask8, yes: Self, no: Self) -> Self {
-        unsafe { Neon8(vbslq_f32(mask.0, yes.0, no.0), vbslq_f32(mask.1, yes.1, no.1)) }
-    }
-    #[inline(always)]
     unsafe fn bits(x: u32) -> Self {
         unsafe { Self::from_words((vdupq_n_u32(x), vdupq_n_u32(x))) }
+    }
+    #[inline(always)]
+    unsafe fn mul_short(self, o: Self) -> Self {
+        unsafe {
+            let ((a, b), (c, d)) = (self.words(), o.words());
+            Self::from_words((vmulq_u32(a, c), vmulq_u32(b, d)))
+        }
     }
     #[inline(always)]
     unsafe fn shl_int<const N: u32>(self) -> Self {

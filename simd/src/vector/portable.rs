@@ -1,6 +1,6 @@
 //! Eight floats in plain Rust: LLVM makes two 128-bit vectors of them.
 
-use super::Vector;
+use super::{Lanes, Vector};
 use std::array::from_fn;
 
 #[derive(Clone, Copy)]
@@ -22,7 +22,7 @@ impl Portable8 {
     }
 }
 
-impl Vector for Portable8 {
+impl Lanes for Portable8 {
     const LANES: usize = 8;
     type Mask = [bool; 8];
 
@@ -37,10 +37,6 @@ impl Vector for Portable8 {
     #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
         unsafe { p.cast::<[f32; 8]>().write_unaligned(self.0) }
-    }
-    #[inline(always)]
-    unsafe fn first(n: usize) -> [bool; 8] {
-        from_fn(|i| i < n)
     }
     #[inline(always)]
     unsafe fn range(from: usize, to: usize) -> [bool; 8] {
@@ -63,18 +59,6 @@ impl Vector for Portable8 {
         self.zip(o, |a, b| a + b)
     }
     #[inline(always)]
-    unsafe fn sub(self, o: Self) -> Self {
-        self.zip(o, |a, b| a - b)
-    }
-    #[inline(always)]
-    unsafe fn mul(self, o: Self) -> Self {
-        self.zip(o, |a, b| a * b)
-    }
-    #[inline(always)]
-    unsafe fn div(self, o: Self) -> Self {
-        self.zip(o, |a, b| a / b)
-    }
-    #[inline(always)]
     unsafe fn fma(self, b: Self, c: Self) -> Self {
         Portable8(from_fn(|i| self.0[i] * b.0[i] + c.0[i]))
     }
@@ -85,6 +69,29 @@ impl Vector for Portable8 {
     #[inline(always)]
     unsafe fn min(self, o: Self) -> Self {
         self.zip(o, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    unsafe fn select(mask: [bool; 8], yes: Self, no: Self) -> Self {
+        Portable8(from_fn(|i| if mask[i] { yes.0[i] } else { no.0[i] }))
+    }
+}
+
+impl Vector for Portable8 {
+    #[inline(always)]
+    unsafe fn first(n: usize) -> [bool; 8] {
+        from_fn(|i| i < n)
+    }
+    #[inline(always)]
+    unsafe fn sub(self, o: Self) -> Self {
+        self.zip(o, |a, b| a - b)
+    }
+    #[inline(always)]
+    unsafe fn mul(self, o: Self) -> Self {
+        self.zip(o, |a, b| a * b)
+    }
+    #[inline(always)]
+    unsafe fn div(self, o: Self) -> Self {
+        self.zip(o, |a, b| a / b)
     }
     #[inline(always)]
     unsafe fn round(self) -> Self {
@@ -116,10 +123,6 @@ impl Vector for Portable8 {
         mask.iter().any(|&x| x)
     }
     #[inline(always)]
-    unsafe fn select(mask: [bool; 8], yes: Self, no: Self) -> Self {
-        Portable8(from_fn(|i| if mask[i] { yes.0[i] } else { no.0[i] }))
-    }
-    #[inline(always)]
     unsafe fn bits(x: u32) -> Self {
         Portable8([f32::from_bits(x); 8])
     }
@@ -138,6 +141,10 @@ impl Vector for Portable8 {
     #[inline(always)]
     unsafe fn add_int(self, o: Self) -> Self {
         self.zip_bits(o, u32::wrapping_add)
+    }
+    #[inline(always)]
+    unsafe fn mul_short(self, o: Self) -> Self {
+        self.zip_bits(o, |a, b| (a as i16 as i32 * b as i16 as i32) as u32)
     }
     #[inline(always)]
     unsafe fn shl_int<const N: u32>(self) -> Self {

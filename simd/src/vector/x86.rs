@@ -1,9 +1,9 @@
 //! AVX2 and AVX-512.
 
-use super::Vector;
+use super::{Lanes, Vector};
 use std::arch::x86_64::*;
 
-impl Vector for __m512 {
+impl Lanes for __m512 {
     const LANES: usize = 16;
     const BROADCASTS: bool = true;
     type Mask = __mmask16;
@@ -19,10 +19,6 @@ impl Vector for __m512 {
     #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
         unsafe { _mm512_storeu_ps(p, self) }
-    }
-    #[inline(always)]
-    unsafe fn first(n: usize) -> __mmask16 {
-        ((1u32 << n) - 1) as u16
     }
     #[inline(always)]
     unsafe fn range(from: usize, to: usize) -> __mmask16 {
@@ -41,18 +37,6 @@ impl Vector for __m512 {
         unsafe { _mm512_add_ps(self, o) }
     }
     #[inline(always)]
-    unsafe fn sub(self, o: Self) -> Self {
-        unsafe { _mm512_sub_ps(self, o) }
-    }
-    #[inline(always)]
-    unsafe fn mul(self, o: Self) -> Self {
-        unsafe { _mm512_mul_ps(self, o) }
-    }
-    #[inline(always)]
-    unsafe fn div(self, o: Self) -> Self {
-        unsafe { _mm512_div_ps(self, o) }
-    }
-    #[inline(always)]
     unsafe fn fma(self, b: Self, c: Self) -> Self {
         unsafe { _mm512_fmadd_ps(self, b, c) }
     }
@@ -63,6 +47,29 @@ impl Vector for __m512 {
     #[inline(always)]
     unsafe fn min(self, o: Self) -> Self {
         unsafe { _mm512_min_ps(self, o) }
+    }
+    #[inline(always)]
+    unsafe fn select(mask: __mmask16, yes: Self, no: Self) -> Self {
+        unsafe { _mm512_mask_blend_ps(mask, no, yes) }
+    }
+}
+
+impl Vector for __m512 {
+    #[inline(always)]
+    unsafe fn first(n: usize) -> __mmask16 {
+        ((1u32 << n) - 1) as u16
+    }
+    #[inline(always)]
+    unsafe fn sub(self, o: Self) -> Self {
+        unsafe { _mm512_sub_ps(self, o) }
+    }
+    #[inline(always)]
+    unsafe fn mul(self, o: Self) -> Self {
+        unsafe { _mm512_mul_ps(self, o) }
+    }
+    #[inline(always)]
+    unsafe fn div(self, o: Self) -> Self {
+        unsafe { _mm512_div_ps(self, o) }
     }
     #[inline(always)]
     unsafe fn round(self) -> Self {
@@ -85,10 +92,6 @@ impl Vector for __m512 {
         mask != 0
     }
     #[inline(always)]
-    unsafe fn select(mask: __mmask16, yes: Self, no: Self) -> Self {
-        unsafe { _mm512_mask_blend_ps(mask, no, yes) }
-    }
-    #[inline(always)]
     unsafe fn bits(x: u32) -> Self {
         unsafe { _mm512_set1_ps(f32::from_bits(x)) }
     }
@@ -107,6 +110,14 @@ impl Vector for __m512 {
     #[inline(always)]
     unsafe fn add_int(self, o: Self) -> Self {
         unsafe { _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(self), _mm512_castps_si512(o))) }
+    }
+    #[inline(always)]
+    unsafe fn mul_short(self, o: Self) -> Self {
+        // the instruction adds the products of both halves: the upper one of `o` is cleared
+        unsafe {
+            let low = _mm512_and_si512(_mm512_castps_si512(o), _mm512_set1_epi32(0xffff));
+            _mm512_castsi512_ps(_mm512_madd_epi16(_mm512_castps_si512(self), low))
+        }
     }
     #[inline(always)]
     unsafe fn shl_int<const N: u32>(self) -> Self {
@@ -160,7 +171,7 @@ impl Vector for __m512 {
     }
 }
 
-impl Vector for __m256 {
+impl Lanes for __m256 {
     const LANES: usize = 8;
     type Mask = __m256;
 
@@ -175,13 +186,6 @@ impl Vector for __m256 {
     #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
         unsafe { _mm256_storeu_ps(p, self) }
-    }
-    #[inline(always)]
-    unsafe fn first(n: usize) -> __m256 {
-        unsafe {
-            let lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-            _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), lane))
-        }
     }
     #[inline(always)]
     unsafe fn range(from: usize, to: usize) -> __m256 {
@@ -200,18 +204,6 @@ impl Vector for __m256 {
         unsafe { _mm256_add_ps(self, o) }
     }
     #[inline(always)]
-    unsafe fn sub(self, o: Self) -> Self {
-        unsafe { _mm256_sub_ps(self, o) }
-    }
-    #[inline(always)]
-    unsafe fn mul(self, o: Self) -> Self {
-        unsafe { _mm256_mul_ps(self, o) }
-    }
-    #[inline(always)]
-    unsafe fn div(self, o: Self) -> Self {
-        unsafe { _mm256_div_ps(self, o) }
-    }
-    #[inline(always)]
     unsafe fn fma(self, b: Self, c: Self) -> Self {
         unsafe { _mm256_fmadd_ps(self, b, c) }
     }
@@ -222,6 +214,32 @@ impl Vector for __m256 {
     #[inline(always)]
     unsafe fn min(self, o: Self) -> Self {
         unsafe { _mm256_min_ps(self, o) }
+    }
+    #[inline(always)]
+    unsafe fn select(mask: __m256, yes: Self, no: Self) -> Self {
+        unsafe { _mm256_blendv_ps(no, yes, mask) }
+    }
+}
+
+impl Vector for __m256 {
+    #[inline(always)]
+    unsafe fn first(n: usize) -> __m256 {
+        unsafe {
+            let lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), lane))
+        }
+    }
+    #[inline(always)]
+    unsafe fn sub(self, o: Self) -> Self {
+        unsafe { _mm256_sub_ps(self, o) }
+    }
+    #[inline(always)]
+    unsafe fn mul(self, o: Self) -> Self {
+        unsafe { _mm256_mul_ps(self, o) }
+    }
+    #[inline(always)]
+    unsafe fn div(self, o: Self) -> Self {
+        unsafe { _mm256_div_ps(self, o) }
     }
     #[inline(always)]
     unsafe fn round(self) -> Self {
@@ -251,10 +269,6 @@ impl Vector for __m256 {
         unsafe { _mm256_movemask_ps(mask) != 0 }
     }
     #[inline(always)]
-    unsafe fn select(mask: __m256, yes: Self, no: Self) -> Self {
-        unsafe { _mm256_blendv_ps(no, yes, mask) }
-    }
-    #[inline(always)]
     unsafe fn bits(x: u32) -> Self {
         unsafe { _mm256_set1_ps(f32::from_bits(x)) }
     }
@@ -273,6 +287,14 @@ impl Vector for __m256 {
     #[inline(always)]
     unsafe fn add_int(self, o: Self) -> Self {
         unsafe { _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(self), _mm256_castps_si256(o))) }
+    }
+    #[inline(always)]
+    unsafe fn mul_short(self, o: Self) -> Self {
+        // the instruction adds the products of both halves: the upper one of `o` is cleared
+        unsafe {
+            let low = _mm256_and_si256(_mm256_castps_si256(o), _mm256_set1_epi32(0xffff));
+            _mm256_castsi256_ps(_mm256_madd_epi16(_mm256_castps_si256(self), low))
+        }
     }
     #[inline(always)]
     unsafe fn shl_int<const N: u32>(self) -> Self {

@@ -1,21 +1,34 @@
 //! Tile kernels of one kind, looked up once.
 
 use super::DriverError;
-use egret_simd::{Isa, MAX_ROWS, Tile, TileFn, TileKind, max_rows, strided_kernel, tile_kernel};
+use egret_simd::{Isa, MAX_ROWS, Tile, TileFn, TileKind, max_rows, short_kernel, strided_kernel, tile_kernel};
 
 /// The kernels of one instruction set and kind, by height and width.
 #[derive(Clone, Debug)]
 pub(crate) struct Kernels {
     rows: usize,
+    /// They sum integers.
+    shorts: bool,
     table: [[Option<TileFn>; MAX_ROWS + 1]; 2],
 }
 
 impl Kernels {
+    /// Of floats.
     pub(crate) fn new(isa: Isa, kind: TileKind) -> Result<Kernels, DriverError> {
+        Kernels::looked_up(isa, kind, false)
+    }
+
+    /// Of `i32` that fit `i16`.
+    pub(crate) fn shorts(isa: Isa, kind: TileKind) -> Result<Kernels, DriverError> {
+        Kernels::looked_up(isa, kind, true)
+    }
+
+    fn looked_up(isa: Isa, kind: TileKind, shorts: bool) -> Result<Kernels, DriverError> {
+        let look_up = if shorts { short_kernel } else { tile_kernel };
         let mut table = [[None; MAX_ROWS + 1]; 2];
         for (width, kernels) in table.iter_mut().enumerate() {
             for (rows, kernel) in kernels.iter_mut().enumerate() {
-                *kernel = tile_kernel(isa, kind, rows, width + 1);
+                *kernel = look_up(isa, kind, rows, width + 1);
             }
         }
         if table[0][1].is_none() {
@@ -23,11 +36,14 @@ impl Kernels {
             return Err(DriverError::Isa { isa, scheduled: lanes, actual: lanes });
         }
         let rows = if kind == TileKind::Lanes { 1 } else { 2 };
-        Ok(Kernels { rows: max_rows(isa, kind, rows), table })
+        Ok(Kernels { rows: max_rows(isa, kind, rows), shorts, table })
     }
 
     /// The same for tiles of kind `Table` whose rows lie at these offsets, with the faster kernels where there are any.
     pub(crate) fn for_rows(mut self, isa: Isa, offsets: &[usize; MAX_ROWS]) -> Kernels {
+        if self.shorts {
+            return self;
+        }
         for (rows, kernel) in self.table[1].iter_mut().enumerate().skip(1) {
             let step = if rows == 1 { 1 } else { offsets[1] };
             let regular = |run: usize| (0..rows).all(|m| offsets[m] == m / run * offsets[run] + m % run * step);

@@ -207,7 +207,7 @@ impl PackPlan {
                     (along_k < *k && along_n < *n).then_some(matrix * matrix_stride + along_k * row + along_n * col)
                 });
             },
-            PackForm::Columns { products: Products::F32, count, matrix_stride, k, n, row, col } => {
+            PackForm::Columns { count, matrix_stride, k, n, row, col, .. } => {
                 let width = 2 * self.problem.lanes;
                 let panels = n.div_ceil(width);
                 let (src, dst) = (Shared(src.cast_mut()), Shared(dst));

@@ -7,7 +7,9 @@ use crate::cpu::drivers::epilogue::set_activation;
 use crate::cpu::drivers::kernels::Kernels;
 use crate::cpu::drivers::{DriverError, ScratchNeed, ScratchPool, chunk_count, part};
 use crate::cpu::team::Team;
-use egret_program::driver::{Activation, Bias, ConvForm, ConvProblem, ConvSchedule, Epilogue, Operand, Split};
+use egret_program::driver::{
+    Activation, Bias, ConvEngine, ConvForm, ConvProblem, ConvSchedule, Epilogue, Operand, Split,
+};
 use egret_simd::pack::{OutputPanel, input_segments, output_panels};
 use egret_simd::{Isa, MAX_ROWS, Tile, TileKind};
 
@@ -60,7 +62,7 @@ impl Direct {
             (y, x, p.out_channels / p.groups, p.in_channels / p.groups)
         };
         let depthwise = p.is_depthwise();
-        let kernels = Kernels::new(isa, if depthwise { TileKind::Lanes } else { TileKind::Table })?;
+        let kernels = kernels_of(schedule, isa, if depthwise { TileKind::Lanes } else { TileKind::Table })?;
         let taps: usize = p.kernel.iter().product();
         // Depthwise: each block of channels is a panel of one group.
         let segments: Vec<_> = match depthwise {
@@ -115,7 +117,7 @@ impl Direct {
         grid: impl FnOnce(usize) -> Grid,
     ) -> Result<Direct, DriverError> {
         let lanes = isa.lanes_f32();
-        let kernels = Kernels::new(isa, TileKind::Table)?;
+        let kernels = kernels_of(schedule, isa, TileKind::Table)?;
         let grid = grid(kernels.max_rows());
         Ok(Direct {
             isa,
@@ -344,6 +346,10 @@ impl Direct {
             }
         }
     }
+}
+
+fn kernels_of(schedule: &ConvSchedule, isa: Isa, kind: TileKind) -> Result<Kernels, DriverError> {
+    if schedule.engine == ConvEngine::Shorts { Kernels::shorts(isa, kind) } else { Kernels::new(isa, kind) }
 }
 
 /// The operands, shared by the team.

@@ -80,8 +80,8 @@ impl ConvPlan {
     /// # Errors
     /// If the numbers contradict each other, a halo is too small, or the form does not exist: weight gradients of groups
     /// whose channels are not multiples of L (except depthwise), images with groups or three spatial dims, gradients
-    /// with respect to images, Winograd and bf16 of another problem than
-    /// [`ConvProblem::has_winograd`] and [`ConvProblem::has_bf16`] tell, bf16 on a processor without it.
+    /// with respect to images, Winograd, bf16 and integers of another problem than
+    /// [`ConvProblem::has_winograd`], [`ConvProblem::has_bf16`] and [`ConvProblem::has_shorts`] tell, bf16 on a processor without it.
     pub fn new(problem: &ConvProblem, schedule: &ConvSchedule, isa: Isa) -> Result<ConvPlan, DriverError> {
         check_isa(isa, schedule.lanes)?;
         let lanes = isa.lanes_f32();
@@ -101,9 +101,12 @@ impl ConvPlan {
             let mapped = MappedConv::new(problem, prologue, schedule, isa)?;
             return Ok(ConvPlan { form: Form::Mapped(mapped) });
         }
+        if schedule.engine == ConvEngine::Shorts && !problem.has_shorts() {
+            return Err(DriverError::Unsupported("integers but forward, without an activation"));
+        }
         let form = match (problem.form, problem.input) {
             _ if schedule.engine == ConvEngine::Bf16 => Form::Bf16(Box::new(Bf16Conv::new(problem, schedule, isa)?)),
-            _ if schedule.engine != ConvEngine::Direct => {
+            _ if matches!(schedule.engine, ConvEngine::Winograd { .. }) => {
                 Form::Winograd(Box::new(Winograd::new(problem, schedule, isa)?))
             }
             (ConvForm::WeightGradient, ConvInput::Blocked) => Form::WeightGradient(WeightGradient::new(problem, isa)?),

@@ -101,7 +101,7 @@ impl GemmPlan {
     ///
     /// # Errors
     /// If a form does not exist: more than 6 batch dims, hooks or finishers on an output whose columns are not
-    /// contiguous, a hook together with a finisher, bf16 of what is not packed or on a processor without it.
+    /// contiguous, a hook together with a finisher, a direct activation of integers, bf16 of what is not packed or on a processor without it.
     pub fn new(problem: &GemmProblem, schedule: &GemmSchedule, isa: Isa) -> Result<GemmPlan, DriverError> {
         check_isa(isa, schedule.lanes)?;
         if problem.batch.len() > MAX_BATCH {
@@ -113,7 +113,7 @@ impl GemmPlan {
         let panels = p.n.div_ceil(2 * lanes);
         let items = p.batch.iter().map(|d| d.extent).product();
         let bf16 = match schedule.products {
-            Products::F32 => None,
+            Products::F32 | Products::Shorts => None,
             Products::Bf16 if p.b == MatrixForm::Packed && lanes == 16 => Some(Bf16::new(unit()?, p.k)),
             Products::Bf16 => return Err(DriverError::Unsupported("products of bf16 but by packed AVX-512 panels")),
         };
@@ -124,7 +124,8 @@ impl GemmPlan {
             1..=3 => TileKind::Few,
             _ => TileKind::Table,
         };
-        let kernels = Kernels::new(isa, kind)?;
+        let shorts = schedule.products == Products::Shorts;
+        let kernels = if shorts { Kernels::shorts(isa, kind)? } else { Kernels::new(isa, kind)? };
         let tile = kernels.max_rows();
         let m_block = if swapped.is_some() { GemmSchedule::choose(p, lanes).m_block } else { schedule.m_block };
         let m_block = m_block.clamp(1, p.m.max(1));
@@ -135,6 +136,9 @@ impl GemmPlan {
             MatrixForm::Strided if row_blocks == 1 => BSource::Local,
             MatrixForm::Strided => BSource::Shared,
         };
+        if shorts && matches!(p.epilogue, Epilogue::Direct { activation, .. } if activation != Activation::None) {
+            return Err(DriverError::Unsupported("an activation of integers in registers"));
+        }
         let mut c_batch = [0; MAX_BATCH];
         for (to, d) in c_batch.iter_mut().zip(&p.batch) {
             *to = d.c;
