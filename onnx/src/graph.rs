@@ -1,5 +1,6 @@
 //! Graphs, functions and nodes.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -9,6 +10,7 @@ use egret_ir::{DType, Diagnostic, Dim, Graph, Literal, Op, Shape, Tensor, Tensor
 use prost::Message;
 use smallvec::SmallVec;
 
+use crate::contrib;
 use crate::cx::{Cx, Region, Scope, Source, origin};
 use crate::dims;
 use crate::model::{COUNTER, Model, is_standard, opset};
@@ -182,8 +184,9 @@ pub(crate) fn nodes<'t>(at: Region<'_, 't>, nodes: &[NodeProto], scope: &mut Sco
     for node in nodes {
         at.model.count(node)?;
         at.t.set_origins(Some(SmallVec::from_iter([Arc::new(origin(node))])));
-        let results = match (at.model.function(node), ops::find(&node.op_type)) {
-            (Some(function), _) => call(at, function, node, scope)?,
+        let called = at.model.function(node).map(Cow::Borrowed).or_else(|| contrib::function(node).map(Cow::Owned));
+        let results = match (called, ops::find(&node.op_type)) {
+            (Some(function), _) => call(at, &function, node, scope)?,
             (None, Some(import)) if is_standard(&node.domain) => one(&mut Cx::new(at, node, scope), import)?,
             _ => return Err(Diagnostic::new("E0303", node.op_type.clone()).at(origin(node))),
         };

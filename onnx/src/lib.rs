@@ -4,6 +4,7 @@
 //! recognised or fused. Named extents become symbols, and arithmetic on shapes is done while importing. Functions, and
 //! branches whose condition is known, are written out in place. [`export`] goes the other way.
 
+mod contrib;
 mod cx;
 mod dims;
 pub mod export;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use egret_ir::{Diagnostic, Origin};
 
+use crate::contrib;
 use crate::cx::origin;
 use crate::ops;
 use crate::proto::{FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto};
@@ -137,7 +138,8 @@ impl<'m> Model<'m> {
                 }
                 continue;
             }
-            if is_standard(&node.domain) && ops::find(&node.op_type).is_some() {
+            let standard = is_standard(&node.domain) && ops::find(&node.op_type).is_some();
+            if standard || contrib::function(node).is_some() {
                 continue;
             }
             let name = match node.domain.as_str() {

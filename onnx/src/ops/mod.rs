@@ -191,11 +191,12 @@ pub(crate) fn find(op_type: &str) -> Option<Import> {
     values.or_else(nodes).or_else(scalar)
 }
 
-/// The names of all operators that have an importer, sorted.
-pub fn supported() -> Vec<&'static str> {
+/// The names of all operators that are imported, sorted; those of other sets follow their domain and a dot.
+pub fn supported() -> Vec<String> {
     let scalars = ScalarFn::ALL.iter().map(|f| f.onnx()).filter(|name| !name.is_empty());
     let listed = NODES.iter().map(|(name, _)| *name).chain(VALUES.iter().map(|(name, _)| *name));
-    let mut names: Vec<&str> = listed.chain(scalars).collect();
+    let standard = listed.chain(scalars).map(ToString::to_string);
+    let mut names: Vec<String> = standard.chain(crate::contrib::names()).collect();
     names.sort_unstable();
     names.dedup();
     names
