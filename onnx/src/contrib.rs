@@ -1,7 +1,8 @@
 //! Operators of ONNX Runtime's own set, as its quantiser writes them: functions of standard operators.
 //!
 //! What they compute is told by that set's documentation of operators (`com.microsoft`): real numbers between a
-//! `DequantizeLinear` of each operand and a `QuantizeLinear` of the result.
+//! `DequantizeLinear` of each operand and a `QuantizeLinear` of the result. An attribute that is left out is the standard
+//! operator's default: so the axis of a softmax of old models, which had none in the model that was quantised either.
 
 use crate::proto::{AttributeProto, FunctionProto, NodeProto, OperatorSetIdProto};
 
