@@ -71,6 +71,18 @@ const PRIMITIVES: &[(&str, Kind, u32, &str)] = &[
         "i32 c[4] = {1, -2, 3, -4}; multiply_i8(c, x, x + 4); for (int j = 0; j < 4; ++j) y[j] = c[j];",
     ),
     (
+        "mma u8",
+        Kind::Bits,
+        0,
+        "i32 c[4] = {1, -2, 3, -4}; multiply_u8(c, x, x + 4); multiply_u8_i8(c, x + 1, x + 6); multiply_i8_u8(c, x + 2, x + 5); for (int j = 0; j < 4; ++j) y[j] = c[j];",
+    ),
+    (
+        "ldmatrix of bytes",
+        Kind::Bits,
+        0,
+        "for (int j = 0; j < 4; ++j) s[i * 4 + j] = x[j]; __syncwarp(); load_rows_of_bytes(y, s + (i ^ 6) * 4); load_columns_of_bytes(y + 4, s + (i ^ 3) * 4);",
+    ),
+    (
         "ldmatrix",
         Kind::Bits,
         0,

@@ -6,7 +6,7 @@ mod nvrtc;
 mod simulate;
 
 use egret_compiler::emit::cuda;
-use egret_compiler::kernel::{Access, Expr, Kernel, KernelBuilder, LoopKind, MatrixKind, Memory, Space};
+use egret_compiler::kernel::{Access, Expr, Kernel, KernelBuilder, LoopKind, MatrixKind, Memory, Space, Turn};
 use egret_ir::{DType, ScalarValue, Tensor};
 use simulate::{Launch, everywhere};
 
@@ -44,11 +44,11 @@ fn product(dtype: DType, kind: MatrixKind, transpose: bool) -> Kernel {
         let (one, other) = (&matrix % 2, &matrix / 2);
         if transpose {
             // rows of memory are terms
-            k.load_matrices((rows, 0), (left, place(&other * 8 + &row, one.clone())), true);
-            k.load_matrices((columns, 0), (right, place(&one * 8 + &row, other)), true);
+            k.load_matrices((rows, 0), (left, place(&other * 8 + &row, one.clone())), Turn::Halves);
+            k.load_matrices((columns, 0), (right, place(&one * 8 + &row, other)), Turn::Halves);
         } else {
-            k.load_matrices((rows, 0), (left, place(&one * 8 + &row, other)), false);
-            k.load_matrices((columns, 0), (right, place(row, one)), false);
+            k.load_matrices((rows, 0), (left, place(&one * 8 + &row, other)), Turn::None);
+            k.load_matrices((columns, 0), (right, place(row, one)), Turn::None);
         }
         k.multiply(kind, (sums, 0), (rows, 0), (columns, 0));
         for half in 0..2 {
@@ -77,7 +77,7 @@ fn products_of_matrices_are_products() {
         (DType::BF16, MatrixKind::BF16, true),
         (DType::F16, MatrixKind::F16, false),
         (DType::F16, MatrixKind::F16, true),
-        (DType::I8, MatrixKind::I8, false),
+        (DType::I8, MatrixKind::Int8 { signed: [true, true] }, false),
         (DType::F32, MatrixKind::Tf32, false),
         (DType::F32, MatrixKind::Tf32x3, false),
     ];

@@ -4,7 +4,7 @@ use egret_ir::DType;
 
 use super::expr::{Expr, Memory, VectorFunction};
 use super::ir::{Abi, Access, BufferParam, Kernel, LoopKind, ReduceOp, Scratch, Space, Stmt, Strip, Var};
-use super::tile::{MatrixKind, TileStmt};
+use super::tile::{MatrixKind, TileStmt, Turn};
 use super::verify::Finding;
 
 /// Collects parameters and statements into a [`Kernel`]. Mistakes are found by [`KernelBuilder::finish`], which
@@ -184,9 +184,9 @@ impl KernelBuilder {
     }
 
     /// Loads four matrices of 8 rows of 16 bytes into four registers: see [`TileStmt::LoadMatrices`].
-    pub fn load_matrices(&mut self, dst: (Memory, impl Into<Expr>), src: (Memory, Expr), transpose: bool) {
+    pub fn load_matrices(&mut self, dst: (Memory, impl Into<Expr>), src: (Memory, Expr), turn: Turn) {
         let (dst, src) = (self.strip(dst.0, dst.1), self.strip(src.0, src.1));
-        self.push(Stmt::Tile(TileStmt::LoadMatrices { dst, src, transpose }));
+        self.push(Stmt::Tile(TileStmt::LoadMatrices { dst, src, turn }));
     }
 
     /// `sums += left · right`, matrices of a warp.

@@ -39,5 +39,5 @@ pub use build::{Hook, KernelBuilder, Tile};
 pub use expr::{BinaryOp, CompareOp, Expr, Literal, Memory, UnaryOp, VectorFunction};
 pub use ir::{Abi, Access, BufferParam, Kernel, LoopKind, ReduceOp, Scratch, Space, Stmt, Strip, Var};
 pub use strip::STRIP;
-pub use tile::{MatrixKind, TileStmt};
+pub use tile::{MatrixKind, TileStmt, Turn};
 pub use verify::{Finding, MAX_SHARED_BYTES, MAX_STACK_BYTES, MAX_STEPS};

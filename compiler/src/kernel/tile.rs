@@ -24,8 +24,26 @@ pub enum MatrixKind {
     Tf32,
     /// 8 terms of `f32`, each split into two of 10 bits; three products, without that of the lower parts.
     Tf32x3,
-    /// 32 terms of `i8`, sums in `i32`.
-    I8,
+    /// 32 terms of 8 bits, of the left and the right side signed or not; sums in `i32`, which wrap.
+    Int8 {
+        /// Whether the left side is `i8`, not `u8`; the right side.
+        signed: [bool; 2],
+    },
+}
+
+/// How matrices of shared scratch are turned on their way to registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Turn {
+    /// Words of rows.
+    None,
+    /// Columns of 8 × 8 halves.
+    Halves,
+    /// Columns of bytes, for a left matrix. The rows that lanes name are 16 bytes of a term: those of matrices 0 and 1
+    /// are terms `0, 1, 4, 5, 8, 9, 12, 13` and the ones two after each of them, those of matrices 2 and 3 16 terms later.
+    /// Lane `l` gets words of columns `l / 4 · 2` and the next: of the earlier terms, then of the later ones.
+    ByteRows,
+    /// The same for two right matrices: words of the even column, then of the odd one.
+    ByteColumns,
 }
 
 impl MatrixKind {
@@ -36,7 +54,10 @@ impl MatrixKind {
             MatrixKind::BF16 => "bf16",
             MatrixKind::Tf32 => "tf32",
             MatrixKind::Tf32x3 => "tf32x3",
-            MatrixKind::I8 => "i8",
+            MatrixKind::Int8 { signed: [true, true] } => "i8",
+            MatrixKind::Int8 { signed: [false, false] } => "u8",
+            MatrixKind::Int8 { signed: [true, false] } => "i8_u8",
+            MatrixKind::Int8 { signed: [false, true] } => "u8_i8",
         }
     }
 
@@ -51,7 +72,7 @@ impl MatrixKind {
     /// Type of a sum.
     pub const fn sum(self) -> DType {
         match self {
-            MatrixKind::I8 => DType::I32,
+            MatrixKind::Int8 { .. } => DType::I32,
             _ => DType::F32,
         }
     }
@@ -116,15 +137,15 @@ pub enum TileStmt {
         halves: [Expr; 2],
     },
     /// Loads four matrices of 8 rows of 16 bytes from shared scratch. Lanes `8 i .. 8 i + 8` name the rows of matrix
-    /// `i`; register `i` of lane `l` gets word `l % 4` of its row `l / 4`. Transposed, of matrices of 8 × 8 halves: the
-    /// halves `l % 4 · 2` and the next of column `l / 4`.
+    /// `i`; register `i` of lane `l` gets word `l % 4` of its row `l / 4`. Turned, of matrices of 8 × 8 halves: the
+    /// halves `l % 4 · 2` and the next of column `l / 4`; of bytes, see [`Turn`].
     LoadMatrices {
         /// Four registers.
         dst: Strip,
         /// A row's first element, at a multiple of 16 bytes.
         src: Strip,
-        /// Whether matrices are transposed on the way.
-        transpose: bool,
+        /// How they are turned on the way.
+        turn: Turn,
     },
     /// `sums += left · right`: four registers of sums, four of the left matrix, two of the right.
     Multiply {
@@ -213,8 +234,14 @@ impl fmt::Display for TileStmt {
             TileStmt::LoadVector { dst, memory, index, len } => write!(f, "load {dst} <- {memory}[{index}] x {len}"),
             TileStmt::StoreVector { memory, index, src, len } => write!(f, "store {memory}[{index}] <- {src} x {len}"),
             TileStmt::Pack { dst, dtype, halves: [low, high] } => write!(f, "pack {dtype} {dst} <- {low}, {high}"),
-            TileStmt::LoadMatrices { dst, src, transpose } => {
-                write!(f, "matrices {}{dst} <- {src}", if *transpose { "transposed " } else { "" })
+            TileStmt::LoadMatrices { dst, src, turn } => {
+                let turned = match turn {
+                    Turn::None => "",
+                    Turn::Halves => "transposed ",
+                    Turn::ByteRows => "rows of bytes ",
+                    Turn::ByteColumns => "columns of bytes ",
+                };
+                write!(f, "matrices {turned}{dst} <- {src}")
             }
             TileStmt::Multiply { kind, sums, left, right } => {
                 write!(f, "multiply {} {sums} += {left} * {right}", kind.name())

@@ -1,7 +1,7 @@
 //! Each rule of the verifier finds its fault.
 
 use super::*;
-use crate::kernel::{KernelBuilder, LoopKind, MatrixKind};
+use crate::kernel::{KernelBuilder, LoopKind, MatrixKind, Turn};
 
 fn rules(build: impl FnOnce(&mut KernelBuilder)) -> Vec<&'static str> {
     let mut k = KernelBuilder::with_threads([64, 1, 1]);
@@ -142,7 +142,7 @@ fn matrices_are_a_whole_warps() {
         let sums = k.scratch(DType::F32, 4, Space::Register);
         k.for_(0, i64::from(threads), LoopKind::Thread(0), |k, t| {
             let multiply = |k: &mut KernelBuilder| {
-                k.load_matrices((words, 0), (tile, &t % 32 * 8), true);
+                k.load_matrices((words, 0), (tile, &t % 32 * 8), Turn::Halves);
                 k.multiply(MatrixKind::BF16, (sums, 0), (words, 0), (words, 2));
             };
             if part {

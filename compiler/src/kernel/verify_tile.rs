@@ -4,7 +4,7 @@ use egret_ir::DType;
 
 use super::expr::{Expr, Memory};
 use super::ir::{Access, LoopKind, Space, Strip};
-use super::tile::TileStmt;
+use super::tile::{TileStmt, Turn};
 use super::verify::{ACCESS, ALIGN, BOUNDS, Checker, TILE, TYPE, UNDEFINED, WAIT};
 
 /// How far the copies into a scratch memory have come, by the text so far.
@@ -71,10 +71,10 @@ impl Checker<'_> {
                 let word = self.place(dst, Space::Register, 1);
                 self.require(word == Some(DType::U32), TYPE, || format!("halves in {dst}"));
             }
-            TileStmt::LoadMatrices { dst, src, transpose } => {
+            TileStmt::LoadMatrices { dst, src, turn } => {
                 self.warp(uniform, "a load of matrices");
                 let word = self.place(dst, Space::Register, 4);
-                let fits = matches!(word, Some(DType::U32)) || word == Some(DType::F32) && !transpose;
+                let fits = matches!(word, Some(DType::U32)) || word == Some(DType::F32) && *turn == Turn::None;
                 self.require(fits, TYPE, || format!("matrices in {dst}"));
                 let element = self.place(src, Space::Shared, 1);
                 let row = 16 / element.map_or(1, DType::size) as u32;

@@ -53,7 +53,7 @@ pub(super) fn choose(
         let id = group.root;
         let node = graph.node(id);
         let Some(ty) = node.ty.tensor() else { continue };
-        let image = matches!(ty.dtype, DType::F16 | DType::BF16 | DType::F32)
+        let image = matches!(ty.dtype, DType::F16 | DType::BF16 | DType::F32 | DType::I8 | DType::U8 | DType::I32)
             && (3..=5).contains(&ty.shape.rank())
             && ty.shape[1..].iter().all(|d| d.as_const().is_some())
             && ty.shape[2..].iter().any(|d| !d.is(1));
@@ -167,6 +167,8 @@ impl Regions<'_> {
             let flops = cost::sketch(&node.op, &types, &node.ty, &|_| false).flops;
             let mut gain = match (graph.tensor_type(node.operands[0]).dtype, products) {
                 (DType::F32, F32Products::Fma) => COALESCED * flops / fma,
+                (DType::I8 | DType::U8, _) if conv.wide => flops / fma - 0.5 * flops / matrix,
+                (DType::I8 | DType::U8 | DType::I32, _) => COALESCED * flops / fma,
                 (DType::F32, F32Products::Tf32) => flops / fma - 2.0 * flops / matrix,
                 (DType::F32, F32Products::Tf32x3) => flops / fma - 6.0 * flops / matrix,
                 _ => flops / fma - flops / matrix,

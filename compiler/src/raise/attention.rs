@@ -40,7 +40,8 @@ impl Found {
             Some(shares) => ((**outer).clone(), shares, node.operands[0], node.operands[1]),
             None => {
                 let shares = shares(builder, node.operands[1], &outer.rhs)?;
-                let swapped = DotGeneral { lhs: outer.rhs.clone(), rhs: outer.lhs.clone(), out: outer.out.clone() };
+                let (lhs, rhs) = (outer.rhs.clone(), outer.lhs.clone());
+                let swapped = DotGeneral { lhs, rhs, ..(**outer).clone() };
                 (swapped, shares, node.operands[1], node.operands[0])
             }
         };
@@ -168,7 +169,7 @@ impl Product {
 
     /// Replaces a label that both operands and the result have by one for each part.
     fn split_label(&mut self, builder: &mut Builder, label: u8, parts: &[Dim]) -> Option<()> {
-        let DotGeneral { lhs, rhs, out } = &self.dot;
+        let DotGeneral { lhs, rhs, out, wide } = &self.dot;
         (lhs.has(label) && rhs.has(label) && out.has(label)).then_some(())?;
         let used = |l: &u8| lhs.has(*l) || rhs.has(*l) || out.has(*l);
         let fresh: SmallVec<[u8; 4]> = (b'a'..=b'z').filter(|l| !used(l)).take(parts.len()).collect();
@@ -183,7 +184,7 @@ impl Product {
             let axes = labels.0.iter().flat_map(|l| if *l == label { fresh.clone() } else { smallvec::smallvec![*l] });
             Labels(axes.collect())
         };
-        self.dot = DotGeneral { lhs: replaced(lhs), rhs: replaced(rhs), out: replaced(out) };
+        self.dot = DotGeneral { lhs: replaced(lhs), rhs: replaced(rhs), out: replaced(out), wide: *wide };
         Some(())
     }
 }

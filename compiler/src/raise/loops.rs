@@ -286,7 +286,7 @@ impl<'b> Loop<'b> {
                     Labels(stacked.then_some(step).into_iter().chain(labels.0.iter().copied()).collect())
                 };
                 let (lhs, rhs) = (with(&dot.lhs, given[0].stacked), with(&dot.rhs, given[1].stacked));
-                DotGeneral::new(lhs, rhs, with(&dot.out, true)).into()
+                dot.relabelled(lhs, rhs, with(&dot.out, true)).into()
             }
             _ => return None,
         };
@@ -431,7 +431,7 @@ impl<'b> Loop<'b> {
         }
         let step = fresh(dot)?;
         let with = |labels: &Labels| Labels(both.then_some(step).into_iter().chain(labels.0.iter().copied()).collect());
-        let whole = DotGeneral::new(with(&dot.lhs), with(&dot.rhs), dot.out.clone());
+        let whole = dot.relabelled(with(&dot.lhs), with(&dot.rhs), dot.out.clone());
         self.builder.add(&whole.into(), &[given[0].id, given[1].id]).ok()
     }
 }

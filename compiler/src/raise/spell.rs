@@ -1,16 +1,17 @@
 //! Composites that have no kernel on a device, spelled out in operators that have one.
 //!
-//! Scatters of halves are joined in `f32`, and halves are sorted as `f32`. On GPUs `unique` is sorting and searching. Attention whose labels strides describe has a
-//! kernel, on CPUs of `f32`, on GPUs of halves too and up to 256 channels. Halves that have none are attended in `f32` and
+//! Scatters of halves are joined in `f32`, and halves are sorted as `f32`. On GPUs `unique` is sorting and searching, and
+//! bytes are multiplied as such ([`integer`]). Attention whose labels strides describe has a kernel, on CPUs of `f32`, on GPUs of halves too and up to 256 channels. Halves that have none are attended in `f32` and
 //! rounded once, as the operator states; any other form becomes products around a softmax.
 
+mod integer;
 mod unique;
 
 use egret_ir::ops::{
     Attention, AttentionGrad, Broadcast, Cast, DotGeneral, Labels, Pointwise, Proj, Reduce, ReduceKind, Reshape,
     Scatter, ScatterKind, Softmax,
 };
-use egret_ir::{DType, Diagnostic, ExprKind, Graph, Literal, NodeId, Op, ScalarExpr, ScalarFn};
+use egret_ir::{DType, Diagnostic, ExprKind, Graph, Literal, Node, NodeId, Op, ScalarExpr, ScalarFn};
 use egret_program::DeviceDescription;
 use smallvec::SmallVec;
 
@@ -23,7 +24,8 @@ use crate::rewrite::direct::{self, Builder, Direct};
 /// # Errors
 /// When what is put in does not fit: a defect.
 pub fn spell_out(graph: &Graph, device: &DeviceDescription) -> Result<Option<Direct>, Diagnostic> {
-    if !graph.nodes().iter().any(|node| may_be_spelled(&node.op)) {
+    let bytes = |node: &Node| !device.is_cpu() && node.ty.tensor().is_some_and(|ty| ty.dtype == DType::I32);
+    if !graph.nodes().iter().any(|node| may_be_spelled(&node.op) || bytes(node)) {
         return Ok(None);
     }
     let inside = graph.with_regions(&mut |_, _, region| {
@@ -51,6 +53,14 @@ pub fn spell_out(graph: &Graph, device: &DeviceDescription) -> Result<Option<Dir
             Op::Scatter(scatter) if matches!(scatter.kind, ScatterKind::Add | ScatterKind::Mul) => {
                 let mut speller = Speller { builder, device };
                 speller.scatter(scatter, &node.operands).map(|id| (id, "spell-out"))
+            }
+            Op::DotGeneral(dot) if bytes(&node) => {
+                let mut speller = Speller { builder, device };
+                speller.product_of_bytes(dot, &node.operands).map(|id| (id, "spell-out"))
+            }
+            Op::Conv(conv) if bytes(&node) => {
+                let mut speller = Speller { builder, device };
+                speller.convolution_of_bytes(conv, &node.operands).map(|id| (id, "spell-out"))
             }
             _ => None,
         }

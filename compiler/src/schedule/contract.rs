@@ -29,14 +29,23 @@ pub fn build(scope: &mut Scope, id: NodeId) {
     });
 }
 
+/// Element type of the sums of products of an operand.
+fn sum_dtype(scope: &Scope, operand: NodeId, wide: bool) -> DType {
+    if wide { DType::I32 } else { scope.graph.tensor_type(operand).dtype }
+}
+
+/// An element as its sum needs it.
+fn widened(element: Expr, wide: bool) -> Expr {
+    if wide { element.cast(DType::I32) } else { element }
+}
+
 fn accumulate(scope: &mut Scope, total: Var, product: Expr) {
     scope.k.assign(total, Expr::Var(total) + product);
 }
 
 fn contraction(scope: &mut Scope, dot: &DotGeneral, a: NodeId, b: NodeId, index: &[Expr]) -> Expr {
     let graph = scope.graph;
-    let dtype = graph.tensor_type(a).dtype;
-    let total = scope.k.variable(Expr::constant(dtype, 0.0));
+    let total = scope.k.variable(Expr::constant(sum_dtype(scope, a, dot.wide), 0.0));
     let mut at: [Option<Expr>; 26] = Default::default();
     for (label, index) in dot.out.0.iter().zip(index) {
         at[usize::from(label - b'a')] = Some(index.clone());
@@ -69,7 +78,7 @@ fn contraction(scope: &mut Scope, dot: &DotGeneral, a: NodeId, b: NodeId, index:
         };
         let x = scope.element(a, &index(&dot.lhs));
         let y = scope.element(b, &index(&dot.rhs));
-        accumulate(scope, total, x * y);
+        accumulate(scope, total, widened(x, dot.wide) * widened(y, dot.wide));
     });
     Expr::Var(total)
 }
@@ -100,7 +109,7 @@ fn convolution(scope: &mut Scope, conv: &Conv, id: NodeId, a: NodeId, b: NodeId,
     let (xs, ws, ys) = (dims(scope, x), dims(scope, w), dims(scope, y));
     let groups = Expr::int(conv.groups);
     let group_outputs = scope.k.bind(ws[0].clone() / groups);
-    let total = scope.k.variable(Expr::constant(dtype, 0.0));
+    let total = scope.k.variable(Expr::constant(sum_dtype(scope, a, conv.wide), 0.0));
     let image_at = |out: &Expr, tap: &Expr, axis: usize| {
         out.clone() * Expr::int(conv.stride[axis]) + tap.clone() * Expr::int(conv.dilation[axis])
             - Expr::int(conv.pad_low[axis])
@@ -126,7 +135,7 @@ fn convolution(scope: &mut Scope, conv: &Conv, id: NodeId, a: NodeId, b: NodeId,
                 let value = scope.masked(inside.clone(), |s| first_operand(s, id, &image));
                 let value = inside.select(value, Expr::constant(dtype, 0.0));
                 let weight = scope.element(w, &weight);
-                accumulate(scope, total, value * weight);
+                accumulate(scope, total, widened(value, conv.wide) * widened(weight, conv.wide));
             });
         }
         ConvForm::InputGrad => {
@@ -155,7 +164,7 @@ fn convolution(scope: &mut Scope, conv: &Conv, id: NodeId, a: NodeId, b: NodeId,
                 let value = scope.masked(inside.clone(), |s| s.element(y, &place));
                 let value = inside.select(value, Expr::constant(dtype, 0.0));
                 let weight = scope.element(w, &weight);
-                accumulate(scope, total, value * weight);
+                accumulate(scope, total, widened(value, conv.wide) * widened(weight, conv.wide));
             });
         }
         ConvForm::WeightGrad => {
@@ -178,7 +187,7 @@ fn convolution(scope: &mut Scope, conv: &Conv, id: NodeId, a: NodeId, b: NodeId,
                 let value = scope.masked(inside.clone(), |s| s.element(x, &image));
                 let value = inside.select(value, Expr::constant(dtype, 0.0));
                 let gradient = scope.element(y, &place);
-                accumulate(scope, total, value * gradient);
+                accumulate(scope, total, widened(value, conv.wide) * widened(gradient, conv.wide));
             });
         }
     }

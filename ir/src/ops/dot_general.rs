@@ -4,7 +4,7 @@ use std::fmt;
 
 use smallvec::SmallVec;
 
-use super::{InferCx, InferError, Op, Operator, arity, operand, same_dtype};
+use super::{InferCx, InferError, Op, Operator, arity, operand, summed_dtype};
 use crate::autodiff::{Gradients, VjpCx};
 use crate::diagnostic::Diagnostic;
 use crate::dim::Dim;
@@ -107,13 +107,25 @@ pub struct DotGeneral {
     pub rhs: Labels,
     /// Labels of the result.
     pub out: Labels,
+    /// Sums of 8-bit integers of either sign are in `i32`, and so is the result.
+    pub wide: bool,
 }
 
 impl DotGeneral {
     /// The contraction with these labels, renamed by first use.
     pub fn new(mut lhs: Labels, mut rhs: Labels, mut out: Labels) -> DotGeneral {
         Labels::canonical(&mut [&mut lhs, &mut rhs, &mut out]);
-        DotGeneral { lhs, rhs, out }
+        DotGeneral { lhs, rhs, out, wide: false }
+    }
+
+    /// This contraction with other labels, renamed by first use.
+    pub fn relabelled(&self, lhs: Labels, rhs: Labels, out: Labels) -> DotGeneral {
+        DotGeneral { wide: self.wide, ..DotGeneral::new(lhs, rhs, out) }
+    }
+
+    /// This contraction of 8-bit integers, with its sums in `i32`.
+    pub fn wide(self) -> DotGeneral {
+        DotGeneral { wide: true, ..self }
     }
 
     /// The contraction that text such as `ab,bc->ac` names.
@@ -139,7 +151,7 @@ impl Operator for DotGeneral {
     fn infer(&self, operands: &[Type], cx: &mut InferCx) -> Result<Type, InferError> {
         arity(operands, 2)?;
         let (a, b) = (operand(operands, 0)?, operand(operands, 1)?);
-        let dtype = same_dtype(&[a, b])?;
+        let dtype = summed_dtype(a, b, self.wide)?;
         let mut extents: [Option<Dim>; 26] = Default::default();
         self.lhs.bind(a, &mut extents, cx)?;
         self.rhs.bind(b, &mut extents, cx)?;
@@ -183,11 +195,12 @@ impl Operator for DotGeneral {
     }
 
     fn attributes(&self) -> Vec<(&'static str, Attr)> {
-        ["lhs", "rhs", "out"]
-            .into_iter()
-            .zip([&self.lhs, &self.rhs, &self.out])
-            .map(|(name, labels)| (name, Attr::Word(labels.to_string())))
-            .collect()
+        let labels = ["lhs", "rhs", "out"].into_iter().zip([&self.lhs, &self.rhs, &self.out]);
+        let mut all: Vec<_> = labels.map(|(name, labels)| (name, Attr::Word(labels.to_string()))).collect();
+        if self.wide {
+            all.push(("wide", Attr::Bool(true)));
+        }
+        all
     }
 
     fn flops(&self, operands: &[Type], _: &Type) -> Dim {
@@ -210,6 +223,7 @@ pub(super) fn read(name: &str, a: &Attributes) -> Result<Option<Op>, Diagnostic>
             lhs: Labels::new(&a.word("lhs")?),
             rhs: Labels::new(&a.word("rhs")?),
             out: Labels::new(&a.word("out")?),
+            wide: a.has("wide") && a.truth("wide")?,
         }
         .into(),
         _ => return Ok(None),

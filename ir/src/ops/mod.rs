@@ -310,6 +310,17 @@ pub(crate) fn same_dtype(types: &[&TensorType]) -> Result<DType, InferError> {
     }
 }
 
+/// The result dtype of a sum of products: that of both operands, or, where `wide`, `i32` of two of 8 bits.
+pub(crate) fn summed_dtype(a: &TensorType, b: &TensorType, wide: bool) -> Result<DType, InferError> {
+    if !wide {
+        return same_dtype(&[a, b]);
+    }
+    match [a, b].into_iter().find(|ty| !matches!(ty.dtype, DType::I8 | DType::U8)) {
+        Some(other) => Err(format!("operands of a wide sum have 8 bits, not {other}")),
+        None => Ok(DType::I32),
+    }
+}
+
 /// A list of axes, all below `rank`, without repeats.
 pub(crate) fn check_axes(axes: &[usize], rank: usize) -> Result<(), InferError> {
     for (i, axis) in axes.iter().enumerate() {

@@ -1,7 +1,7 @@
 //! Products and convolutions.
 
 use egret_ir::ops::{Conv, ConvForm, DotGeneral, Labels};
-use egret_ir::{Diagnostic, Dim, TensorType};
+use egret_ir::{DType, Diagnostic, Dim, TensorType};
 
 use super::{Arg, Export};
 use crate::export::writer::{flag, int, ints, text};
@@ -44,6 +44,10 @@ fn turned(from: &Labels, to: &Labels) -> Vec<usize> {
 
 impl Export<'_> {
     pub(super) fn dot(&mut self, dot: &DotGeneral, x: &[Arg]) -> String {
+        if dot.wide {
+            let [a, b] = [0, 1].map(|i| self.w.cast(x[i].name, DType::I32));
+            return self.contract((&a, &dot.lhs), (&b, &dot.rhs), &dot.out, false);
+        }
         self.contract((x[0].name, &dot.lhs), (x[1].name, &dot.rhs), &dot.out, x[0].ty.dtype.is_float())
     }
 
@@ -55,7 +59,7 @@ impl Export<'_> {
         out: &Labels,
         float: bool,
     ) -> String {
-        let dot = DotGeneral { lhs: lhs.clone(), rhs: rhs.clone(), out: out.clone() };
+        let dot = DotGeneral { lhs: lhs.clone(), rhs: rhs.clone(), out: out.clone(), wide: false };
         let Some(product) = product(&dot) else {
             let equation = format!("{lhs},{rhs}->{out}");
             return self.w.op_with("Einsum", &[a, b], vec![text("equation", &equation)]);
@@ -84,6 +88,8 @@ impl Export<'_> {
         ];
         let names = [x[0].name, x[1].name];
         match conv.form {
+            ConvForm::Forward if conv.wide => Ok(self.w.op_with("ConvInteger", &names, attributes)),
+            _ if conv.wide => Err(self.refuse("it sums integers of 8 bits backwards")),
             ConvForm::Forward => Ok(self.w.op_with("Conv", &names, attributes)),
             ConvForm::InputGrad => {
                 attributes.push(ints("output_padding", self.output_padding(conv, x, y)?));

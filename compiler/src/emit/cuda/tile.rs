@@ -2,7 +2,7 @@
 
 use super::Printer;
 use crate::emit::EmitError;
-use crate::kernel::{Expr, Memory, Strip, TileStmt};
+use crate::kernel::{Expr, Memory, Strip, TileStmt, Turn};
 
 impl Printer<'_> {
     pub(super) fn tile(&mut self, s: &TileStmt) -> Result<(), EmitError> {
@@ -28,8 +28,13 @@ impl Printer<'_> {
             TileStmt::Pack { dst, dtype, halves: [low, high] } => {
                 format!("*({}) = pack_{}({}, {});", self.strip(dst)?, dtype.name(), self.expr(low)?, self.expr(high)?)
             }
-            TileStmt::LoadMatrices { dst, src, transpose } => {
-                let name = if *transpose { "load_matrices_transposed" } else { "load_matrices" };
+            TileStmt::LoadMatrices { dst, src, turn } => {
+                let name = match turn {
+                    Turn::None => "load_matrices",
+                    Turn::Halves => "load_matrices_transposed",
+                    Turn::ByteRows => "load_rows_of_bytes",
+                    Turn::ByteColumns => "load_columns_of_bytes",
+                };
                 format!("{name}({}, {});", self.strip(dst)?, self.strip(src)?)
             }
             TileStmt::Multiply { kind, sums, left, right } => {

@@ -1,7 +1,7 @@
 //! Transposes, reshapes, broadcasts and casts: away, or into contractions.
 
 use egret_ir::Op;
-use egret_ir::ops::{DotGeneral, Reshape, Transpose};
+use egret_ir::ops::{Reshape, Transpose};
 use smallvec::SmallVec;
 
 use super::super::pattern::{Class::Exact, Match, Rule, when};
@@ -28,8 +28,8 @@ fn into_dot(m: &mut Match, side: usize) -> Option<()> {
     let op = m.op("d")?.clone();
     let dot = any_dot(Some(&op))?.clone();
     let new = match side {
-        0 => DotGeneral::new(before(&dot.lhs, &p), dot.rhs, dot.out),
-        _ => DotGeneral::new(dot.lhs, before(&dot.rhs, &p), dot.out),
+        0 => dot.relabelled(before(&dot.lhs, &p), dot.rhs.clone(), dot.out.clone()),
+        _ => dot.relabelled(dot.lhs.clone(), before(&dot.rhs, &p), dot.out.clone()),
     };
     m.set("n", with_dot(&op, new))
 }
@@ -126,7 +126,7 @@ pub(super) fn rules() -> Vec<Rule> {
             |m| {
                 let p = permutation(m.op("p"))?;
                 let dot = plain_dot(m.op("d"))?;
-                let new = DotGeneral::new(dot.lhs.clone(), dot.rhs.clone(), dot.out.permuted(&p));
+                let new = dot.relabelled(dot.lhs.clone(), dot.rhs.clone(), dot.out.permuted(&p));
                 m.set("n", new)
             },
         ),

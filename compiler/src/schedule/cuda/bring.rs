@@ -11,7 +11,7 @@ use super::contract::{Extent, both};
 use super::matrix::Product;
 use super::problem::{Index, Problem, Which};
 use super::tiles::{Engine, Tiles};
-use crate::kernel::{BinaryOp, Expr, LoopKind, MatrixKind, Memory, Space};
+use crate::kernel::{BinaryOp, Expr, LoopKind, MatrixKind, Memory, Space, Turn};
 use crate::schedule::scope::Scope;
 
 /// What the number of a line does to its chunks: they are combined with one of these by exclusive or.
@@ -23,6 +23,10 @@ enum Swizzle {
     Lines,
     /// Lines of which four are read at once by words, eight of each: twice the line's number, of four.
     Words,
+    /// Lines of bytes, one a term, of which pairs four apart are loaded together: the number of the four, of four where two
+    /// lines fill the banks; where one does, twice that and the place in the pair.
+    ByteHalfLines,
+    ByteLines,
 }
 
 /// A side of a product.
@@ -57,7 +61,7 @@ pub struct Place {
 impl Side {
     /// A side of a problem, with shared memory for its stages.
     pub fn new(scope: &mut Scope, problem: &Problem, which: Which, tiles: &Tiles) -> Side {
-        let dtype = problem.dtype(scope);
+        let dtype = problem.side_dtype(scope, which);
         let chunk = 16 / dtype.size() as i64;
         let extent = if which == Which::Left { tiles.rows } else { tiles.columns };
         let (along_terms, width) = problem.neighbours(scope, which, chunk);
@@ -69,6 +73,8 @@ impl Side {
         let chunks = if along_terms { tiles.step } else { extent } / chunk;
         let swizzle = match chunks {
             _ if !along_terms && dtype == DType::F32 => Swizzle::Words,
+            4 if !along_terms && chunk == 16 => Swizzle::ByteHalfLines,
+            _ if !along_terms && chunk == 16 => Swizzle::ByteLines,
             4 => Swizzle::HalfLines,
             _ => Swizzle::Lines,
         };
@@ -98,12 +104,14 @@ impl Side {
     }
 
     /// The place in a stage of a chunk of a line. Of `within` only the last bits count: the line's number from a
-    /// multiple of eight.
+    /// multiple of eight, of bytes of sixteen.
     fn chunk_at(&self, line: Expr, within: &Expr, chunk: Expr) -> Expr {
         let key = match self.swizzle {
             Swizzle::HalfLines => within / 2 % 4,
             Swizzle::Lines => within % 8,
             Swizzle::Words => within % 4 * 2,
+            Swizzle::ByteHalfLines => within / 4 % 4,
+            Swizzle::ByteLines => within / 4 % 4 * 2 + within % 2,
         };
         line * self.line() + chunk.binary(BinaryOp::Xor, key) * self.chunk
     }
@@ -131,7 +139,8 @@ impl Side {
             let guard = extents.guard(&at, self.extent).map(|guard| scope.k.bind(guard));
             let index = extents.index(scope, at);
             // the same for every pass, where passes are whole groups of lines
-            let within = if per_pass % 8 == 0 { &far } else { &line };
+            let group = if self.parts_bytes() { 16 } else { 8 };
+            let within = if per_pass % group == 0 { &far } else { &line };
             let to = match self.pitch {
                 Some(pitch) => term * pitch + own,
                 None => self.chunk_at(line.clone(), within, &near / self.chunk) + &near % self.chunk,
@@ -189,14 +198,31 @@ impl Side {
             Which::Left => (&matrix % 2, &matrix / 2),
             Which::Right => (&matrix / 2, &matrix % 2),
         };
-        let from = if self.along_terms {
+        let bytes = self.chunk == 16;
+        let from = if bytes && !self.along_terms {
+            // of a pair of lines two terms, those of the next matrix two later
+            let within = &matrix / 2 * 16 + &low / 2 * 4 + &low % 2 + &matrix % 2 * 2;
+            self.chunk_at(slab * 32 + &within, &within, first / 16)
+        } else if self.along_terms {
             let within = row_half * 8 + low;
             self.chunk_at(first + &within, &within, slab * 2 + term_half)
         } else {
             let within = term_half * 8 + low;
             self.chunk_at(slab * 16 + &within, &within, first / 8 + row_half)
         };
-        scope.k.load_matrices(to, (self.tile, stage + from), !self.along_terms);
+        let turn = match (self.along_terms, bytes, self.which) {
+            (true, ..) => Turn::None,
+            (false, false, _) => Turn::Halves,
+            (false, true, Which::Left) => Turn::ByteRows,
+            (false, true, Which::Right) => Turn::ByteColumns,
+        };
+        scope.k.load_matrices(to, (self.tile, stage + from), turn);
+    }
+
+    /// Whether bytes are turned on their way to registers: sums of rows, or columns, `i` and `i + 8` of a product are then
+    /// those of `2 i` and the next.
+    pub fn parts_bytes(&self) -> bool {
+        self.chunk == 16 && !self.along_terms
     }
 
     /// [`Side::load`] of rows of terms in words, which nothing transposes on the way.
@@ -227,7 +253,7 @@ pub fn slabs(tiles: &Tiles) -> i64 {
     let terms = match tiles.engine {
         Engine::Matrix(MatrixKind::F16 | MatrixKind::BF16) => 16,
         Engine::Matrix(MatrixKind::Tf32 | MatrixKind::Tf32x3) => 8,
-        Engine::Matrix(MatrixKind::I8) => 32,
+        Engine::Matrix(MatrixKind::Int8 { .. }) => 32,
         Engine::Fma => 1,
     };
     tiles.step / terms

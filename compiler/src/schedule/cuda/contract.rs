@@ -100,9 +100,9 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, id: NodeId, target: &Target)
     if tiles.splits > 1 {
         let mut scope = Scope::on_gpu(graph, stored, target.exact, map::THREADS as u32);
         let problem = Problem::new(&mut scope, id).ok_or_else(form)?;
-        matrix::combine(&mut scope, &problem, tiles.splits);
+        matrix::combine(&mut scope, &problem, &tiles);
         passes.kernels.push(finished(scope, id)?);
-        passes.temporaries.push(matrix::parts(&problem, tiles.splits));
+        passes.temporaries.push(matrix::parts(&problem, &tiles));
     }
     Ok(passes)
 }

@@ -6,9 +6,9 @@ use smallvec::SmallVec;
 
 use super::contract::{Extent, both};
 use super::problem::{Index, Problem};
-use super::row_stage;
+use super::{row_stage, written};
 use crate::kernel::{Expr, LoopKind, Memory, Space};
-use crate::schedule::row::epilogue;
+use crate::schedule::row::results;
 use crate::schedule::scope::Scope;
 
 /// Threads of a block.
@@ -28,8 +28,8 @@ const PITCH: i64 = TILE + 4;
 pub struct Product<'p> {
     /// What is computed.
     pub problem: &'p Problem,
-    /// The result.
-    pub out: Memory,
+    /// The results; of rows, one.
+    pub outs: SmallVec<[Memory; 2]>,
     /// Rows of the product.
     pub rows: Extent,
     /// Columns.
@@ -58,8 +58,8 @@ pub fn build(scope: &mut Scope, problem: &Problem) {
         Op::Fused(fused) => fused.rows.as_ref(),
         _ => None,
     };
-    let out = scope.write((problem.id, 0));
-    let dtype = problem.dtype(scope);
+    let outs = written(scope, problem.id);
+    let dtype = problem.sum_dtype(scope);
     let batch = Extent::new(scope, &problem.batch);
     let rows = Extent::new(scope, &problem.rows);
     let columns = Extent::new(scope, &problem.columns);
@@ -71,7 +71,7 @@ pub fn build(scope: &mut Scope, problem: &Problem) {
     let column_tile = rows_op.is_none().then(|| scope.k.grid(column_tiles.clone()));
     let product = Product {
         problem,
-        out,
+        outs,
         rows,
         columns,
         sums,
@@ -144,7 +144,8 @@ impl Product<'_> {
             let inside = both(self.rows.guard(&row, TILE), self.sums.guard(&sum, STEP));
             let row = scope.unflatten(row, &self.rows.parts);
             let sum = scope.unflatten(sum, &self.sums.parts);
-            self.problem.left(scope, &block.batch, &row, &sum, inside)
+            let value = self.problem.left(scope, &block.batch, &row, &sum, inside);
+            self.widened(scope, value)
         });
     }
 
@@ -154,8 +155,14 @@ impl Product<'_> {
             let inside = both(self.columns.guard(&column, TILE), self.sums.guard(&sum, STEP));
             let column = scope.unflatten(column, &self.columns.parts);
             let sum = scope.unflatten(sum, &self.sums.parts);
-            self.problem.right(scope, &block.batch, &sum, &column, inside)
+            let value = self.problem.right(scope, &block.batch, &sum, &column, inside);
+            self.widened(scope, value)
         });
+    }
+
+    /// An element as the sums need it.
+    fn widened(&self, scope: &Scope, value: Expr) -> Expr {
+        if self.problem.is_wide(scope) { value.cast(self.dtype) } else { value }
     }
 
     /// Adds the products of a step.
@@ -191,9 +198,11 @@ impl Product<'_> {
                     let column_index = scope.unflatten(column.clone(), &self.columns.parts);
                     let index = self.problem.result(&block.batch, &row_index, &column_index);
                     let sum = self.own.load(&i * OWN + &j);
-                    let value = epilogue(scope, self.problem.id, &index, sum);
-                    let address = scope.address((self.problem.id, 0), &index);
-                    scope.k.store(self.out, address, value);
+                    let values = results(scope, self.problem.id, &index, sum);
+                    for (part, (out, value)) in self.outs.iter().zip(values).enumerate() {
+                        let address = scope.address((self.problem.id, part), &index);
+                        scope.k.store(*out, address, value);
+                    }
                 };
                 match inside {
                     Some(inside) => scope.if_(inside, body),

@@ -1,17 +1,17 @@
 //! Products in stages: both sides in shared memory, filled by asynchronous copies while the warps multiply an earlier
 //! stage, by tensor cores or by multiply-adds; sums in registers.
 
-use egret_ir::{DType, Dim};
+use egret_ir::Dim;
 use smallvec::SmallVec;
 
 use super::bring::{Side, slabs};
 use super::contract::Extent;
 use super::problem::{Index, Problem, Which};
 use super::tiles::{Engine, OWN, Tiles, WARP_COLUMNS};
-use super::{map, store};
+use super::{map, store, written};
 use crate::kernel::{Expr, LoopKind, MatrixKind, Memory, ReduceOp, Space};
 use crate::schedule::Temporary;
-use crate::schedule::row::epilogue;
+use crate::schedule::row::results;
 use crate::schedule::scope::Scope;
 
 /// A product under construction.
@@ -20,15 +20,17 @@ pub struct Product<'p> {
     pub problem: &'p Problem,
     /// How.
     pub tiles: Tiles,
-    /// The result, or the parts of a split sum.
-    pub out: Memory,
+    /// The results, or the parts of a split sum.
+    pub outs: SmallVec<[Memory; 2]>,
     /// Rows of the product.
     pub rows: Extent,
     /// Columns.
     pub columns: Extent,
     sums: Extent,
-    left: Side,
-    right: Side,
+    /// The side that has the rows.
+    pub left: Side,
+    /// The side that has the columns.
+    pub right: Side,
     /// Registers of matrices: those of the left side, those of the right one, sums.
     operands: [Memory; 2],
     /// Sums: of tensor cores 4 a matrix of 16 × 8, those of 16 rows together; else those of a thread, by rows.
@@ -54,8 +56,11 @@ pub struct Block {
 /// Builds the kernel: a block a tile, or a tile's part of the sum.
 pub fn build(scope: &mut Scope, problem: &Problem, tiles: Tiles) {
     scope.set_threads(tiles.threads());
-    let out =
-        if tiles.splits > 1 { scope.temporary(problem.id, 0, DType::F32, true) } else { scope.write((problem.id, 0)) };
+    let outs = if tiles.splits > 1 {
+        smallvec::smallvec![scope.temporary(problem.id, 0, tiles.engine.sum(), true)]
+    } else {
+        written(scope, problem.id)
+    };
     let batch = Extent::new(scope, &problem.batch);
     let (rows, columns) = (Extent::new(scope, &problem.rows), Extent::new(scope, &problem.columns));
     let sums = Extent::new(scope, &problem.sums);
@@ -86,7 +91,7 @@ pub fn build(scope: &mut Scope, problem: &Problem, tiles: Tiles) {
     let product = Product {
         problem,
         tiles,
-        out,
+        outs,
         rows,
         columns,
         sums,
@@ -259,9 +264,9 @@ fn unrolled(scope: &mut Scope, n: i64, body: &mut dyn FnMut(&mut Scope, Expr)) {
 }
 
 /// Builds the kernel that adds up the parts of split sums, in their order: a thread an element.
-pub fn combine(scope: &mut Scope, problem: &Problem, splits: i64) {
-    let dtype = problem.dtype(scope);
-    let (out, parts) = (scope.write((problem.id, 0)), scope.temporary(problem.id, 0, DType::F32, false));
+pub fn combine(scope: &mut Scope, problem: &Problem, tiles: &Tiles) {
+    let (dtype, splits) = (problem.sum_dtype(scope), tiles.splits);
+    let (outs, parts) = (written(scope, problem.id), scope.temporary(problem.id, 0, tiles.engine.sum(), false));
     scope.k.align_buffer(parts, 16);
     let sizes = [&problem.batch, &problem.rows, &problem.columns];
     let size = |extents: &[&Vec<Dim>]| extents.iter().copied().flatten().fold(Dim::ONE, |n, d| n * d.clone());
@@ -279,14 +284,17 @@ pub fn combine(scope: &mut Scope, problem: &Problem, splits: i64) {
         let (batch, rest) = index.split_at(problem.batch.len());
         let (row, column) = rest.split_at(problem.rows.len());
         let index = problem.result(batch, row, column);
-        let value = epilogue(scope, problem.id, &index, Expr::Var(total));
-        let address = scope.address((problem.id, 0), &index);
-        scope.k.store(out, address, value);
+        let values = results(scope, problem.id, &index, Expr::Var(total));
+        for (part, (out, value)) in outs.into_iter().zip(values).enumerate() {
+            let address = scope.address((problem.id, part), &index);
+            scope.k.store(out, address, value);
+        }
     });
 }
 
 /// Memory of the parts of split sums.
-pub fn parts(problem: &Problem, splits: i64) -> Temporary {
+pub fn parts(problem: &Problem, tiles: &Tiles) -> Temporary {
     let extents = [&problem.batch, &problem.rows, &problem.columns].into_iter().flatten();
-    Temporary { dtype: DType::F32, elements: extents.fold(Dim::from(splits), |n, d| n * d.clone()) }
+    let elements = extents.fold(Dim::from(tiles.splits), |n, d| n * d.clone());
+    Temporary { dtype: tiles.engine.sum(), elements }
 }

@@ -27,12 +27,13 @@ pub mod tiles;
 
 use egret_ir::{Diagnostic, Dim, Graph, NodeId, Op};
 use egret_program::DeviceDescription;
+use smallvec::SmallVec;
 
 use super::row::anchor;
 use super::scope::{Scope, Stored};
 use super::{Generated, Passes};
 use crate::cost::SYMBOL_HINT;
-use crate::kernel::Finding;
+use crate::kernel::{Finding, Memory};
 use crate::partition::{Family, Group};
 
 /// How products of `f32` are computed.
@@ -80,7 +81,8 @@ pub struct Target<'d> {
 /// `E0461` when the kernel is beyond the bounds of the kernel IR, `E0465` when there is no CUDA kernel of that form.
 pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, target: &Target) -> Result<Passes, Diagnostic> {
     let (id, exact) = (group.root, target.exact);
-    if matches!(&graph.node(id).op, Op::Fused(fused) if !fused.taps.is_empty()) {
+    let of_tiles = matches!(group.family, Family::Dot | Family::Conv);
+    if matches!(&graph.node(id).op, Op::Fused(fused) if !fused.taps.is_empty() && (!of_tiles || fused.rows.is_some())) {
         return Err(unsupported(graph, id, "with several results"));
     }
     match &graph.node(id).op {
@@ -139,6 +141,11 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, target: &Targ
         }
     }
     Ok(finished(scope, id)?.into())
+}
+
+/// The buffers of what a node writes, by result.
+fn written(scope: &mut Scope, id: NodeId) -> SmallVec<[Memory; 2]> {
+    (0..scope.graph.ty(id).parts().len()).map(|part| scope.write((id, part))).collect()
 }
 
 /// The kernel of a scope.

@@ -288,9 +288,32 @@ impl Problem {
         }
     }
 
-    /// Element type of the operands.
+    /// Element type of the operands; of 8-bit integers that are summed in `i32`, of one of them.
     pub fn dtype(&self, scope: &Scope) -> DType {
         scope.graph.tensor_type(scope.graph.node(self.id).operands[0]).dtype
+    }
+
+    /// Element type of a side.
+    pub fn side_dtype(&self, scope: &Scope, which: Which) -> DType {
+        let operand = match &self.form {
+            Form::Dot(dot) => dot.side(which).0,
+            Form::Conv(image) => image.operands[image.operand(which)],
+        };
+        scope.graph.tensor_type(operand).dtype
+    }
+
+    /// Whether 8-bit integers are summed in `i32`.
+    pub fn is_wide(&self, scope: &Scope) -> bool {
+        match anchor(&scope.graph.node(self.id).op) {
+            Op::DotGeneral(dot) => dot.wide,
+            Op::Conv(conv) => conv.wide,
+            _ => false,
+        }
+    }
+
+    /// Element type of the sums before an epilogue; halves are summed in `f32`.
+    pub fn sum_dtype(&self, scope: &Scope) -> DType {
+        if self.is_wide(scope) { DType::I32 } else { self.dtype(scope) }
     }
 
     /// An element of the left side; zero where `inside` does not hold.
@@ -417,6 +440,15 @@ impl Image {
             return self.mapped(scope, &index, inside);
         }
         element(scope, self.operands[0], &index, inside)
+    }
+
+    /// Which operand a side is, by number.
+    fn operand(&self, which: Which) -> usize {
+        let left = match (self.channels_last, self.conv.form) {
+            (true, ConvForm::WeightGrad) | (false, _) => 1,
+            (true, _) => 0,
+        };
+        if which == Which::Left { left } else { 1 - left }
     }
 
     /// Whether a prologue maps what a side reads, of channels-last images.

@@ -48,7 +48,7 @@ impl Row<'_> {
 
     fn load(&self, scope: &mut Scope, column: &Expr) -> Expr {
         let address = scope.address((self.product.problem.id, 0), &self.index(column));
-        self.product.out.load(address)
+        self.product.outs[0].load(address)
     }
 
     fn each(&self, scope: &mut Scope, body: impl FnOnce(&mut Scope, Expr)) {
@@ -78,7 +78,7 @@ impl Row<'_> {
                     // the exponentials wait in the row's place
                     let e = scope.k.bind(e);
                     let address = scope.address((self.product.problem.id, 0), &self.index(column));
-                    scope.k.store(self.product.out, address, e.clone());
+                    scope.k.store(self.product.outs[0], address, e.clone());
                     e
                 });
                 if *log {
@@ -120,7 +120,7 @@ impl Row<'_> {
             let index = self.index(&column);
             let value = apply(scope, self.product.problem.id, &index, finish, (value, fused.dtype));
             let address = scope.address((self.product.problem.id, 0), &index);
-            scope.k.store(self.product.out, address, value);
+            scope.k.store(self.product.outs[0], address, value);
         });
     }
 }

@@ -2,12 +2,13 @@
 //! epilogue; stores of up to 16 bytes.
 
 use egret_ir::{DType, NodeId, Op};
+use smallvec::SmallVec;
 
 use super::contract::both;
 use super::matrix::{Block, Product};
 use super::tiles::{OWN, WARP_COLUMNS};
 use crate::kernel::{BinaryOp, Expr, LoopKind, Memory, Space};
-use crate::schedule::row::epilogue;
+use crate::schedule::row::results;
 use crate::schedule::scope::Scope;
 
 /// Rows of a warp that are stored together.
@@ -61,11 +62,14 @@ pub fn store_own(scope: &mut Scope, product: &Product, block: &Block, thread: &E
 /// Columns that a thread stores at once.
 fn width(scope: &Scope, product: &Product, dtype: DType, limit: i64) -> i64 {
     let limit = (16 / dtype.size() as i64).min(limit);
+    let id = product.problem.id;
     if product.tiles.splits > 1 {
         return if product.columns.size.modulo(&limit.into()).is(0) { limit } else { 1 };
     }
     let Some(axis) = product.problem.column_axis(scope) else { return 1 };
-    let mut width = scope.neighbours(product.problem.id, axis, limit);
+    // all results have one type, and begin where vectors do
+    let aligned = (0..product.outs.len()).all(|part| scope.stored.is_aligned((id, part)));
+    let mut width = if aligned { scope.neighbours(id, axis, limit) } else { 1 };
     // of grouped channels some may be another group's
     while width > 1 && !product.columns.parts.last().is_some_and(|last| last.modulo(&width.into()).is(0)) {
         width /= 2;
@@ -106,7 +110,8 @@ struct Rows<'p> {
     slab: Expr,
     width: i64,
     own: Memory,
-    made: Memory,
+    /// By result, what a thread stores at once.
+    made: SmallVec<[Memory; 2]>,
     extras: Vec<(NodeId, Memory)>,
 }
 
@@ -122,11 +127,12 @@ impl<'p> Rows<'p> {
     ) -> Rows<'p> {
         let problem = product.problem;
         let is_part = product.tiles.splits > 1;
-        let out = if is_part { DType::F32 } else { scope.graph.tensor_type(problem.id).dtype };
-        let own = if is_part { DType::F32 } else { problem.dtype(scope) };
+        let sum = product.tiles.engine.sum();
+        let out = if is_part { sum } else { scope.graph.tensor_type(problem.id).dtype };
+        let own = if is_part { sum } else { problem.sum_dtype(scope) };
         let width = width(scope, product, out, limit);
         if is_part || width > 1 {
-            scope.k.align_buffer(product.out, 16);
+            product.outs.iter().for_each(|out| scope.k.align_buffer(*out, 16));
         }
         Rows {
             product,
@@ -135,7 +141,7 @@ impl<'p> Rows<'p> {
             slab,
             width,
             own: scope.k.scratch(own, width as usize, Space::Register),
-            made: scope.k.scratch(out, width as usize, Space::Register),
+            made: product.outs.iter().map(|_| scope.k.scratch(out, width as usize, Space::Register)).collect(),
             extras: extras(scope, product, width),
         }
     }
@@ -143,18 +149,45 @@ impl<'p> Rows<'p> {
     /// The place of a column in the warp's slab: chunks of 16 bytes are permuted by rows, so that neither the stores of
     /// matrices nor the loads of rows meet in a bank.
     fn at(&self, row: &Expr, column: &Expr) -> Expr {
-        let key = (row % 4 * 2).binary(BinaryOp::Xor, row % 2);
+        let spread = |row: &Expr| (row % 4 * 2).binary(BinaryOp::Xor, row % 2);
+        let key = match (self.product.left.parts_bytes(), self.product.right.parts_bytes()) {
+            // columns come four together, of two rows, next to each other or every other one
+            (_, true) => (row % 2 * 5).binary(BinaryOp::Xor, row / 2 % 2 * 4),
+            // of four rows, every other one
+            (true, false) => spread(&(row / 2)).binary(BinaryOp::Xor, row % 2),
+            (false, false) => spread(row),
+        };
         &self.slab + row * WARP_COLUMNS + (column / 4).binary(BinaryOp::Xor, key) * 4 + column % 4
     }
 
     /// Puts 16 rows of the sums into the slab.
     fn put(&self, scope: &mut Scope, i: &Expr) {
-        let lane = &self.block.lane;
+        let (lane, product) = (&self.block.lane, self.product);
+        let row = |half: &Expr| match product.left.parts_bytes() {
+            true => lane / 4 * 2 + half,
+            false => lane / 4 + half * 8,
+        };
+        let first = i * (WARP_COLUMNS / 2);
+        if product.right.parts_bytes() {
+            // of two products a lane has every other column each: together four neighbours
+            let four = scope.k.scratch(product.tiles.engine.sum(), 4, Space::Register);
+            scope.for_(Expr::int(0), Expr::int(WARP_COLUMNS / 16), LoopKind::Unroll, |scope, pair| {
+                scope.for_(Expr::int(0), Expr::int(2), LoopKind::Unroll, |scope, half| {
+                    scope.for_(Expr::int(0), Expr::int(4), LoopKind::Unroll, |scope, at| {
+                        let from = &first + &pair * 8 + &at % 2 * 4 + &half * 2 + &at / 2;
+                        scope.k.store(four, at, product.totals.load(from));
+                    });
+                    let to = self.at(&row(&half), &(&pair * 16 + lane % 4 * 4));
+                    scope.k.store_vector(self.slabs, to, (four, 0), 4);
+                });
+            });
+            return;
+        }
         scope.for_(Expr::int(0), Expr::int(WARP_COLUMNS / 8), LoopKind::Unroll, |scope, j| {
             scope.for_(Expr::int(0), Expr::int(2), LoopKind::Unroll, |scope, half| {
-                let to = self.at(&(lane / 4 + &half * 8), &(&j * 8 + lane % 4 * 2));
-                let from = i * (WARP_COLUMNS / 2) + j * 4 + half * 2;
-                scope.k.store_vector(self.slabs, to, (self.product.totals, from), 2);
+                let to = self.at(&row(&half), &(&j * 8 + lane % 4 * 2));
+                let from = &first + &j * 4 + half * 2;
+                scope.k.store_vector(self.slabs, to, (product.totals, from), 2);
             });
         });
     }
@@ -185,7 +218,7 @@ impl<'p> Rows<'p> {
         let (product, problem) = (self.product, self.product.problem);
         if product.tiles.splits > 1 {
             let first = (&self.block.group * &product.rows.end + row) * &product.columns.end + column;
-            return scope.k.store_vector(product.out, first, (self.own, 0), self.width as u32);
+            return scope.k.store_vector(product.outs[0], first, (self.own, 0), self.width as u32);
         }
         let row = product.rows.index(scope, row);
         let column = product.columns.index(scope, column);
@@ -197,12 +230,21 @@ impl<'p> Rows<'p> {
                 scope.k.load_vector((*registers, 0), memory, address, self.width as u32);
             }
         }
-        let address = scope.address((problem.id, 0), &index);
+        let address = |scope: &mut Scope, part: usize| scope.address((problem.id, part), &index);
         if self.width == 1 {
-            let value = epilogue(scope, problem.id, &index, self.own.load(0));
-            return scope.k.store(product.out, address, value);
+            let values = results(scope, problem.id, &index, self.own.load(0));
+            for (part, (out, value)) in product.outs.iter().zip(values).enumerate() {
+                let address = address(scope, part);
+                scope.k.store(*out, address, value);
+            }
+            return;
         }
-        let address = scope.k.bind(address);
+        let addresses: SmallVec<[Expr; 2]> = (0..product.outs.len())
+            .map(|part| {
+                let address = address(scope, part);
+                scope.k.bind(address)
+            })
+            .collect();
         scope.for_(Expr::int(0), Expr::int(self.width), LoopKind::Unroll, |scope, i| {
             let mut column = column.clone();
             if let Some(last) = column.last_mut() {
@@ -213,9 +255,13 @@ impl<'p> Rows<'p> {
                 let at = scope.broadcast_index(*extra, &index);
                 scope.remember(*extra, &at, &registers.load(&i));
             }
-            let value = epilogue(scope, problem.id, &index, self.own.load(&i));
-            scope.k.store(self.made, i, value);
+            let values = results(scope, problem.id, &index, self.own.load(&i));
+            for (made, value) in self.made.iter().zip(values) {
+                scope.k.store(*made, &i, value);
+            }
         });
-        scope.k.store_vector(product.out, address, (self.made, 0), self.width as u32);
+        for ((out, address), made) in product.outs.iter().zip(addresses).zip(&self.made) {
+            scope.k.store_vector(*out, address, (*made, 0), self.width as u32);
+        }
     }
 }

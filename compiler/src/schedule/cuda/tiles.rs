@@ -3,7 +3,7 @@
 use egret_ir::{DType, Dim, Op};
 use egret_program::DeviceDescription;
 
-use super::problem::Problem;
+use super::problem::{Problem, Which};
 use super::{F32Products, Target, expected};
 use crate::kernel::MatrixKind;
 use crate::schedule::scope::Scope;
@@ -111,7 +111,15 @@ pub fn choose(scope: &Scope, problem: &Problem, target: &Target) -> Option<Tiles
     let graph = scope.graph;
     let node = graph.node(problem.id);
     let dtypes = [0, 1].map(|i| graph.tensor_type(node.operands[i]).dtype);
+    let signed = |which| match problem.side_dtype(scope, which) {
+        DType::I8 => Some(true),
+        DType::U8 => Some(false),
+        _ => None,
+    };
     let kind = match (dtypes[0], target.products) {
+        (DType::I8 | DType::U8, _) if problem.is_wide(scope) => {
+            Some(MatrixKind::Int8 { signed: [signed(Which::Left)?, signed(Which::Right)?] })
+        }
         (DType::F16, _) => Some(MatrixKind::F16),
         (DType::BF16, _) => Some(MatrixKind::BF16),
         (DType::F32, F32Products::Tf32) if !target.exact => Some(MatrixKind::Tf32),
@@ -121,7 +129,8 @@ pub fn choose(scope: &Scope, problem: &Problem, target: &Target) -> Option<Tiles
     };
     // a row operator needs whole rows of results, which the other engine has
     let whole_rows = matches!(&node.op, Op::Fused(fused) if fused.rows.is_some());
-    if dtypes[0] != dtypes[1] || whole_rows || kind.is_some() && !problem.has_neighbours() {
+    let alike = dtypes[0] == dtypes[1] || problem.is_wide(scope);
+    if !alike || whole_rows || kind.is_some() && !problem.has_neighbours() {
         return None;
     }
     let extent = |parts: &[Dim]| expected(&parts.iter().fold(Dim::ONE, |n, d| n * d.clone())).max(1);
@@ -137,9 +146,20 @@ pub fn choose(scope: &Scope, problem: &Problem, target: &Target) -> Option<Tiles
     let tiles = match kind {
         None => multiply_adds(extents, target.device)?,
         Some(_) if wasted => return None,
-        Some(kind) => best(kind, size, extents, target.device),
+        Some(kind) => best(kind, size, extents, least(scope, problem, kind), target.device),
     };
     Some(Tiles { band: band(&tiles, size, extents, target.device), ..tiles })
+}
+
+/// Rows and columns that a tile has at least: lines of bytes that lie along these are of 64, so that the loads of a warp
+/// find all banks.
+fn least(scope: &Scope, problem: &Problem, kind: MatrixKind) -> (i64, i64) {
+    let along_terms = |which| problem.neighbours(scope, which, 16).0;
+    let of = |which| match kind {
+        MatrixKind::Int8 { .. } if !along_terms(which) => 64,
+        _ => 0,
+    };
+    (of(Which::Left), of(Which::Right))
 }
 
 /// Blocks of a multiprocessor at once.
@@ -183,12 +203,12 @@ pub fn multiply_adds(extents: Extents, device: &DeviceDescription) -> Option<Til
     (wins && extents.sums >= 4 * step).then_some(tiles)
 }
 
-/// The fastest schedule by [`time`].
-pub fn best(kind: MatrixKind, size: usize, extents: Extents, device: &DeviceDescription) -> Tiles {
+/// The fastest schedule by [`time`], of tiles of at least so many rows and columns.
+pub fn best(kind: MatrixKind, size: usize, extents: Extents, least: (i64, i64), device: &DeviceDescription) -> Tiles {
     let step = STEP_BYTES / size as i64;
     let steps = (extents.sums + step - 1) / step;
     let mut found: Option<(f64, Tiles)> = None;
-    for (rows, columns, warp_rows) in CANDIDATES {
+    for (rows, columns, warp_rows) in CANDIDATES.into_iter().filter(|(m, n, _)| *m >= least.0 && *n >= least.1) {
         for splits in (0..).map(|n| 1 << n).take_while(|s| *s <= MAX_SPLITS && (*s == 1 || steps / *s >= 4)) {
             let tiles =
                 Tiles { engine: Engine::Matrix(kind), rows, columns, step, warp_rows, stages: 3, splits, band: 1 };
@@ -219,7 +239,7 @@ fn time(tiles: &Tiles, size: usize, extents: Extents, device: &DeviceDescription
         Engine::Matrix(MatrixKind::F16 | MatrixKind::BF16) => 1.0,
         Engine::Matrix(MatrixKind::Tf32) => 2.0,
         Engine::Matrix(MatrixKind::Tf32x3) => 6.0,
-        Engine::Matrix(MatrixKind::I8) => 0.5,
+        Engine::Matrix(MatrixKind::Int8 { .. }) => 0.5,
         Engine::Fma => rate / device.core_gflops,
     };
     let products = 2.0 * rows * columns * step * steps * active * slower / rate;
@@ -240,7 +260,7 @@ mod tests {
 
     fn of(batch: i64, rows: i64, columns: i64, sums: i64, device: &str) -> Tiles {
         let device = DeviceDescription::named(device).unwrap();
-        best(MatrixKind::BF16, 2, Extents { batch, rows, columns, sums }, &device)
+        best(MatrixKind::BF16, 2, Extents { batch, rows, columns, sums }, (0, 0), &device)
     }
 
     #[test]
@@ -268,7 +288,7 @@ mod tests {
         let device = DeviceDescription::named("a100").unwrap();
         let banded = |n: i64| {
             let extents = Extents { batch: 1, rows: n, columns: n, sums: 4096 };
-            band(&best(MatrixKind::BF16, 2, extents, &device), 2, extents, &device)
+            band(&best(MatrixKind::BF16, 2, extents, (0, 0), &device), 2, extents, &device)
         };
         assert!(banded(8192) >= 8);
         // all blocks run at once
@@ -280,7 +300,7 @@ mod tests {
         let device = DeviceDescription::named("a100").unwrap();
         let extents = Extents { batch: 1, rows: 1024, columns: 1024, sums: 1024 };
         let choices: Vec<Tiles> = [8, 32, 108, 400]
-            .map(|cores| best(MatrixKind::BF16, 2, extents, &DeviceDescription { cores, ..device.clone() }))
+            .map(|cores| best(MatrixKind::BF16, 2, extents, (0, 0), &DeviceDescription { cores, ..device.clone() }))
             .to_vec();
         assert!(choices.windows(2).any(|pair| pair[0] != pair[1]), "{choices:?}");
     }

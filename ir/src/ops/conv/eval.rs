@@ -1,6 +1,7 @@
 //! Reference evaluation of the three forms, by matrices of columns.
 
 use super::{Conv, ConvForm};
+use crate::dtype::DType;
 use crate::eval::{EvalCx, EvalError, Num, PADDING, Taps, by_kind};
 use crate::tensor::Tensor;
 
@@ -125,14 +126,14 @@ fn transposed<N: Num>(matrix: &[N], rows: usize, columns: usize) -> Vec<N> {
 }
 
 pub(super) fn eval(op: &Conv, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {
-    fn run<N: Num>(form: ConvForm, geometry: &Geometry, operands: &[Tensor], shape: &[usize]) -> Tensor {
+    fn run<N: Num>(form: ConvForm, geometry: &Geometry, operands: &[Tensor], dtype: DType, shape: &[usize]) -> Tensor {
         let (a, b) = (N::load(&operands[0]), N::load(&operands[1]));
         let result = match form {
             ConvForm::Forward => geometry.forward(&a, &b),
             ConvForm::InputGrad => geometry.input_grad(&a, &b),
             ConvForm::WeightGrad => geometry.weight_grad(&a, &b),
         };
-        N::store(operands[0].dtype(), shape, &result)
+        N::store(dtype, shape, &result)
     }
     let (dtype, shape) = cx.result(op, operands)?;
     let (a, b) = (operands[0].shape(), operands[1].shape());
@@ -141,5 +142,5 @@ pub(super) fn eval(op: &Conv, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Te
         ConvForm::InputGrad => Geometry::new(op, &shape, b, a),
         ConvForm::WeightGrad => Geometry::new(op, a, &shape, b),
     }?;
-    Ok(vec![by_kind!(dtype, run(op.form, &geometry, operands, &shape))])
+    Ok(vec![by_kind!(dtype, run(op.form, &geometry, operands, dtype, &shape))])
 }

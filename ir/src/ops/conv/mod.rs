@@ -4,7 +4,7 @@ mod eval;
 
 use smallvec::SmallVec;
 
-use super::{InferCx, InferError, Op, Operator, arity, check_moderate, operand, same_dtype};
+use super::{InferCx, InferError, Op, Operator, arity, check_moderate, operand, summed_dtype};
 use crate::autodiff::{Gradients, VjpCx};
 use crate::diagnostic::Diagnostic;
 use crate::dim::Dim;
@@ -41,6 +41,8 @@ pub struct Conv {
     pub groups: i64,
     /// Spatial extents of the result, where the operands do not tell; empty in the forward form.
     pub extent: Shape,
+    /// Sums of 8-bit integers of either sign are in `i32`, and so is the result.
+    pub wide: bool,
 }
 
 impl Conv {
@@ -55,6 +57,7 @@ impl Conv {
             dilation: list(dilation),
             groups,
             extent: Shape::default(),
+            wide: false,
         }
     }
 
@@ -83,7 +86,7 @@ impl Operator for Conv {
     fn infer(&self, operands: &[Type], cx: &mut InferCx) -> Result<Type, InferError> {
         arity(operands, 2)?;
         let (a, b) = (operand(operands, 0)?, operand(operands, 1)?);
-        let dtype = same_dtype(&[a, b])?;
+        let dtype = summed_dtype(a, b, self.wide)?;
         let n = self.spatial();
         if a.shape.rank() != n + 2 || b.shape.rank() != n + 2 {
             return Err(format!("{a} and {b} must have rank {} for {n} spatial axes", n + 2));
@@ -169,14 +172,18 @@ impl Operator for Conv {
     }
 
     fn attributes(&self) -> Vec<(&'static str, Attr)> {
-        vec![
+        let mut all = vec![
             ("stride", Attr::Ints(self.stride.to_vec())),
             ("pad_low", Attr::Ints(self.pad_low.to_vec())),
             ("pad_high", Attr::Ints(self.pad_high.to_vec())),
             ("dilation", Attr::Ints(self.dilation.to_vec())),
             ("groups", Attr::Int(self.groups)),
             ("extent", Attr::Dims(self.extent.to_vec())),
-        ]
+        ];
+        if self.wide {
+            all.push(("wide", Attr::Bool(true)));
+        }
+        all
     }
 
     fn flops(&self, operands: &[Type], result: &Type) -> Dim {
@@ -210,6 +217,7 @@ pub(super) fn read(name: &str, a: &Attributes) -> Result<Option<Op>, Diagnostic>
             dilation: a.ints("dilation")?.into(),
             groups: a.int("groups")?,
             extent: a.dims("extent")?.into_iter().collect(),
+            wide: a.has("wide") && a.truth("wide")?,
         }
         .into(),
     ))

@@ -18,6 +18,24 @@ DEVICE void load_matrices_transposed(u32* to, const void* row) {
         : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"((u32)__cvta_generic_to_shared(row)) : "memory");
 }
 
+// Of lines of 16 bytes, words along columns: each pair of lines arrives as halves of two bytes, which are then parted. A lane
+// has an even and an odd column: of four terms first, then of four that are 16 later.
+DEVICE void load_rows_of_bytes(u32* to, const void* line) {
+    u32 pairs[4];
+    load_matrices_transposed(pairs, line);
+    #pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+        to[i] = __byte_perm(pairs[i], pairs[i + 1], 0x6420);
+        to[i + 1] = __byte_perm(pairs[i], pairs[i + 1], 0x7531);
+    }
+}
+// The same, column by column.
+DEVICE void load_columns_of_bytes(u32* to, const void* line) {
+    u32 words[4];
+    load_rows_of_bytes(words, line);
+    to[0] = words[0]; to[1] = words[2]; to[2] = words[1]; to[3] = words[3];
+}
+
 // sums[16, 8] += left[16, k] * right[k, 8]
 #define MULTIPLY(name, instruction, sum, constraint) \
     DEVICE void name(sum* sums, const u32* left, const u32* right) { \
@@ -28,6 +46,9 @@ DEVICE void load_matrices_transposed(u32* to, const void* row) {
 MULTIPLY(multiply_f16, "m16n8k16.row.col.f32.f16.f16.f32", f32, "+f")
 MULTIPLY(multiply_bf16, "m16n8k16.row.col.f32.bf16.bf16.f32", f32, "+f")
 MULTIPLY(multiply_i8, "m16n8k32.row.col.s32.s8.s8.s32", i32, "+r")
+MULTIPLY(multiply_u8, "m16n8k32.row.col.s32.u8.u8.s32", i32, "+r")
+MULTIPLY(multiply_i8_u8, "m16n8k32.row.col.s32.s8.u8.s32", i32, "+r")
+MULTIPLY(multiply_u8_i8, "m16n8k32.row.col.s32.u8.s8.s32", i32, "+r")
 MULTIPLY(multiply_words, "m16n8k8.row.col.f32.tf32.tf32.f32", f32, "+f")
 
 // To the nearest with 10 bits of fraction; infinities and NaNs stay.

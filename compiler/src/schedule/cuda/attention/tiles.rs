@@ -8,7 +8,7 @@ use egret_ir::DType;
 use egret_ir::ops::Labels;
 
 use super::{Attend, Index, Place};
-use crate::kernel::{Expr, LoopKind, MatrixKind, Memory, Space};
+use crate::kernel::{Expr, LoopKind, MatrixKind, Memory, Space, Turn};
 use crate::schedule::scope::{Scope, value_of};
 use crate::schedule::view::{StridedView, row_major, strided};
 
@@ -290,10 +290,10 @@ impl Engine {
         let row = &lanes.lane / 16 * 8 + &lanes.lane % 8;
         let at = scope.k.bind(row * streamed.pitch + &lanes.lane / 8 % 2 * 8);
         scope.for_(Expr::int(0), Expr::int(streamed.width / 16), LoopKind::Unroll, |scope, k| {
-            scope.k.load_matrices((left, 0), (own.memory, own_at + &k * 16), false);
+            scope.k.load_matrices((left, 0), (own.memory, own_at + &k * 16), Turn::None);
             scope.for_(Expr::int(0), Expr::int(self.columns / 16), LoopKind::Unroll, |scope, n| {
                 let from = at + &n * (16 * streamed.pitch) + &k * 16;
-                scope.k.load_matrices((right, 0), (streamed.memory, from), false);
+                scope.k.load_matrices((right, 0), (streamed.memory, from), Turn::None);
                 scope.k.multiply(kind, (scores, &n * 8), (left, 0), (right, 0));
                 scope.k.multiply(kind, (scores, n * 8 + 4), (left, 0), (right, 2));
             });
@@ -322,7 +322,7 @@ impl Engine {
             }
             scope.for_(Expr::int(0), Expr::int(width / 16), LoopKind::Unroll, |scope, n| {
                 let from = at + &k * (16 * streamed.pitch) + &n * 16;
-                scope.k.load_matrices((right, 0), (streamed.memory, from), true);
+                scope.k.load_matrices((right, 0), (streamed.memory, from), Turn::Halves);
                 scope.k.multiply(kind, (sums, &n * 8), (left, 0), (right, 0));
                 scope.k.multiply(kind, (sums, n * 8 + 4), (left, 0), (right, 2));
             });
