@@ -423,6 +423,13 @@ fn activations_have_one_text() {
         |_, x| x.gelu_tanh(),
     ];
     one_kernel("gelu by tanh", &[7, 48], &tanh);
+    let quick: [Build; 4] = [
+        |_, x| x * (x * 1.702).sigmoid(),
+        |_, x| (x * 1.702).sigmoid() * x,
+        |_, x| x / ((x * -1.702).exp() + 1.0),
+        |_, x| x.quick_gelu(),
+    ];
+    one_kernel("quick gelu", &[7, 48], &quick);
     let silu: [Build; 4] =
         [|_, x| x * x.sigmoid(), |_, x| x / ((-x).exp() + 1.0), |_, x| x * ((-x).exp() + 1.0).recip(), |_, x| x.silu()];
     one_kernel("silu", &[7, 48], &silu);

@@ -67,6 +67,13 @@ fn named(e: &ScalarExpr, dtype: DType) -> Option<ScalarExpr> {
         if factor.operands_of(ScalarFn::Sigmoid).is_some_and(|s| s[0] == *x) && near(others.scale, 1.0) {
             return Some(un(ScalarFn::Silu, x));
         }
+        // x·sigmoid(1.702 x)
+        if let Some([inner]) = factor.operands_of(ScalarFn::Sigmoid)
+            && scaled(inner).is_some_and(|(c, y)| y == *x && near(c, 1.702))
+            && near(others.scale, 1.0)
+        {
+            return Some(un(ScalarFn::QuickGelu, x));
+        }
         // x·tanh(softplus(x))
         if let Some([inner]) = factor.operands_of(ScalarFn::Tanh)
             && inner.operands_of(ScalarFn::Softplus).is_some_and(|s| s[0] == *x)
@@ -299,6 +306,9 @@ mod tests {
         let sigmoid = ap(Div, [c(1.0), ap(Add, [c(1.0), ap(Exp, [ap(Neg, [x()])])])]);
         assert_eq!(recognise(&sigmoid, &[F]), ap(Sigmoid, [x()]));
         assert_eq!(recognise(&ap(Mul, [x(), sigmoid]), &[F]), ap(Silu, [x()]));
+        let quick = |k| ap(Mul, [ap(Sigmoid, [ap(Mul, [c(k), x()])]), x()]);
+        assert_eq!(recognise(&quick(1.702), &[F]), ap(QuickGelu, [x()]));
+        assert_ne!(recognise(&quick(1.7), &[F]), ap(QuickGelu, [x()]));
         let silu = ap(Div, [x(), ap(Add, [c(1.0), ap(Exp, [ap(Neg, [x()])])])]);
         assert_eq!(recognise(&silu, &[F]), ap(Silu, [x()]));
         assert_eq!(recognise(&ap(Max, [x(), c(0.0)]), &[F]), ap(Relu, [x()]));

@@ -213,6 +213,8 @@ table! {
     GeluTanh "gelu_tanh" "" 1 Defined(|a, t| { let x = a[0].clone(); let cube = x.clone().mul(x.clone()).mul(x.clone());
         let inner = c(0.797_884_560_802_865_4, t).mul(x.clone().add(c(0.044715, t).mul(cube)));
         c(0.5, t).mul(x).mul(c(1.0, t).add(inner.un(ScalarFn::Tanh))) }), None;
+    /// x·sigmoid(1.702 x), the quick approximation of GELU (Hendrycks and Gimpel, 2016).
+    QuickGelu "quick_gelu" "" 1 Defined(|a, t| a[0].clone().mul(a[0].clone().mul(c(1.702, t)).un(ScalarFn::Sigmoid))), None;
     /// x·sigmoid(x), also Swish.
     Silu "silu" "Swish" 1 Defined(|a, _| a[0].clone().mul(a[0].clone().un(ScalarFn::Sigmoid))), None;
     /// log(1 + eˣ), as max(x, 0) + log(1 + e^−|x|): no overflow.
@@ -351,6 +353,7 @@ impl ScalarFn {
                 | Pow
                 | Gelu
                 | GeluTanh
+                | QuickGelu
                 | Silu
                 | Mish
                 | Softplus

@@ -62,6 +62,8 @@ unary! {
     gelu Gelu;
     /// The tanh approximation of GELU.
     gelu_tanh GeluTanh;
+    /// x·sigmoid(1.702 x), the quick approximation of GELU.
+    quick_gelu QuickGelu;
     /// x·sigmoid(x).
     silu Silu;
     /// log(1 + eˣ).
