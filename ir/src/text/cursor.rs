@@ -1,5 +1,7 @@
 //! A place in a text, and the small things that are read there.
 
+use std::rc::Rc;
+
 use crate::diagnostic::{Diagnostic, Origin};
 use crate::dim::Dim;
 use crate::dtype::DType;
@@ -16,11 +18,14 @@ pub(super) struct Cursor<'a> {
     at: usize,
     end: usize,
     depth: usize,
+    /// Where lines end.
+    ends: Rc<[usize]>,
 }
 
 impl<'a> Cursor<'a> {
     pub(super) fn new(text: &'a str) -> Cursor<'a> {
-        Cursor { text, at: 0, end: text.len(), depth: 0 }
+        let ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at).collect();
+        Cursor { text, at: 0, end: text.len(), depth: 0, ends }
     }
 
     /// An error here: line and column, from 1, then what is wrong.
@@ -28,14 +33,14 @@ impl<'a> Cursor<'a> {
         let mut place = self.clone();
         place.skip();
         let before = &self.text[..place.at];
-        let line = before.matches('\n').count() + 1;
+        let line = place.line();
         let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-        Diagnostic::new("E0601", format!("{line}:{column}: {}", message.as_ref()))
-            .at(Origin::Text { line: line as u32 })
+        Diagnostic::new("E0601", format!("{line}:{column}: {}", message.as_ref())).at(Origin::Text { line })
     }
 
+    /// The line, from 1.
     pub(super) fn line(&self) -> u32 {
-        self.text[..self.at].matches('\n').count() as u32 + 1
+        self.ends.partition_point(|end| *end < self.at) as u32 + 1
     }
 
     fn rest(&self) -> &'a str {
