@@ -158,6 +158,7 @@ fn differentiate(graph: &Graph, unreached: Unreached) -> Result<(Graph, Vec<Opti
         return Err(error);
     }
     expanded.weights = graph.weights.clone();
+    expanded.take_roots_of(graph, |id| map[id.index()]);
     Ok((expanded, map))
 }
 
@@ -210,10 +211,6 @@ fn rebuild<'t>(t: &Tracer<'t>, graph: &Graph, unreached: Unreached) -> Result<Ve
         values.push(value);
     }
     t.set_origins(None);
-    graph.outputs().iter().for_each(|(name, id)| t.output(name, values[id.index()]));
-    for (name, id) in graph.updates() {
-        t.update_named(name, values[id.index()]);
-    }
     Ok(values)
 }
 
@@ -286,7 +283,7 @@ pub(crate) fn backward<'t>(
         }
         let derived = origins.iter().map(|o| match &**o {
             Origin::Gradient(_) => o.clone(),
-            other => Arc::new(Origin::Gradient(Box::new(other.clone()))),
+            _ => Arc::new(Origin::Gradient(o.clone())),
         });
         t.set_origins(Some(derived.collect()));
         let mut upstream = cotangents.totals(t, id);

@@ -1,6 +1,7 @@
 //! Errors that people can act on.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +28,7 @@ pub enum Origin {
         line: u32,
     },
     /// The gradient of something.
-    Gradient(Box<Origin>),
+    Gradient(Arc<Origin>),
 }
 
 impl fmt::Display for Origin {

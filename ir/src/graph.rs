@@ -68,11 +68,25 @@ impl Graph {
         Graph::default()
     }
 
+    /// An empty graph with weights.
+    pub(crate) fn of_weights(weights: Arc<Weights>) -> Graph {
+        Graph {
+            nodes: Vec::new(),
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            updates: Vec::new(),
+            assumptions: Vec::new(),
+            origins: Vec::new(),
+            users: OnceLock::new(),
+            weights,
+        }
+    }
+
     /// An empty graph with the weights of `like`, and room for as many nodes.
     pub fn like(like: &Graph) -> Graph {
         let n = like.nodes.len();
         let (nodes, origins) = (Vec::with_capacity(n), Vec::with_capacity(n));
-        Graph { nodes, origins, weights: like.weights.clone(), ..Graph::default() }
+        Graph { nodes, origins, ..Graph::of_weights(like.weights.clone()) }
     }
 
     /// Appends a node and infers its type.
@@ -103,7 +117,7 @@ impl Graph {
         })?;
         let node = NodeId::new(self.nodes.len());
         self.assumptions.extend(cx.assumptions.into_iter().map(|equality| Assumption { node, equality }));
-        Ok(self.push(Node { op, operands: operands.into(), ty }, origins))
+        Ok(self.push(Node { op, operands: SmallVec::from_slice(operands), ty }, origins))
     }
 
     /// Appends a node whose operator fits its operands and gives its type: one of another graph whose operands have
@@ -267,29 +281,38 @@ impl Graph {
 
     /// The graph of the nodes that `live` names, which reads nothing else, and where each node went. Types stay as they are;
     /// what dropped nodes assumed of symbols is kept, because it still holds.
-    pub fn restricted(self, live: &[bool]) -> (Graph, Vec<Option<NodeId>>) {
-        if live.iter().all(|live| *live) {
-            let map = (0..self.nodes.len()).map(|i| Some(NodeId::new(i))).collect();
-            return (self, map);
+    pub fn restricted(mut self, live: &[bool]) -> (Graph, Vec<Option<NodeId>>) {
+        let mut next = 0;
+        let mut place = |live: &bool| {
+            let at = live.then(|| NodeId::new(next));
+            next += usize::from(*live);
+            at
+        };
+        let new: Vec<Option<NodeId>> = live.iter().map(&mut place).collect();
+        if next == self.nodes.len() {
+            return (self, new);
         }
-        let mut kept = Graph::like(&self);
-        let mut new: Vec<Option<NodeId>> = vec![None; self.nodes.len()];
-        for (id, node) in self.iter().filter(|(id, _)| live[id.index()]) {
-            let operands = node.operands.iter().filter_map(|o| new[o.index()]).collect();
-            let at = NodeId::new(kept.nodes.len());
-            if matches!(node.op, Op::Input(_)) {
-                kept.inputs.push(at);
+        let mut at = 0..;
+        self.nodes.retain_mut(|node| {
+            // a live node reads live ones alone
+            let kept = at.next().is_some_and(|i| live[i]);
+            if kept {
+                node.operands.iter_mut().for_each(|o| *o = new[o.index()].unwrap_or(*o));
             }
-            kept.nodes.push(Node { op: node.op.clone(), operands, ty: node.ty.clone() });
-            kept.origins.push(self.origins[id.index()].clone());
-            new[id.index()] = Some(at);
+            kept
+        });
+        let mut at = 0..;
+        self.origins.retain(|_| at.next().is_some_and(|i| live[i]));
+        self.users = OnceLock::new();
+        self.inputs = self.inputs.iter().filter_map(|id| new[id.index()]).collect();
+        for roots in [&mut self.outputs, &mut self.updates] {
+            roots.retain_mut(|(_, id)| new[id.index()].map(|at| *id = at).is_some());
         }
-        kept.take_roots_of(&self, |id| new[id.index()]);
-        for assumption in &self.assumptions {
+        for assumption in std::mem::take(&mut self.assumptions) {
             let node = new[assumption.node.index()].unwrap_or(NodeId::new(0));
-            kept.assume(Assumption { node, equality: assumption.equality.clone() });
+            self.assume(Assumption { node, ..assumption });
         }
-        (kept, new)
+        (self, new)
     }
 
     /// The graph with each region of its nodes replaced by what `f` makes of it, given the node and the place of the region
@@ -332,7 +355,7 @@ impl Graph {
 
     /// The graph in which what reads a node that `through` names reads its operand instead; those nodes go.
     pub fn bypassing(&self, through: &dyn Fn(&Op) -> bool) -> Graph {
-        let mut kept = Graph { weights: self.weights.clone(), ..Graph::default() };
+        let mut kept = Graph::of_weights(self.weights.clone());
         let mut new: Vec<NodeId> = Vec::with_capacity(self.nodes.len());
         for (id, node) in self.iter() {
             if let (true, Some(operand)) = (through(&node.op), node.operands.first()) {

@@ -1,7 +1,7 @@
 //! Activations: a cone over one value that the normal form of scalar programs names.
 
 use egret_ir::ops::Pointwise;
-use egret_ir::{ExprKind, NodeId, Op};
+use egret_ir::{ExprKind, NodeId, Op, ScalarFn};
 use smallvec::{SmallVec, smallvec};
 
 use super::cone::cone;
@@ -13,8 +13,9 @@ const LIMIT: u32 = 16;
 
 /// The activation that a node spells.
 pub fn raise(builder: &mut Builder, id: NodeId) -> Option<(NodeId, &'static str)> {
-    let Op::Pointwise(pointwise) = &builder.graph().node(id).op else { return None };
-    if pointwise.f.arity() < 2 {
+    let Op::Pointwise(Pointwise { f }) = builder.graph().node(id).op else { return None };
+    // all are products or quotients of their argument, but for ReLU
+    if !matches!(f, ScalarFn::Mul | ScalarFn::Div | ScalarFn::Max) {
         return None;
     }
     let dtype = builder.graph().tensor_type(id).dtype;

@@ -19,13 +19,12 @@ use crate::plan::attention_has_driver;
 use crate::rewrite::direct::{self, Builder, Direct};
 
 /// The graph, and those in its loops, with every composite that the device has no kernel for spelled out, and where each
-/// node went; `None` when there is no composite of these kinds.
+/// node went; `None` when there is none.
 ///
 /// # Errors
 /// When what is put in does not fit: a defect.
 pub fn spell_out(graph: &Graph, device: &DeviceDescription) -> Result<Option<Direct>, Diagnostic> {
-    let bytes = |node: &Node| !device.is_cpu() && node.ty.tensor().is_some_and(|ty| ty.dtype == DType::I32);
-    if !graph.nodes().iter().any(|node| may_be_spelled(&node.op) || bytes(node)) {
+    if !has_spelled(graph, device) {
         return Ok(None);
     }
     let inside = graph.with_regions(&mut |_, _, region| {
@@ -54,11 +53,11 @@ pub fn spell_out(graph: &Graph, device: &DeviceDescription) -> Result<Option<Dir
                 let mut speller = Speller { builder, device };
                 speller.scatter(scatter, &node.operands).map(|id| (id, "spell-out"))
             }
-            Op::DotGeneral(dot) if bytes(&node) => {
+            Op::DotGeneral(dot) if is_of_bytes(&node, device) => {
                 let mut speller = Speller { builder, device };
                 speller.product_of_bytes(dot, &node.operands).map(|id| (id, "spell-out"))
             }
-            Op::Conv(conv) if bytes(&node) => {
+            Op::Conv(conv) if is_of_bytes(&node, device) => {
                 let mut speller = Speller { builder, device };
                 speller.convolution_of_bytes(conv, &node.operands).map(|id| (id, "spell-out"))
             }
@@ -68,9 +67,29 @@ pub fn spell_out(graph: &Graph, device: &DeviceDescription) -> Result<Option<Dir
     direct::apply(graph, &[], &mut hook).map(Some)
 }
 
-fn may_be_spelled(op: &Op) -> bool {
-    use Op::*;
-    matches!(op, Attention(_) | AttentionGrad(_) | TopK(_) | Unique(_) | Scatter(_)) || !op.home().regions().is_empty()
+/// Whether a graph, or a region in it, holds what the device has no kernel for.
+fn has_spelled(graph: &Graph, device: &DeviceDescription) -> bool {
+    let half = |id: NodeId| is_half(graph.tensor_type(id).dtype);
+    graph.nodes().iter().any(|node| match &node.op {
+        Op::Attention(attention) => !has_driver(graph, device, attention, &node.operands, false),
+        Op::AttentionGrad(grad) => !has_driver(graph, device, &grad.of, &node.operands, true),
+        Op::Unique(_) => !device.is_cpu() || half(node.operands[0]),
+        Op::TopK(_) => half(node.operands[0]),
+        Op::DotGeneral(_) | Op::Conv(_) => is_of_bytes(node, device),
+        Op::Scatter(scatter) => matches!(scatter.kind, ScatterKind::Add | ScatterKind::Mul) && half(node.operands[0]),
+        op => op.home().regions().into_iter().any(|region| has_spelled(region, device)),
+    })
+}
+
+/// Whether a sum of integers may be one of bytes, which a GPU multiplies as such.
+fn is_of_bytes(node: &Node, device: &DeviceDescription) -> bool {
+    !device.is_cpu() && node.ty.tensor().is_some_and(|ty| ty.dtype == DType::I32)
+}
+
+/// Whether a device has a kernel for an attention of a graph, or its gradient, as it is.
+fn has_driver(graph: &Graph, device: &DeviceDescription, of: &Attention, operands: &[NodeId], gradient: bool) -> bool {
+    let [q, k, v] = [0, 1, 2].map(|i| graph.tensor_type(operands[i]));
+    attention_has_driver(of, [q, k, v], gradient, device)
 }
 
 struct Speller<'b> {
@@ -104,8 +123,7 @@ impl Speller<'_> {
 
     /// Whether the device has a kernel for an attention, or its gradient, as it is.
     fn has_driver(&self, attention: &Attention, operands: &[NodeId], gradient: bool) -> bool {
-        let [q, k, v] = [0, 1, 2].map(|i| self.builder.graph().tensor_type(operands[i]));
-        attention_has_driver(attention, [q, k, v], gradient, self.device)
+        has_driver(self.builder.graph(), self.device, attention, operands, gradient)
     }
 
     fn cast(&mut self, id: NodeId, dtype: DType) -> Option<NodeId> {

@@ -132,12 +132,7 @@ impl Work<'_> {
     fn finish(self) -> Result<Cloned, Diagnostic> {
         let graph = self.values.graph;
         let mut out = self.builder.finish();
-        for (name, id) in graph.outputs() {
-            self.new[id.index()].into_iter().for_each(|id| out.add_output(name.clone(), id));
-        }
-        for (name, id) in graph.updates() {
-            self.new[id.index()].into_iter().for_each(|id| out.add_update(name.clone(), id));
-        }
+        out.take_roots_of(graph, |id| self.new[id.index()]);
         for assumption in graph.assumptions() {
             let node = self.new[assumption.node.index()].unwrap_or(NodeId::new(0));
             out.assume(Assumption { node, equality: assumption.equality.clone() });

@@ -1,12 +1,14 @@
 //! Rules applied directly to a graph, bottom up, without search: canonicalisation and raise.
 
 use std::cell::RefCell;
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use egg::Id;
 use egret_ir::ops::Const;
 use egret_ir::{DType, Diagnostic, Graph, Literal, Node, NodeId, Op, Origin, Tensor, Type};
-use rustc_hash::FxHashMap;
+use hashbrown::HashTable;
+use rustc_hash::{FxBuildHasher, FxHashMap};
 use smallvec::SmallVec;
 
 use super::facts::GraphFacts;
@@ -19,7 +21,8 @@ const MAX_CHAIN: usize = 32;
 /// A graph under construction in which equal nodes are one.
 pub struct Builder {
     graph: Graph,
-    known: FxHashMap<(Op, SmallVec<[NodeId; 4]>), NodeId>,
+    /// Nodes by operator and operands; each input is its own.
+    known: HashTable<NodeId>,
     facts: GraphFacts,
     origins: SmallVec<[Arc<Origin>; 1]>,
 }
@@ -32,10 +35,36 @@ fn class(id: NodeId) -> Id {
     Id::from(id.index())
 }
 
+/// Hash of an operator, by which [`Builder`] finds nodes.
+#[derive(Clone, Copy, Hash)]
+pub(super) struct OpHash(u64);
+
+impl OpHash {
+    pub(super) fn of(op: &Op) -> OpHash {
+        OpHash(FxBuildHasher.hash_one(op))
+    }
+
+    fn with(self, operands: &[NodeId]) -> u64 {
+        FxBuildHasher.hash_one((self, operands))
+    }
+}
+
+/// Whether two types are equal; those of tuples are most often one in memory, which each of their projections would compare.
+fn same_type(a: &Type, b: &Type) -> bool {
+    match (a, b) {
+        (Type::Tuple(a), Type::Tuple(b)) => Arc::ptr_eq(a, b) || a == b,
+        (a, b) => a == b,
+    }
+}
+
+fn hash_of(op: &Op, operands: &[NodeId]) -> u64 {
+    OpHash::of(op).with(operands)
+}
+
 impl Builder {
     /// An empty graph with the weights of `like`.
     pub fn new(like: &Graph) -> Builder {
-        let known = FxHashMap::with_capacity_and_hasher(like.nodes().len(), Default::default());
+        let known = HashTable::with_capacity(like.nodes().len());
         Builder { graph: Graph::like(like), known, facts: GraphFacts::default(), origins: SmallVec::new() }
     }
 
@@ -52,6 +81,16 @@ impl Builder {
     /// Nodes added from now on come from `origins`.
     pub fn set_origins(&mut self, origins: &[Arc<Origin>]) {
         self.origins = origins.iter().cloned().collect();
+    }
+
+    /// Nodes added from now on come from `origins`, each taken once.
+    pub(super) fn set_origins_once<'o>(&mut self, origins: impl Iterator<Item = &'o Arc<Origin>>) {
+        self.origins.clear();
+        for origin in origins {
+            if !self.origins.contains(origin) {
+                self.origins.push(origin.clone());
+            }
+        }
     }
 
     /// A node comes from `origins` too.
@@ -73,14 +112,13 @@ impl Builder {
     /// # Errors
     /// When the operands do not fit the operator.
     pub fn add(&mut self, op: &Op, operands: &[NodeId]) -> Result<NodeId, Diagnostic> {
-        let key = (op.clone(), SmallVec::from_slice(operands));
-        let leaf = matches!(op, Op::Input(_));
-        if !leaf && let Some(id) = self.known.get(&key) {
-            self.graph.add_origins(*id, &self.origins);
-            return Ok(*id);
+        let hash = hash_of(op, operands);
+        if let Some(id) = self.find(hash, op, operands) {
+            self.graph.add_origins(id, &self.origins);
+            return Ok(id);
         }
         let id = self.graph.add_from(op.clone(), operands, self.origins.clone())?;
-        self.learn(key, id);
+        self.learn(hash, id);
         Ok(id)
     }
 
@@ -90,27 +128,45 @@ impl Builder {
     /// When the operands do not fit the operator.
     pub fn add_again(&mut self, node: &Node, types_of: &Graph, operands: &[NodeId]) -> Result<NodeId, Diagnostic> {
         let same = node.operands.len() == operands.len()
-            && node.operands.iter().zip(operands).all(|(old, new)| types_of.ty(*old) == self.graph.ty(*new));
+            && node.operands.iter().zip(operands).all(|(old, new)| same_type(types_of.ty(*old), self.graph.ty(*new)));
         if same { Ok(self.add_typed(&node.op, operands, &node.ty)) } else { self.add(&node.op, operands) }
     }
 
     /// [`Builder::add`] of a node that fits its operands, as in the graph that it is taken from.
     pub fn add_typed(&mut self, op: &Op, operands: &[NodeId], ty: &Type) -> NodeId {
-        let key = (op.clone(), SmallVec::from_slice(operands));
-        let leaf = matches!(op, Op::Input(_));
-        if !leaf && let Some(id) = self.known.get(&key) {
-            self.graph.add_origins(*id, &self.origins);
-            return *id;
+        self.add_hashed(op, OpHash::of(op), operands, ty)
+    }
+
+    /// [`Builder::add_typed`] of an operator of known hash.
+    pub(super) fn add_hashed(&mut self, op: &Op, hash: OpHash, operands: &[NodeId], ty: &Type) -> NodeId {
+        let hash = hash.with(operands);
+        if let Some(id) = self.find(hash, op, operands) {
+            self.graph.add_origins(id, &self.origins);
+            return id;
         }
-        let node = Node { op: op.clone(), operands: operands.into(), ty: ty.clone() };
+        let node = Node { op: op.clone(), operands: SmallVec::from_slice(operands), ty: ty.clone() };
         let id = self.graph.add_typed(node, self.origins.clone());
-        self.learn(key, id);
+        self.learn(hash, id);
         id
     }
 
-    fn learn(&mut self, key: (Op, SmallVec<[NodeId; 4]>), id: NodeId) {
-        self.facts.learn(self.graph.node(id));
-        self.known.insert(key, id);
+    /// The node of that operator on these operands, if there is one.
+    fn find(&self, hash: u64, op: &Op, operands: &[NodeId]) -> Option<NodeId> {
+        let is = |id: &NodeId| {
+            let node = self.graph.node(*id);
+            node.operands.as_slice() == operands && node.op == *op
+        };
+        self.known.find(hash, is).copied()
+    }
+
+    fn learn(&mut self, hash: u64, id: NodeId) {
+        let node = self.graph.node(id);
+        self.facts.learn(node);
+        if !matches!(node.op, Op::Input(_)) {
+            let nodes = self.graph.nodes();
+            let rehash = |id: &NodeId| hash_of(&nodes[id.index()].op, &nodes[id.index()].operands);
+            self.known.insert_unique(hash, id, rehash);
+        }
     }
 
     /// A scalar constant.
@@ -147,11 +203,19 @@ impl Builder {
 pub(super) struct BuilderView<'a>(pub(super) &'a Builder);
 
 impl View for BuilderView<'_> {
-    fn nodes(&self, class: Id, kind: Kind, f: &mut dyn FnMut(&Op, &[Id])) {
+    fn nodes(&self, class: Id, kind: Kind, f: &mut dyn FnMut(&Op, &[Id]) -> bool) -> bool {
         let node = self.0.graph.node(node(class));
-        if Kind::of(&node.op) == kind {
-            let ids: SmallVec<[Id; 4]> = node.operands.iter().map(|o| self::class(*o)).collect();
-            f(&node.op, &ids);
+        if Kind::of(&node.op) != kind {
+            return false;
+        }
+        // most have no more: nothing is allocated for these
+        let mut few = [Id::from(0); 4];
+        match few.get_mut(..node.operands.len()) {
+            Some(ids) => {
+                ids.iter_mut().zip(&node.operands).for_each(|(id, operand)| *id = self::class(*operand));
+                f(&node.op, ids)
+            }
+            None => f(&node.op, &node.operands.iter().map(|operand| self::class(*operand)).collect::<Vec<Id>>()),
         }
     }
 
@@ -226,8 +290,7 @@ pub fn apply(graph: &Graph, rules: &[Arc<Rule>], hook: Hook) -> Result<Direct, D
         for _ in 0..MAX_CHAIN {
             let Some((next, rule)) = improve(&mut builder, at, &by_root, hook) else { break };
             applied.push(Step { rule, old: at, new: next });
-            let origins: Vec<_> = graph.origins(id).to_vec();
-            builder.graph.add_origins(next, &origins);
+            builder.graph.add_origins(next, graph.origins(id));
             at = next;
         }
         new[id.index()] = Some(at);
@@ -243,11 +306,10 @@ fn improve(
 ) -> Option<(NodeId, &'static str)> {
     let kind = Kind::of(&builder.graph.node(at).op);
     for rule in by_root.get(&kind).into_iter().flatten() {
-        let Some(bindings) = rule.search(&BuilderView(builder), class(at)).into_iter().next() else { continue };
-        // what the left side took lives on in the right side
-        let mut origins: Vec<Arc<Origin>> = builder.origins.to_vec();
-        collect_origins(builder, at, &bindings.matched, &mut origins);
-        builder.set_origins(&origins);
+        let Some(bindings) = rule.first(&BuilderView(builder), class(at)) else { continue };
+        // what the left side took lives on in the right side; the first of it is the node itself
+        let taken: SmallVec<[NodeId; 8]> = bindings.matched.iter().map(|m| node(m.class)).collect();
+        builder.take_origins(&taken);
         let dtype = builder.graph.tensor_type(at).dtype;
         let built = builder.instantiate(rule, &bindings, dtype);
         match built {
@@ -258,23 +320,6 @@ fn improve(
         }
     }
     hook(builder, at).filter(|(next, _)| *next != at && builder.graph.ty(*next) == builder.graph.ty(at))
-}
-
-fn collect_origins(builder: &Builder, at: NodeId, matched: &[(Op, SmallVec<[Id; 4]>)], origins: &mut Vec<Arc<Origin>>) {
-    let mut take = |id: NodeId| {
-        for origin in builder.graph.origins(id) {
-            if !origins.contains(origin) {
-                origins.push(origin.clone());
-            }
-        }
-    };
-    take(at);
-    for (op, ids) in matched {
-        let key = (op.clone(), ids.iter().map(|i| node(*i)).collect());
-        if let Some(id) = builder.known.get(&key) {
-            take(*id);
-        }
-    }
 }
 
 /// A graph that was rebuilt node by node: `new` tells where each of `graph` went.

@@ -41,10 +41,7 @@ impl GraphFacts {
         self.times.push(time_of(node, &self.times));
         let splat = match &node.op {
             Op::Const(constant) => splat_of(&constant.value),
-            op => {
-                let operands: SmallVec<[_; 4]> = node.operands.iter().map(|o| self.splats[o.index()]).collect();
-                computed_splat(op, &operands, &node.ty)
-            }
+            op => computed_splat(op, node.operands.iter().map(|o| self.splats[o.index()]), &node.ty),
         };
         self.splats.push(splat);
     }
@@ -65,14 +62,22 @@ pub(crate) fn time_of(node: &Node, times: &[BindingTime]) -> BindingTime {
 }
 
 /// The element of what an operator makes of operands that are each one number.
-pub(super) fn computed_splat(op: &Op, operands: &[Option<Literal>], ty: &Type) -> Option<Literal> {
+pub(super) fn computed_splat(
+    op: &Op,
+    mut operands: impl Iterator<Item = Option<Literal>>,
+    ty: &Type,
+) -> Option<Literal> {
     match op {
-        Op::Reshape(_) | Op::Broadcast(_) | Op::Transpose(_) | Op::Slice(_) => operands.first().copied().flatten(),
-        Op::Cast(cast) => operands.first().copied().flatten().map(|l| Literal::new(l.value(), cast.dtype)),
+        Op::Reshape(_) | Op::Broadcast(_) | Op::Transpose(_) | Op::Slice(_) => operands.next()?,
+        Op::Cast(cast) => operands.next()?.map(|l| Literal::new(l.value(), cast.dtype)),
         Op::Pointwise(Pointwise { f }) => {
-            let values: Option<SmallVec<[_; 3]>> = operands.iter().map(|l| l.map(Literal::value)).collect();
-            let operand_dtype = operands.last().copied().flatten()?.dtype;
-            Some(Literal::new(f.eval(&values?, operand_dtype), ty.tensor()?.dtype))
+            let (mut values, mut dtype) = (SmallVec::<[_; 3]>::new(), None);
+            for literal in operands {
+                let literal = literal?;
+                values.push(literal.value());
+                dtype = Some(literal.dtype);
+            }
+            Some(Literal::new(f.eval(&values, dtype?), ty.tensor()?.dtype))
         }
         _ => None,
     }

@@ -22,14 +22,12 @@ mod set;
 mod taps;
 pub mod term;
 
-use std::sync::Arc;
-
-use egret_ir::{Diagnostic, Graph, NodeId, Origin};
+use egret_ir::{Diagnostic, Graph, Node, NodeId};
 use egret_program::DeviceDescription;
 use smallvec::SmallVec;
 
 pub use activation::recognise as recognise_activations;
-use direct::Builder;
+use direct::{Builder, OpHash};
 pub use explain::{Explanation, Link, Pair};
 use extract::Search;
 pub(crate) use facts::{GraphFacts, time_of};
@@ -322,9 +320,12 @@ fn assemble(graph: &Graph, rewrites: &[Rewrite], places: &[(usize, Place)]) -> R
         let operands: SmallVec<[NodeId; 4]> = node.operands.iter().filter_map(|o| new[o.index()]).collect();
         new[id.index()] = Some(builder.add_again(node, graph, &operands)?);
     }
+    let hashes = |rewrite: &Rewrite| rewrite.template.nodes.iter().map(|node| OpHash::of(&node.op)).collect();
+    let hashes: Vec<Vec<OpHash>> = rewrites.iter().map(hashes).collect();
+    let mut ids: Vec<NodeId> = Vec::new();
     for (place_index, (which, place)) in places.iter().enumerate() {
         let rewrite = &rewrites[*which];
-        let mut ids: Vec<NodeId> = Vec::new();
+        ids.clear();
         let leaf = |l: u32, new: &[Option<NodeId>]| new[place.leaves[l as usize].index()];
         for (i, node) in rewrite.template.nodes.iter().enumerate() {
             let operands: SmallVec<[NodeId; 4]> = node
@@ -335,14 +336,8 @@ fn assemble(graph: &Graph, rewrites: &[Rewrite], places: &[(usize, Place)]) -> R
                     Ref::Node(n) => Some(ids[*n as usize]),
                 })
                 .collect();
-            let mut origins: Vec<Arc<Origin>> = Vec::new();
-            for origin in node.origins.iter().flat_map(|n| graph.origins(place.nodes[*n as usize])) {
-                if !origins.contains(origin) {
-                    origins.push(origin.clone());
-                }
-            }
-            builder.set_origins(&origins);
-            let id = builder.add_typed(&node.op, &operands, &node.ty);
+            builder.set_origins_once(node.origins.iter().flat_map(|n| graph.origins(place.nodes[*n as usize])));
+            let id = builder.add_hashed(&node.op, hashes[*which][i], &operands, &node.ty);
             made.resize(made.len().max(id.index() + 1), None);
             made[id.index()].get_or_insert((place_index, i));
             ids.push(id);
@@ -376,6 +371,14 @@ impl Rewritten {
     /// The graph before rewriting, but for its regions.
     pub fn original(&self) -> &Graph {
         &self.original
+    }
+
+    /// The regions of [`Rewritten::original`], each rewritten before what it is in: the node that holds it, its place among
+    /// that node's regions, and what was made of it.
+    pub fn regions(&self) -> impl Iterator<Item = (NodeId, usize, &Rewritten)> {
+        let places = |(id, node): (NodeId, &Node)| (0..node.op.home().regions().len()).map(move |place| (id, place));
+        let holders = self.original.iter().flat_map(places);
+        holders.zip(&self.regions).map(|((id, place), region)| (id, place, region))
     }
 
     /// Marks of nodes of the original graph, or none, on those of the rewritten one: on a node that has the value of a marked one, on

@@ -3,12 +3,15 @@
 //! The graph is cut where at most one tensor is live and an anchor reads it. Values that live long (masks, positions),
 //! results of the graph, values known at load, and residuals around a row operator, which from there on only elementwise
 //! nodes read, are not counted: they are leaves of the parts that read them, where they are extra operands as good as any.
-//! Parts that are equal but for their leaves' identity are rewritten once.
+//! Maps between which nothing is live are parts of their own, however small. Parts that are equal but for their leaves'
+//! identity are rewritten once.
 
-use std::hash::BuildHasher;
+use std::hash::{Hash, Hasher};
 
-use egret_ir::{Graph, NodeId, Op, Type};
-use rustc_hash::{FxBuildHasher, FxHashMap};
+use egret_ir::{Graph, Node, NodeId, Op, Type};
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
+use rustc_hash::FxHasher;
 use smallvec::SmallVec;
 
 use super::facts::GraphFacts;
@@ -68,13 +71,6 @@ pub struct Place {
     pub nodes: Vec<NodeId>,
 }
 
-impl Part {
-    /// Whether two parts are rewritten alike.
-    fn same(&self, other: &Part) -> bool {
-        self.nodes == other.nodes && self.outputs == other.outputs && self.leaves == other.leaves
-    }
-}
-
 /// Whether a part may begin with an operator: one that loops over sums, and never joins the kernel before it. Row operators
 /// do join a product.
 fn begins_part(op: &Op) -> bool {
@@ -95,100 +91,194 @@ fn is_inner(graph: &Graph, facts: &GraphFacts, id: NodeId) -> bool {
 
 /// Cuts a graph into parts: the distinct ones, and for each place in order which one stands there.
 pub fn cut(graph: &Graph, facts: &GraphFacts) -> (Vec<Part>, Vec<(usize, Place)>) {
-    let order: Vec<NodeId> = graph.iter().map(|(id, _)| id).filter(|id| is_inner(graph, facts, *id)).collect();
-    let mut position: Vec<Option<usize>> = vec![None; graph.nodes().len()];
-    for (i, id) in order.iter().enumerate() {
-        position[id.index()] = Some(i);
-    }
-    // last reader of each inner value, by position; results of the graph are not counted
-    let mut last: Vec<usize> = (0..order.len()).collect();
-    for (i, id) in order.iter().enumerate() {
-        for operand in &graph.node(*id).operands {
-            if let Some(p) = position[operand.index()] {
-                last[p] = last[p].max(i);
-            }
-        }
-    }
+    let order = Order::of(graph, facts);
     let mut root = vec![false; graph.nodes().len()];
-    for id in graph.roots() {
-        root[id.index()] = true;
-    }
-    let users = graph.users();
-    let mut live: Vec<usize> = Vec::new();
-    let mut bounds = vec![0];
-    for i in 0..order.len() {
-        live.retain(|p| last[*p] > i);
-        let result = root[order[i].index()] && users[order[i].index()].len() < 2;
-        // what lives long is never counted, so that as many values as a part is long are looked at
-        if last[i] > i && last[i] - i <= LONG && !result {
-            live.push(i);
-        }
-        let residual = |p: &usize| {
-            let id = order[*p];
-            let mut readers = users[id.index()].iter().filter_map(|user| Some((position[user.index()]?, *user)));
-            let normed = readers.clone().any(|(q, user)| q <= i && is_row_operator(&graph.node(user).op));
-            normed && readers.all(|(q, user)| q <= i || matches!(graph.node(user).op, Op::Pointwise(_)))
-        };
-        let counted: SmallVec<[usize; 4]> = live.iter().copied().filter(|p| !residual(p)).collect();
-        let start = *bounds.last().unwrap_or(&0);
-        let anchor_reads = counted.first().is_none_or(|p| {
-            let later = users[order[*p].index()].iter().find(|id| position[id.index()].is_some_and(|q| q > i));
-            later.is_none_or(|id| begins_part(&graph.node(*id).op))
-        });
-        if counted.len() <= 1 && anchor_reads && i + 1 - start >= LEAST {
-            bounds.push(i + 1);
-        }
-    }
-    if *bounds.last().unwrap_or(&0) != order.len() {
-        bounds.push(order.len());
-    }
-    let mut users_after = vec![0usize; graph.nodes().len()];
-    for (i, id) in order.iter().enumerate() {
-        for operand in &graph.node(*id).operands {
-            users_after[operand.index()] = users_after[operand.index()].max(i + 1);
-        }
-    }
+    graph.roots().for_each(|id| root[id.index()] = true);
+    let bounds = bounds(graph, &order, &root);
+    let mut cutter = Cutter { graph, facts, refs: vec![None; graph.nodes().len()] };
     let mut parts: Vec<Part> = Vec::new();
-    // by hash of the nodes; equality decides
-    let mut by_nodes: FxHashMap<u64, SmallVec<[usize; 1]>> = FxHashMap::default();
-    let mut places = Vec::new();
+    let mut known: HashTable<(u64, usize)> = HashTable::new();
+    let mut places = Vec::with_capacity(bounds.len());
     for window in bounds.windows(2) {
-        let (part, place) = take(graph, facts, &order[window[0]..window[1]], &|id| {
-            root[id.index()] || users_after[id.index()] > window[1]
-        });
-        let same = by_nodes.entry(FxBuildHasher.hash_one(&part.nodes)).or_default();
-        let known = same.iter().copied().find(|p| parts[*p].same(&part));
-        let index = known.unwrap_or_else(|| {
-            parts.push(part);
-            same.push(parts.len() - 1);
-            parts.len() - 1
-        });
-        places.push((index, place));
+        let leaves_part = |i: usize| root[order.ids[i].index()] || order.last[i] >= window[1];
+        let outputs = (window[0]..window[1]).filter(|i| leaves_part(*i)).map(|i| (i - window[0]) as u32).collect();
+        let view = cutter.take(&order.ids[window[0]..window[1]], outputs);
+        let is = |(hash, index): &(u64, usize)| *hash == view.hash && view.is(&parts[*index]);
+        let index = match known.entry(view.hash, is, |(hash, _)| *hash) {
+            Entry::Occupied(entry) => entry.get().1,
+            Entry::Vacant(entry) => {
+                entry.insert((view.hash, parts.len()));
+                parts.push(view.part());
+                parts.len() - 1
+            }
+        };
+        places.push((index, view.place));
     }
     (parts, places)
 }
 
-fn take(graph: &Graph, facts: &GraphFacts, ids: &[NodeId], leaves_part: &dyn Fn(NodeId) -> bool) -> (Part, Place) {
-    let (mut part, mut place) = (Part::default(), Place::default());
-    let mut refs: FxHashMap<NodeId, Ref> = FxHashMap::default();
-    for id in ids {
-        let node = graph.node(*id);
-        let mut operands = SmallVec::new();
-        for operand in &node.operands {
-            let r = *refs.entry(*operand).or_insert_with(|| {
-                let facts = LeafFacts { splat: facts.splats[operand.index()], time: facts.times[operand.index()] };
-                part.leaves.push(Leaf { ty: graph.ty(*operand).clone(), facts });
-                place.leaves.push(*operand);
-                Ref::Leaf(part.leaves.len() as u32 - 1)
-            });
-            operands.push(r);
+/// What is rewritten, in order.
+struct Order {
+    ids: Vec<NodeId>,
+    /// By node of the graph, its place in `ids`.
+    place: Vec<Option<usize>>,
+    /// By place, that of the last that reads it; its own where none does. Results of the graph are not counted.
+    last: Vec<usize>,
+    users: Vec<SmallVec<[NodeId; 4]>>,
+}
+
+impl Order {
+    fn of(graph: &Graph, facts: &GraphFacts) -> Order {
+        let ids: Vec<NodeId> = graph.iter().map(|(id, _)| id).filter(|id| is_inner(graph, facts, *id)).collect();
+        let mut place: Vec<Option<usize>> = vec![None; graph.nodes().len()];
+        let mut last: Vec<usize> = (0..ids.len()).collect();
+        for (i, id) in ids.iter().enumerate() {
+            place[id.index()] = Some(i);
+            graph.node(*id).operands.iter().filter_map(|o| place[o.index()]).for_each(|p| last[p] = i);
         }
-        refs.insert(*id, Ref::Node(part.nodes.len() as u32));
-        part.nodes.push(PartNode { op: node.op.clone(), operands, ty: node.ty.clone() });
-        place.nodes.push(*id);
-        if leaves_part(*id) {
-            part.outputs.push(part.nodes.len() as u32 - 1);
+        Order { ids, place, last, users: graph.users() }
+    }
+
+    /// Places of what reads a value, ascending, and the readers.
+    fn readers(&self, place: usize) -> impl Iterator<Item = (usize, NodeId)> + '_ {
+        let users = &self.users[self.ids[place].index()];
+        users.iter().filter_map(|user| Some((self.place[user.index()]?, *user)))
+    }
+
+    /// Up to which place a value is counted as live: where it is read last, or where it is a residual from then on, whose
+    /// row operator was there and which elementwise nodes alone still read.
+    fn live_until(&self, graph: &Graph, place: usize) -> usize {
+        let op = |user: NodeId| &graph.node(user).op;
+        let normed = self.readers(place).find(|(_, user)| is_row_operator(op(*user)));
+        let Some((normed, _)) = normed else { return self.last[place] };
+        let others = self.readers(place).filter(|(_, user)| !matches!(op(*user), Op::Pointwise(_)));
+        let elementwise_from = others.map(|(q, _)| q).last().unwrap_or(0);
+        self.last[place].min(normed.max(elementwise_from))
+    }
+}
+
+/// Where parts begin and end.
+fn bounds(graph: &Graph, order: &Order, root: &[bool]) -> Vec<usize> {
+    let n = order.ids.len();
+    // by place, how the number of values that are counted there changes, and the sum of their places: of one, itself
+    let mut changes: Vec<(isize, isize)> = vec![(0, 0); n + 1];
+    for i in 0..n {
+        let id = order.ids[i];
+        let result = root[id.index()] && order.users[id.index()].len() < 2;
+        let until = order.live_until(graph, i);
+        // what lives long is a leaf
+        if until > i && order.last[i] - i <= LONG && !result {
+            let by =
+                |change: &mut (isize, isize), sign: isize| *change = (change.0 + sign, change.1 + sign * i as isize);
+            by(&mut changes[i], 1);
+            by(&mut changes[until], -1);
         }
     }
-    (part, place)
+    let mut bounds = vec![0];
+    let (mut count, mut sum) = (0, 0);
+    let (mut start, mut elementwise) = (0, true);
+    for (i, (more, places)) in changes[..n].iter().enumerate() {
+        (count, sum) = (count + more, sum + places);
+        elementwise &= matches!(graph.node(order.ids[i]).op, Op::Pointwise(_) | Op::Cast(_));
+        let anchor_reads = || {
+            let only = usize::try_from(sum).ok().filter(|_| count == 1);
+            let later = only.and_then(|place| order.readers(place).find(|(q, _)| *q > i));
+            later.is_none_or(|(_, user)| begins_part(&graph.node(user).op))
+        };
+        // maps of which nothing is left, as an optimiser's, have no seam
+        if count == 0 && elementwise || count <= 1 && i + 1 - start >= LEAST && anchor_reads() {
+            (start, elementwise) = (i + 1, true);
+            bounds.push(start);
+        }
+    }
+    if start != n {
+        bounds.push(n);
+    }
+    bounds
+}
+
+/// Takes parts out of a graph.
+struct Cutter<'g> {
+    graph: &'g Graph,
+    facts: &'g GraphFacts,
+    /// By node of the graph, what it is in the part that is being taken.
+    refs: Vec<Option<Ref>>,
+}
+
+/// A part where it stands in the graph: nothing is copied of one that is known.
+struct PartView<'g> {
+    graph: &'g Graph,
+    facts: &'g GraphFacts,
+    place: Place,
+    /// Operands of all nodes, one node after the other.
+    operands: Vec<Ref>,
+    outputs: Vec<u32>,
+    hash: u64,
+}
+
+impl<'g> Cutter<'g> {
+    fn take(&mut self, ids: &[NodeId], outputs: Vec<u32>) -> PartView<'g> {
+        let mut place = Place { leaves: Vec::new(), nodes: ids.to_vec() };
+        let mut operands = Vec::with_capacity(2 * ids.len());
+        let mut hasher = FxHasher::default();
+        for (i, id) in ids.iter().enumerate() {
+            let node = self.graph.node(*id);
+            for operand in &node.operands {
+                let r = *self.refs[operand.index()].get_or_insert_with(|| {
+                    place.leaves.push(*operand);
+                    Ref::Leaf(place.leaves.len() as u32 - 1)
+                });
+                operands.push(r);
+            }
+            self.refs[id.index()] = Some(Ref::Node(i as u32));
+            (&node.op, &node.ty).hash(&mut hasher);
+        }
+        (&operands, &outputs).hash(&mut hasher);
+        place.leaves.iter().chain(ids).for_each(|id| self.refs[id.index()] = None);
+        PartView { graph: self.graph, facts: self.facts, place, operands, outputs, hash: hasher.finish() }
+    }
+}
+
+impl PartView<'_> {
+    fn leaf_facts(&self, id: NodeId) -> LeafFacts {
+        LeafFacts { splat: self.facts.splats[id.index()], time: self.facts.times[id.index()] }
+    }
+
+    /// The nodes, with their operands.
+    fn nodes(&self) -> impl Iterator<Item = (&Node, &[Ref])> {
+        let mut next = 0;
+        self.place.nodes.iter().map(move |id| {
+            let node = self.graph.node(*id);
+            let first = next;
+            next += node.operands.len();
+            (node, &self.operands[first..next])
+        })
+    }
+
+    /// Whether it is rewritten as that part.
+    fn is(&self, part: &Part) -> bool {
+        let same_leaf =
+            |(id, leaf): (&NodeId, &Leaf)| *self.graph.ty(*id) == leaf.ty && self.leaf_facts(*id) == leaf.facts;
+        let same_node = |((node, operands), have): ((&Node, &[Ref]), &PartNode)| {
+            node.op == have.op && node.ty == have.ty && *operands == *have.operands
+        };
+        (self.place.nodes.len(), self.place.leaves.len()) == (part.nodes.len(), part.leaves.len())
+            && self.outputs == part.outputs
+            && self.nodes().zip(&part.nodes).all(same_node)
+            && self.place.leaves.iter().zip(&part.leaves).all(same_leaf)
+    }
+
+    fn part(&self) -> Part {
+        let leaf = |id: &NodeId| Leaf { ty: self.graph.ty(*id).clone(), facts: self.leaf_facts(*id) };
+        let node = |(node, operands): (&Node, &[Ref])| PartNode {
+            op: node.op.clone(),
+            operands: operands.into(),
+            ty: node.ty.clone(),
+        };
+        Part {
+            leaves: self.place.leaves.iter().map(leaf).collect(),
+            nodes: self.nodes().map(node).collect(),
+            outputs: self.outputs.clone(),
+        }
+    }
 }

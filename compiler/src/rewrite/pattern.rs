@@ -24,8 +24,8 @@ pub enum Class {
 
 /// What rules are matched against: a graph, or an e-graph.
 pub trait View {
-    /// Calls `f` with every node of that kind that computes `class`.
-    fn nodes(&self, class: Id, kind: Kind, f: &mut dyn FnMut(&Op, &[Id]));
+    /// Calls `f` with every node of that kind that computes `class`, until it says true; whether it did.
+    fn nodes(&self, class: Id, kind: Kind, f: &mut dyn FnMut(&Op, &[Id]) -> bool) -> bool;
     /// The type of a class.
     fn ty(&self, class: Id) -> &Type;
     /// The element of a class, if all are one known value.
@@ -88,8 +88,16 @@ pub struct Bindings {
     pub(super) vars: SmallVec<[Option<Id>; 8]>,
     pub(super) attrs: SmallVec<[Option<Op>; 4]>,
     pub(super) rests: SmallVec<[SmallVec<[Id; 4]>; 1]>,
-    /// The nodes that the left side took, with their classes' ids, outermost first.
-    pub(super) matched: Vec<(Op, SmallVec<[Id; 4]>)>,
+    /// The nodes that the left side took, outermost first.
+    pub(super) matched: Vec<Matched>,
+}
+
+/// A node that a left side took.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Matched {
+    pub(super) class: Id,
+    pub(super) op: Op,
+    pub(super) operands: SmallVec<[Id; 4]>,
 }
 
 impl Rule {
@@ -163,8 +171,27 @@ impl Rule {
     /// Every way in which the left side matches `class`, guard passed.
     pub fn search(&self, view: &dyn View, class: Id) -> Vec<Bindings> {
         let mut found = Vec::new();
+        self.each(view, class, &mut |b| {
+            found.push(b);
+            false
+        });
+        found
+    }
+
+    /// The first of [`Rule::search`].
+    pub(super) fn first(&self, view: &dyn View, class: Id) -> Option<Bindings> {
+        let mut found = None;
+        self.each(view, class, &mut |b| {
+            found = Some(b);
+            true
+        });
+        found
+    }
+
+    /// Calls `f` with every way in which the left side matches `class`, guard passed, until it says true.
+    fn each(&self, view: &dyn View, class: Id, f: &mut dyn FnMut(Bindings) -> bool) {
         if !may_match(view, &self.pattern, class) {
-            return found;
+            return;
         }
         let mut bindings = Bindings {
             vars: smallvec::smallvec![None; self.names.vars.len()],
@@ -172,9 +199,11 @@ impl Rule {
             rests: smallvec::smallvec![SmallVec::new(); self.names.rests.len()],
             matched: Vec::new(),
         };
-        match_class(view, &self.pattern, class, &mut bindings, &mut |b| found.push(b.clone()));
-        found.retain_mut(|b| (self.guard)(&mut Match { view, bindings: b, names: &self.names }).is_some());
-        found
+        match_class(view, &self.pattern, class, &mut bindings, &mut |b| {
+            let mut b = b.clone();
+            let holds = (self.guard)(&mut Match { view, bindings: &mut b, names: &self.names }).is_some();
+            holds && f(b)
+        });
     }
 
     /// The nodes of the right side, operands first: the last one is equal to the matched class. `None` when it is a
@@ -216,71 +245,74 @@ fn build(
 
 /// Whether nodes of the pattern's kinds are there, whatever they bind: most rules are refused by this alone.
 fn may_match(view: &dyn View, p: &Pattern, class: Id) -> bool {
-    let Pattern::Node { kind, function, operands, .. } = p else { return true };
+    let (kind, function, operands) = match p {
+        Pattern::Var(_) => return true,
+        Pattern::Number(value) => return is_number(view, class, *value),
+        Pattern::Node { kind, function, operands, .. } => (kind, function, operands),
+    };
     let commutes = function.is_some_and(ScalarFn::commutes);
-    let mut found = false;
     view.nodes(view.find(class), *kind, &mut |_, ids| {
         let each = |reversed: bool| {
             let n = ids.len();
             let at = |i: usize| if reversed { ids[n - 1 - i] } else { ids[i] };
             operands.iter().enumerate().all(|(i, p)| may_match(view, p, at(i)))
         };
-        found |= ids.len() >= operands.len() && (each(false) || commutes && ids.len() == 2 && each(true));
-    });
-    found
+        ids.len() >= operands.len() && (each(false) || commutes && ids.len() == 2 && each(true))
+    })
 }
 
-fn match_class(view: &dyn View, p: &Pattern, class: Id, b: &mut Bindings, found: &mut dyn FnMut(&mut Bindings)) {
+/// Whether a class is a number everywhere: bit for bit, or rounded as models round their constants where f32 has not that
+/// number.
+fn is_number(view: &dyn View, class: Id, number: f64) -> bool {
+    let Some(element) = view.splat(view.find(class)).map(Literal::as_f64) else { return false };
+    let rounds = f64::from(number as f32) != number;
+    element.to_bits() == number.to_bits() || rounds && (element - number).abs() <= 1e-6 * number.abs()
+}
+
+/// Calls `found` with every way in which a pattern matches a class, until it says true; whether it did. The bindings are
+/// then what they were.
+fn match_class(
+    view: &dyn View,
+    p: &Pattern,
+    class: Id,
+    b: &mut Bindings,
+    found: &mut dyn FnMut(&mut Bindings) -> bool,
+) -> bool {
     let class = view.find(class);
     match p {
         Pattern::Var(i) => match b.vars[*i] {
             None => {
                 b.vars[*i] = Some(class);
-                found(b);
+                let done = found(b);
                 b.vars[*i] = None;
+                done
             }
-            Some(bound) if bound == class => found(b),
-            Some(_) => {}
+            Some(bound) => bound == class && found(b),
         },
-        Pattern::Number(value) => {
-            // constants of models are rounded to f32
-            let near = |x: f64| (x - value).abs() <= 1e-6 * value.abs();
-            if view.splat(class).is_some_and(|literal| near(literal.as_f64())) {
-                found(b);
+        Pattern::Number(value) => is_number(view, class, *value) && found(b),
+        Pattern::Node { kind, function, attr, operands, rest } => view.nodes(class, *kind, &mut |op, ids| {
+            let fits = if rest.is_some() { ids.len() >= operands.len() } else { ids.len() == operands.len() };
+            let bound = attr.and_then(|a| b.attrs[a].as_ref());
+            if !fits || bound.is_some_and(|bound| bound != op) {
+                return false;
             }
-        }
-        Pattern::Node { kind, function, attr, operands, rest } => {
-            let mut candidates: SmallVec<[(Op, SmallVec<[Id; 4]>); 4]> = SmallVec::new();
-            view.nodes(class, *kind, &mut |op, ids| candidates.push((op.clone(), ids.into())));
-            for (op, ids) in candidates {
-                let fits = if rest.is_some() { ids.len() >= operands.len() } else { ids.len() == operands.len() };
-                if !fits {
-                    continue;
-                }
-                let saved_attr = match attr {
-                    Some(a) => match &b.attrs[*a] {
-                        Some(bound) if *bound != op => continue,
-                        bound => Some((*a, bound.clone())),
-                    },
-                    None => None,
-                };
-                if let Some((a, _)) = &saved_attr {
-                    b.attrs[*a] = Some(op.clone());
-                }
-                if let Some(rest) = rest {
-                    b.rests[*rest] = ids[operands.len()..].into();
-                }
-                b.matched.push((op, ids.clone()));
-                match_operands(view, operands, &ids[..operands.len()], b, found);
-                if function.is_some_and(ScalarFn::commutes) && ids.len() == 2 && ids[0] != ids[1] {
-                    match_operands(view, operands, &[ids[1], ids[0]], b, found);
-                }
-                b.matched.pop();
-                if let Some((a, bound)) = saved_attr {
-                    b.attrs[a] = bound;
-                }
+            let binds = attr.filter(|_| bound.is_none());
+            if let Some(a) = binds {
+                b.attrs[a] = Some(op.clone());
             }
-        }
+            if let Some(rest) = rest {
+                b.rests[*rest] = SmallVec::from_slice(&ids[operands.len()..]);
+            }
+            b.matched.push(Matched { class, op: op.clone(), operands: SmallVec::from_slice(ids) });
+            let commutes = function.is_some_and(ScalarFn::commutes) && ids.len() == 2 && ids[0] != ids[1];
+            let done = match_operands(view, operands, &ids[..operands.len()], b, found)
+                || commutes && match_operands(view, operands, &[ids[1], ids[0]], b, found);
+            b.matched.pop();
+            if let Some(a) = binds {
+                b.attrs[a] = None;
+            }
+            done
+        }),
     }
 }
 
@@ -289,12 +321,12 @@ fn match_operands(
     patterns: &[Pattern],
     ids: &[Id],
     b: &mut Bindings,
-    found: &mut dyn FnMut(&mut Bindings),
-) {
+    found: &mut dyn FnMut(&mut Bindings) -> bool,
+) -> bool {
     let (Some((p, patterns)), Some((id, ids))) = (patterns.split_first(), ids.split_first()) else {
         return found(b);
     };
-    match_class(view, p, *id, b, &mut |b| match_operands(view, patterns, ids, b, found));
+    match_class(view, p, *id, b, &mut |b| match_operands(view, patterns, ids, b, found))
 }
 
 /// A match that a guard looks at.

@@ -23,10 +23,9 @@ use super::{Budgets, Options, PhaseReport};
 pub struct EView<'a>(pub &'a Graph);
 
 impl View for EView<'_> {
-    fn nodes(&self, class: Id, kind: Kind, f: &mut dyn FnMut(&Op, &[Id])) {
-        for node in self.0[class].nodes.iter().filter(|n| n.kind == kind) {
-            f(self.0.analysis.op(node.op), &node.operands);
-        }
+    fn nodes(&self, class: Id, kind: Kind, f: &mut dyn FnMut(&Op, &[Id]) -> bool) -> bool {
+        let mut nodes = self.0[class].nodes.iter().filter(|n| n.kind == kind);
+        nodes.any(|node| f(self.0.analysis.op(node.op), &node.operands))
     }
 
     fn ty(&self, class: Id) -> &Type {
@@ -241,7 +240,7 @@ fn apply_rule(loaded: &mut Loaded, rule: &Arc<Rule>, class: Id, bindings: &Bindi
     if egraph[new].data.ty != egraph[class].data.ty || egraph.find(new) == egraph.find(class) {
         return false;
     }
-    let matched: Vec<Term> = bindings.matched.iter().map(|(op, ids)| term_of(egraph, op, ids)).collect();
+    let matched: Vec<Term> = bindings.matched.iter().map(|m| term_of(egraph, &m.op, &m.operands)).collect();
     let step = Step {
         rule: rule.name,
         how: How::Rule(rule.clone(), Box::new(bindings.clone())),

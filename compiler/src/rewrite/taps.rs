@@ -144,7 +144,7 @@ struct Kernels<'g> {
     facts: GraphFacts,
     partition: Partition,
     /// By stored value, the groups that read it, ascending.
-    readers: FxHashMap<NodeId, SmallVec<[usize; 4]>>,
+    readers: Vec<SmallVec<[usize; 2]>>,
     /// By node, whether it is a result or an update of the graph.
     root: Vec<bool>,
     updated: Vec<bool>,
@@ -165,17 +165,18 @@ impl<'g> Kernels<'g> {
         let mut updated = vec![false; n];
         graph.updates().iter().for_each(|(_, id)| updated[id.index()] = true);
         let partition = partition::partition(graph, &runs, &root, &leaf, Maps::Joined);
-        let mut readers: FxHashMap<NodeId, SmallVec<[usize; 4]>> = FxHashMap::default();
+        let mut readers: Vec<SmallVec<[usize; 2]>> = vec![SmallVec::new(); n];
+        // by node, the last group that came by it
+        let mut seen: Vec<Option<usize>> = vec![None; n];
+        let mut todo: Vec<NodeId> = Vec::new();
         for (i, group) in partition.groups.iter().enumerate() {
-            let mut seen: FxHashSet<NodeId> = FxHashSet::default();
-            let mut todo: Vec<NodeId> =
-                group.outputs().flat_map(|id| graph.node(id).operands.iter().copied()).collect();
+            todo.extend(group.outputs().flat_map(|id| graph.node(id).operands.iter().copied()));
             while let Some(id) = todo.pop() {
-                if !seen.insert(id) || leaf(id) {
+                if seen[id.index()].replace(i) == Some(i) || leaf(id) {
                     continue;
                 }
                 match partition.written_by[id.index()] {
-                    Some(writer) if writer != i => readers.entry(id).or_default().push(i),
+                    Some(writer) if writer != i => readers[id.index()].push(i),
                     _ => todo.extend(graph.node(id).operands.iter().copied()),
                 }
             }
@@ -184,7 +185,7 @@ impl<'g> Kernels<'g> {
     }
 
     fn readers(&self, id: NodeId) -> &[usize] {
-        self.readers.get(&id).map_or(&[], |groups| groups)
+        &self.readers[id.index()]
     }
 }
 

@@ -219,7 +219,7 @@ impl Analysis<Term> for Universe {
         // a size that only a run knows
         let symbolic = universe.ty(ty).parts().iter().any(|part| !part.shape.is_constant());
         let time = if symbolic { BindingTime::Run } else { time.unwrap_or(BindingTime::Run) };
-        Facts { ty, splat: computed_splat(universe.op(term.op), &splats, universe.ty(ty)), time }
+        Facts { ty, splat: computed_splat(universe.op(term.op), splats.into_iter(), universe.ty(ty)), time }
     }
 
     fn merge(&mut self, a: &mut Facts, b: Facts) -> DidMerge {

@@ -143,8 +143,6 @@ pub(crate) fn inline(graph: &Graph) -> Result<(Graph, Vec<Option<NodeId>>), Diag
             values.push(value);
         }
         t.set_origins(None);
-        graph.outputs().iter().for_each(|(name, id)| t.output(name, values[id.index()]));
-        graph.updates().iter().for_each(|(name, id)| t.update_named(name, values[id.index()]));
         values.iter().map(|value| value.id()).collect::<Vec<Option<NodeId>>>()
     });
     let (mut whole, mut map) = built?;
@@ -152,6 +150,7 @@ pub(crate) fn inline(graph: &Graph) -> Result<(Graph, Vec<Option<NodeId>>), Diag
         return Err(error);
     }
     whole.weights = graph.weights.clone();
+    whole.take_roots_of(graph, |id| map[id.index()]);
     // a function may be made of such functions
     if has_custom(&whole) {
         let (next, further) = inline(&whole)?;

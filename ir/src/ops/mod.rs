@@ -64,11 +64,10 @@ impl InferCx {
     /// # Errors
     /// When two extents can be neither equal nor 1.
     pub fn broadcast<'a>(&mut self, shapes: impl IntoIterator<Item = &'a Shape>) -> Result<Shape, InferError> {
-        let mut result: SmallVec<[Dim; 6]> = SmallVec::new();
-        for shape in shapes {
-            while result.len() < shape.rank() {
-                result.insert(0, Dim::ONE);
-            }
+        let shapes: SmallVec<[&Shape; 4]> = shapes.into_iter().collect();
+        let rank = shapes.iter().map(|shape| shape.rank()).max().unwrap_or(0);
+        let mut result: SmallVec<[Dim; 6]> = smallvec![Dim::ONE; rank];
+        for shape in &shapes {
             let offset = result.len() - shape.rank();
             for (have, dim) in result[offset..].iter_mut().zip(shape.iter()) {
                 if have.is(1) {
@@ -78,7 +77,9 @@ impl InferCx {
                 }
             }
         }
-        Ok(result.into_iter().collect())
+        // most often it is the shape of an operand, which is shared
+        let same = shapes.into_iter().find(|shape| shape[..] == result[..]).cloned();
+        Ok(same.unwrap_or_else(|| result.into_iter().collect()))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Elementwise operators: scalar functions over tensors, and conversions.
 
 use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
 
 use super::{InferCx, InferError, Op, Operator, arity, operand};
 use crate::autodiff::{Gradients, VjpCx};
@@ -12,7 +13,7 @@ use crate::scalar::{ExprKind, Meaning, ScalarExpr, ScalarFn, ScalarProgram, Scal
 use crate::tensor::Tensor;
 use crate::text::Attributes;
 use crate::tracer::{Tracer, Var};
-use crate::types::{Shape, TensorType, Type};
+use crate::types::{TensorType, Type};
 
 /// A scalar function of tensors that broadcast together by NumPy's rule.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -28,11 +29,11 @@ impl Operator for Pointwise {
 
     fn infer(&self, operands: &[Type], cx: &mut InferCx) -> Result<Type, InferError> {
         arity(operands, self.f.arity())?;
-        let types: Vec<&TensorType> = (0..operands.len()).map(|i| operand(operands, i)).collect::<Result<_, _>>()?;
-        let dtypes: Vec<DType> = types.iter().map(|ty| ty.dtype).collect();
+        let types = (0..operands.len()).map(|i| operand(operands, i));
+        let types: SmallVec<[&TensorType; 4]> = types.collect::<Result<_, _>>()?;
+        let dtypes: SmallVec<[DType; 4]> = types.iter().map(|ty| ty.dtype).collect();
         let dtype = self.f.result_dtype(&dtypes)?;
-        let shapes: Vec<&Shape> = types.iter().map(|ty| &ty.shape).collect();
-        Ok(TensorType { dtype, shape: cx.broadcast(shapes)? }.into())
+        Ok(TensorType { dtype, shape: cx.broadcast(types.iter().map(|ty| &ty.shape))? }.into())
     }
 
     fn eval(&self, operands: &[Tensor], cx: &EvalCx) -> Result<Vec<Tensor>, EvalError> {

@@ -287,12 +287,6 @@ impl<'t> Tracer<'t> {
         });
     }
 
-    /// [`Tracer::update`] by the state's name.
-    pub(crate) fn update_named(&self, name: &str, value: Var<'t>) {
-        let Some(value) = local(self.key, value, Location::caller()) else { return };
-        with(self.key, |building| building.graph.add_update(name, value));
-    }
-
     /// The value as one of this graph: itself, or what stands here for a value from outside.
     #[track_caller]
     pub(crate) fn capture(&self, value: Var<'t>) -> Var<'t> {
@@ -391,7 +385,11 @@ impl<'t> Tracer<'t> {
 
     /// Looks at the graph built so far.
     pub fn graph<R>(&self, look: impl FnOnce(&Graph) -> R) -> R {
-        match with(self.key, |building| std::mem::take(&mut building.graph)) {
+        let take = |building: &mut Building| {
+            let weights = building.graph.weights.clone();
+            std::mem::replace(&mut building.graph, Graph::of_weights(weights))
+        };
+        match with(self.key, take) {
             // taken out, so that `look` may use handles of other traces
             Some(graph) => {
                 let result = look(&graph);
