@@ -152,6 +152,7 @@ files! {
     conv_bias_gelu
     conv_bias_relu
     gelu_erf
+    identities
     layer_norm
     mapped_images
     lstm_step

@@ -263,7 +263,7 @@ fn no_rule_is_unused() {
         let options = Options::default();
         used.extend(rewrite::rewrite(&raised.graph, &device, &options).unwrap_or_else(|e| panic!("{e}")).applied());
     }
-    let all = rules::all().iter().map(|(_, rule)| rule.name).chain(rules::CODE.iter().map(|rule| rule.name));
+    let all = rules::all().iter().map(|(_, rule)| rule.name).chain(rules::code_rules().iter().map(|rule| rule.name));
     let unused: Vec<&str> = all.filter(|name| !used.contains(name)).collect();
     assert!(unused.is_empty(), "no model and no file test uses {unused:?}");
 }
@@ -424,7 +424,9 @@ fn times() {
             let raised =
                 raise(&graph, &device, &RewriteSet::standard(), false, &mut phases).unwrap_or_else(|e| panic!("{e}"));
             let start = std::time::Instant::now();
-            let rewritten = rewrite::rewrite(&raised.graph, &device, &Options::default());
+            // as the compiler does
+            let gradients = raised.forward.contains(&true);
+            let rewritten = rewrite::rewrite(&raised.graph, &device, &Options { gradients, ..Options::default() });
             phases.push(("rewrite", start.elapsed()));
             nodes = graph.nodes().len().max(raised.graph.nodes().len());
             report = rewritten.unwrap_or_else(|e| panic!("{e}")).report();

@@ -43,7 +43,7 @@ pub fn canonicalise_with(graph: &Graph, set: &RewriteSet) -> Result<Direct, Diag
     let graph = inside.as_ref().unwrap_or(graph);
     let used = simplify::Used::of(set);
     let mut hook = |builder: &mut Builder, node| simplify::simplify(builder, node, used);
-    direct::apply(graph, &set.of(&[Topic::Movement], false), &mut hook)
+    direct::apply(graph, &set.of(&[Topic::Fold, Topic::Movement], false), &mut hook)
 }
 
 /// Canonicalises, and names composites, in regions first. Reports where, outside of them.
@@ -70,5 +70,5 @@ pub fn raise_with(graph: &Graph, set: &RewriteSet) -> Result<Direct, Diagnostic>
             .or_else(|| if activations { activation::raise(builder, node) } else { None })
             .or_else(|| if attentions { found.raise(builder, node) } else { None })
     };
-    direct::apply(graph, &set.of(&[Topic::Movement, Topic::Raise], false), &mut hook)
+    direct::apply(graph, &set.of(&[Topic::Fold, Topic::Movement, Topic::Raise], false), &mut hook)
 }

@@ -1,8 +1,8 @@
-//! Simplifications that look at values: folding small constants, and functions of their identity element.
+//! Simplifications that are code: folding small constants, and broadcasts that functions make by themselves.
 
 use egret_ir::eval::EvalCx;
 use egret_ir::ops::Const;
-use egret_ir::{Bindings, NodeId, Op, ScalarFn, Tensor};
+use egret_ir::{Bindings, Node, NodeId, Op, Tensor};
 
 use crate::rewrite::RewriteSet;
 use crate::rewrite::direct::Builder;
@@ -14,49 +14,21 @@ const FOLD_BYTES: usize = 4096;
 #[derive(Clone, Copy)]
 pub struct Used {
     fold: bool,
-    identity: bool,
     implicit_broadcast: bool,
 }
 
 impl Used {
     /// Those that a set has.
     pub fn of(set: &RewriteSet) -> Used {
-        let has = |name| set.has(name);
-        Used { fold: has("fold"), identity: has("identity"), implicit_broadcast: has("implicit-broadcast") }
+        Used { fold: set.has("fold"), implicit_broadcast: set.has("implicit-broadcast") }
     }
 }
 
 /// A simpler equal of a node.
 pub fn simplify(builder: &mut Builder, id: NodeId, used: Used) -> Option<(NodeId, &'static str)> {
     let fold = |builder: &mut Builder| if used.fold { fold(builder, id) } else { None };
-    let graph = builder.graph();
-    let node = graph.node(id).clone();
-    match &node.op {
-        Op::Pointwise(pointwise) => {
-            let ty = graph.ty(id).clone();
-            let same_type = |operand: NodeId| *graph.ty(operand) == ty;
-            let is = |operand: usize, value: f64| {
-                builder.splat_of_node(node.operands[operand]).is_some_and(|l| l.as_f64() == value)
-            };
-            let float = graph.tensor_type(id).dtype.is_float();
-            let other = |i: usize| same_type(node.operands[i]).then_some(node.operands[i]);
-            let simpler = match pointwise.f {
-                ScalarFn::Mul if is(1, 1.0) => other(0),
-                ScalarFn::Mul if is(0, 1.0) => other(1),
-                ScalarFn::Div if is(1, 1.0) => other(0),
-                // x + 0 keeps −0 only of integers
-                ScalarFn::Add if !float && is(1, 0.0) => other(0),
-                ScalarFn::Add if !float && is(0, 0.0) => other(1),
-                ScalarFn::Sub if is(1, 0.0) => other(0),
-                ScalarFn::Select if builder.splat_of_node(node.operands[0]).is_some() => {
-                    let yes = builder.splat_of_node(node.operands[0]).is_some_and(|l| l.value().truthy());
-                    other(if yes { 1 } else { 2 })
-                }
-                _ => None,
-            };
-            if let Some(simpler) = simpler.filter(|_| used.identity) {
-                return Some((simpler, "identity"));
-            }
+    match &builder.graph().node(id).op {
+        Op::Pointwise(_) => {
             let plain = if used.implicit_broadcast { unbroadcast(builder, id) } else { None };
             plain.or_else(|| fold(builder))
         }
@@ -74,21 +46,12 @@ pub fn simplify(builder: &mut Builder, id: NodeId, used: Used) -> Option<(NodeId
 /// Functions broadcast by themselves: an operand that was broadcast is read as it was.
 fn unbroadcast(builder: &mut Builder, id: NodeId) -> Option<(NodeId, &'static str)> {
     let graph = builder.graph();
-    let node = graph.node(id).clone();
-    for (i, operand) in node.operands.iter().enumerate() {
-        let source = graph.node(*operand);
-        if matches!(source.op, Op::Broadcast(_)) {
-            let mut operands = node.operands.clone();
-            operands[i] = source.operands[0];
-            let ty = graph.ty(id).clone();
-            let new = builder.add(&node.op, &operands).ok()?;
-            if *builder.graph().ty(new) == ty {
-                return Some((new, "implicit-broadcast"));
-            }
-            return None;
-        }
-    }
-    None
+    let broadcast = |operand: &NodeId| matches!(graph.node(*operand).op, Op::Broadcast(_));
+    let at = graph.node(id).operands.iter().position(broadcast)?;
+    let Node { op, mut operands, ty } = graph.node(id).clone();
+    operands[at] = graph.node(operands[at]).operands[0];
+    let new = builder.add(&op, &operands).ok()?;
+    (*builder.graph().ty(new) == ty).then_some((new, "implicit-broadcast"))
 }
 
 /// The value of a small node of constants, by the reference evaluator.

@@ -50,7 +50,7 @@ impl fmt::Debug for RewriteSet {
 impl RewriteSet {
     /// All rules of this crate.
     pub fn standard() -> RewriteSet {
-        let code = rules::CODE.iter().map(|rule| rule.name).collect();
+        let code = rules::code_rules().iter().map(|rule| rule.name).collect();
         RewriteSet { rules: rules::all().clone(), code: Arc::new(code), approximate: false }
     }
 
@@ -84,7 +84,7 @@ impl RewriteSet {
     /// Leaves all rules of a topic out.
     pub fn without_topic(mut self, topic: Topic) -> RewriteSet {
         Arc::make_mut(&mut self.rules).retain(|(of, _)| *of != topic);
-        let of = |name: &str| rules::CODE.iter().find(|rule| rule.name == name).map(|rule| rule.topic);
+        let of = |name: &str| rules::code_rules().iter().find(|rule| rule.name == name).map(|rule| rule.topic);
         Arc::make_mut(&mut self.code).retain(|name| of(name) != Some(topic));
         self
     }

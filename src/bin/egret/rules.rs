@@ -39,7 +39,7 @@ fn all() -> Vec<Shown> {
         doc: rule.doc,
         sides: Some((rule.left, rule.right)),
     });
-    let code = standard::CODE.iter().map(|rule| Shown {
+    let code = standard::code_rules().iter().map(|rule| Shown {
         name: rule.name,
         topic: format!("{:?}", rule.topic).to_lowercase(),
         class: class(rule.class),

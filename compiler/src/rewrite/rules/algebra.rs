@@ -4,7 +4,7 @@ use egret_ir::ops::{ConvForm, Reshape};
 use egret_ir::{Dim, Shape};
 
 use super::super::pattern::{Class::Exact, Class::Real, Match, Rule, when};
-use super::{plain_conv, plain_dot};
+use super::{CodeRule, Topic, code, plain_conv, plain_dot};
 
 /// The scale `?s` of axis `axis` of a result of rank `rank`, as a tensor shape that scales axis 0 of a weight of rank
 /// `weight_rank`; `None` when it scales anything else.
@@ -42,6 +42,13 @@ fn dot_scale(m: &mut Match) -> Option<()> {
 fn scalar(m: &Match, name: &str) -> Option<()> {
     when(m.splat(name).is_some() && m.ty(name)?.shape.rank() == 0)
 }
+
+pub(super) const CODE: [CodeRule; 1] = [code(
+    "loop-motion",
+    Topic::Algebra,
+    Real,
+    "a contraction of slices leaves `scan` before it; of stacked results, or in a carried sum, after it",
+)];
 
 pub(super) fn rules() -> Vec<Rule> {
     vec![

@@ -1,6 +1,9 @@
 //! Rules as data, in files by topic.
 
 mod algebra;
+mod epilogue;
+mod fold;
+mod merge;
 mod movement;
 mod raise;
 mod region;
@@ -49,80 +52,14 @@ pub struct CodeRule {
 }
 
 /// Every rule that is code.
-pub const CODE: &[CodeRule] = &[
-    code("fold", Topic::Fold, Class::Exact, "a small operator of constants is its value, by the reference evaluator"),
-    code(
-        "identity",
-        Topic::Fold,
-        Class::Exact,
-        "x·1 = x, x/1 = x, x − 0 = x, and of integers x + 0 = x; a choice by a known condition",
-    ),
-    code(
-        "implicit-broadcast",
-        Topic::Fold,
-        Class::Exact,
-        "a function that broadcasts by itself reads its operand as it was",
-    ),
-    code(
-        "activation",
-        Topic::Raise,
-        Class::Real,
-        "a scalar program of one value that spells an activation, in any association",
-    ),
-    code("attention", Topic::Raise, Class::Real, "a product of a softmax of any elementwise program of a product"),
-    code(
-        "attention-labels",
-        Topic::Raise,
-        Class::Exact,
-        "movement of what attention reads, merged batch and heads, and repeated keys and values are labels",
-    ),
-    code("attention-transpose", Topic::Raise, Class::Exact, "a transposed attention permutes the result's labels"),
-    code(
-        "attention-empty-rows",
-        Topic::Raise,
-        Class::Real,
-        "where no key is left 0, else attention: attention whose rows without keys are 0",
-    ),
-    code(
-        "loop-motion",
-        Topic::Algebra,
-        Class::Real,
-        "a contraction of slices leaves `scan` before it; of stacked results, or in a carried sum, after it",
-    ),
-    code("epilogue-unary", Topic::Epilogue, Class::Exact, "f(anchor): the function joins the anchor's program"),
-    code("epilogue-binary", Topic::Epilogue, Class::Exact, "f(anchor, y): so does one with a foreign operand"),
-    code(
-        "epilogue-both",
-        Topic::Epilogue,
-        Class::Exact,
-        "f(g(anchor), h(anchor)): so does one of two epilogues of the same anchor",
-    ),
-    code(
-        "prologue",
-        Topic::Prologue,
-        Class::Exact,
-        "conv(f(x)): functions of an image and of its channels join the convolution that reads them, before padding",
-    ),
-    code(
-        "tap-maps",
-        Topic::Region,
-        Class::Exact,
-        "maps of a product that several kernels read are further results of its kernel",
-    ),
-    code(
-        "tap-rows",
-        Topic::Region,
-        Class::Real,
-        "the softmax or norm of a product's rows joins it where the product itself is needed too",
-    ),
-    code("merge-dots", Topic::Merge, Class::Exact, "x·A and x·B with equal epilogues are slices of x·[A B]"),
-    code(
-        "merge-convolutions",
-        Topic::Merge,
-        Class::Exact,
-        "convolutions of one image with equal windows and epilogues are slices of the channels of one",
-    ),
-];
+pub fn code_rules() -> &'static [CodeRule] {
+    static RULES: OnceLock<Vec<CodeRule>> = OnceLock::new();
+    RULES.get_or_init(|| {
+        let topics: [&[CodeRule]; 6] =
+            [&fold::CODE, &raise::CODE, &algebra::CODE, &epilogue::CODE, &region::CODE, &merge::CODE];
+        topics.concat()
+    })
+}
 
 const fn code(name: &'static str, topic: Topic, class: Class, doc: &'static str) -> CodeRule {
     CodeRule { name, topic, class, doc }
@@ -133,6 +70,7 @@ pub fn all() -> &'static Arc<Vec<(Topic, Arc<Rule>)>> {
     static RULES: OnceLock<Arc<Vec<(Topic, Arc<Rule>)>>> = OnceLock::new();
     RULES.get_or_init(|| {
         let topics = [
+            (Topic::Fold, fold::rules()),
             (Topic::Movement, movement::rules()),
             (Topic::Raise, raise::rules()),
             (Topic::Algebra, algebra::rules()),

@@ -7,6 +7,7 @@ use egret_ir::{Dim, Op, Shape};
 
 use super::super::pattern::{Class::Exact, Class::Real, Match, Rule, when};
 use super::super::term::BindingTime;
+use super::{CodeRule, Topic, code};
 
 fn reduction<'m>(m: &'m Match, name: &str) -> Option<&'m Reduce> {
     match m.op(name)? {
@@ -109,6 +110,29 @@ fn losses(m: &mut Match) -> Option<()> {
     m.set("u", Reshape { shape })?;
     m.set("o", CrossEntropy)
 }
+
+pub(super) const CODE: [CodeRule; 5] = [
+    code(
+        "activation",
+        Topic::Raise,
+        Real,
+        "a scalar program of one value that spells an activation, in any association",
+    ),
+    code("attention", Topic::Raise, Real, "a product of a softmax of any elementwise program of a product"),
+    code(
+        "attention-labels",
+        Topic::Raise,
+        Exact,
+        "movement of what attention reads, merged batch and heads, and repeated keys and values are labels",
+    ),
+    code("attention-transpose", Topic::Raise, Exact, "a transposed attention permutes the result's labels"),
+    code(
+        "attention-empty-rows",
+        Topic::Raise,
+        Real,
+        "where no key is left 0, else attention: attention whose rows without keys are 0",
+    ),
+];
 
 pub(super) fn rules() -> Vec<Rule> {
     let no: fn(&mut Match) -> Option<()> = |_| Some(());

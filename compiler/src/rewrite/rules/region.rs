@@ -6,8 +6,8 @@ use egret_ir::Op;
 use egret_ir::ops::Fused;
 use egret_ir::{DType, ScalarExpr};
 
-use super::super::pattern::{Class::Real, Match, Rule, when};
-use super::any_dot;
+use super::super::pattern::{Class::Exact, Class::Real, Match, Rule, when};
+use super::{CodeRule, Topic, any_dot, code};
 
 /// A row operator over the last axis of a contraction, whose columns come from the second operand.
 fn rows(m: &mut Match, axis: usize, row: Op) -> Option<()> {
@@ -23,6 +23,21 @@ fn rows(m: &mut Match, axis: usize, row: Op) -> Option<()> {
     when(m.ty("b")?.dtype == DType::F32)?;
     m.set("n", Fused { rows: Some((Box::new(row), ScalarExpr::arg(0))), ..fused })
 }
+
+pub(super) const CODE: [CodeRule; 2] = [
+    code(
+        "tap-maps",
+        Topic::Region,
+        Exact,
+        "maps of a product that several kernels read are further results of its kernel",
+    ),
+    code(
+        "tap-rows",
+        Topic::Region,
+        Real,
+        "the softmax or norm of a product's rows joins it where the product itself is needed too",
+    ),
+];
 
 pub(super) fn rules() -> Vec<Rule> {
     vec![
