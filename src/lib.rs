@@ -79,7 +79,7 @@ pub use trainer::{
 pub mod rewrite {
     pub use egret_compiler::rewrite::pattern::{Class, Guard, Match, Rule, when};
     pub use egret_compiler::rewrite::rules::Topic;
-    pub use egret_compiler::rewrite::{Explanation, Link, Pair, Report, RewriteSet};
+    pub use egret_compiler::rewrite::{Explanation, Link, Pair, Report, RewriteSet, Rewritten};
 }
 
 /// The graph: operators, types, text form, differentiation, tensor files.

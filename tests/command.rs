@@ -263,6 +263,43 @@ fn rules_are_listed_and_kernels_explained() {
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
+/// What a loop computes in each step is explained as the graph around it is.
+#[test]
+fn nodes_inside_loops_are_explained() {
+    let folder = folder("loop");
+    let model = folder.join("loop.txt");
+    let graph = "graph {
+  %h = input \"h\" : f32[2, 3]
+  %xs = input \"xs\" : f32[4, 2, 3]
+  %w = input \"w\" : f32[3, 3]
+  %s = scan(%h, %xs, %w) {carried=1, scanned=1, length=4, reverse=false, body={
+    %0 = input \"carry0\" : f32[2, 3]
+    %1 = input \"slice0\" : f32[2, 3]
+    %2 = input \"captured0\" : f32[3, 3]
+    %3 = dot_general(%0, %2) {lhs=ab, rhs=bc, out=ac} : f32[2, 3]
+    %4 = add(%3, %1) : f32[2, 3]
+    %5 = tanh(%4) : f32[2, 3]
+    output \"carry0\" = %5
+  }} : (f32[2, 3])
+  %y = proj(%s) {index=0} : f32[2, 3]
+  output \"y\" = %y
+}";
+    std::fs::write(&model, graph).unwrap();
+    let said = |args: &[&str]| {
+        let output = egret(&[&["explain", text(&model)], args].concat());
+        assert_eq!(status(&output), 0, "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let node = said(&["--node", "line 11"]);
+    assert!(node.contains("in the body of %3 scan: f32[2, 3]"), "{node}");
+    assert!(node.contains("by       epilogue-binary") && node.contains("by       epilogue-unary"), "{node}");
+    let pair = said(&["--pair", "line 9", "line 11"]);
+    assert!(pair.contains("dot_general of line 9 in the body of %3 scan") && pair.contains("both are in"), "{pair}");
+    let apart = said(&["--pair", "line 5", "line 11"]);
+    assert!(apart.contains("they are rewritten apart"), "{apart}");
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
 /// What `hwbench` writes is a device, and a roofline has a floor for every step that moves something.
 #[test]
 fn machines_are_measured_and_described() {

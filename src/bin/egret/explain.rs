@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use egret::ir::{NodeId, Op};
-use egret::rewrite::{Link, Pair};
+use egret::rewrite::{Link, Pair, Rewritten};
 use egret::{Compiled, Graph, Level};
 use serde_json::{Value, json};
 
@@ -70,27 +70,62 @@ fn origins(graph: &Graph, id: NodeId) -> String {
     graph.origins(id).iter().map(|origin| origin.to_string()).collect::<Vec<_>>().join(", ")
 }
 
+/// A graph that was rewritten: the whole one, or a region of one.
+struct Part<'c> {
+    rewritten: &'c Rewritten,
+    /// Where it is: ` in the body of %3 scan`; nothing of the whole graph.
+    within: String,
+}
+
+/// The whole graph, and all regions, each behind what it is in.
+fn parts(whole: &Rewritten) -> Vec<Part<'_>> {
+    let mut parts = vec![Part { rewritten: whole, within: String::new() }];
+    let mut next = 0;
+    while next < parts.len() {
+        let Part { rewritten, within } = &parts[next];
+        let region = |(id, place, region)| {
+            let op = &rewritten.original().node(id).op;
+            let name = match (op, place) {
+                (Op::If(_), 0) => "first branch",
+                (Op::If(_), _) => "second branch",
+                (Op::While(_), 0) => "condition",
+                _ => "body",
+            };
+            let within = format!(" in the {name} of %{} {}{within}", id.index(), op.home().name());
+            Part { rewritten: region, within }
+        };
+        let inside: Vec<Part> = rewritten.regions().map(region).collect();
+        parts.extend(inside);
+        next += 1;
+    }
+    parts
+}
+
 fn entries(compiled: &Compiled, raised: &BTreeMap<NodeId, Vec<&'static str>>) -> Vec<Entry> {
-    let graph = &compiled.rewritten.graph;
-    let original = compiled.rewritten.original();
-    let mut by_origin: BTreeMap<String, Vec<NodeId>> = BTreeMap::new();
-    for (id, node) in graph.iter().filter(|(_, node)| !node.operands.is_empty()) {
-        if !matches!(node.op, Op::Proj(_)) {
-            by_origin.entry(origins(graph, id)).or_default().push(id);
+    let parts = parts(&compiled.rewritten);
+    let mut by_origin: BTreeMap<String, Vec<(usize, NodeId)>> = BTreeMap::new();
+    for (part, graph) in parts.iter().map(|part| &part.rewritten.graph).enumerate() {
+        for (id, node) in graph.iter().filter(|(_, node)| !node.operands.is_empty()) {
+            if !matches!(node.op, Op::Proj(_)) {
+                by_origin.entry(origins(graph, id)).or_default().push((part, id));
+            }
         }
     }
-    let line = |id: &NodeId| {
-        let explanation = compiled.rewritten.explain(*id).unwrap_or_default();
-        let place = |id: NodeId| placed(original, id);
+    let line = |(part, id): &(usize, NodeId)| {
+        let Part { rewritten, within } = &parts[*part];
+        let graph = &rewritten.graph;
+        let explanation = rewritten.explain(*id).unwrap_or_default();
+        let place = |id: NodeId| placed(rewritten.original(), id);
         let link = |link: &Link| {
             let made: Vec<String> = link.made.iter().map(described).collect();
             (link.rule, made.join(", "))
         };
-        let mut rules: Vec<&'static str> =
-            explanation.covers.iter().filter_map(|c| raised.get(c)).flatten().copied().collect();
+        // what was raised in regions is not kept
+        let raised_at = |covered: &NodeId| raised.get(covered).filter(|_| *part == 0);
+        let mut rules: Vec<&'static str> = explanation.covers.iter().filter_map(raised_at).flatten().copied().collect();
         rules.dedup();
         NodeLine {
-            name: format!("%{} {}", id.index(), described(&graph.node(*id).op)),
+            name: format!("%{} {}{within}", id.index(), described(&graph.node(*id).op)),
             ty: graph.ty(*id).to_string(),
             covers: explanation.covers.iter().map(|c| place(*c)).collect(),
             raised: rules,
@@ -149,19 +184,38 @@ fn raise_rules(compiled: &Compiled) -> BTreeMap<NodeId, Vec<&'static str>> {
 
 /// Why two nodes are one kernel or not.
 fn pair(compiled: &Compiled, names: &[String], as_json: bool) -> Result<(), Failure> {
-    let original = compiled.rewritten.original();
-    let find = |name: &String| -> Result<NodeId, Failure> {
-        let named = |id: NodeId| format!("%{}", id.index()) == *name || origins(original, id).contains(name.as_str());
+    let parts = parts(&compiled.rewritten);
+    // numbers are those of the whole graph
+    let find = |rewritten: &Rewritten, whole: bool, name: &String| {
+        let original = rewritten.original();
+        let numbered = |id: NodeId| whole && format!("%{}", id.index()) == *name;
         let mut ids = original.iter().rev().filter(|(_, node)| !node.operands.is_empty()).map(|(id, _)| id);
         // of several, the last one has the value that others read
-        ids.find(|id| named(*id)).ok_or_else(|| Failure::usage(format!("no node has `{name}` in its name")))
+        ids.find(|id| numbered(*id) || origins(original, *id).contains(name.as_str()))
     };
-    let (a, b) = (find(&names[0])?, find(&names[1])?);
-    let lines = match compiled.rewritten.pair(a, b) {
-        None => vec!["one of them is known before a run, or is no operator: it is not rewritten".to_string()],
-        Some(pair) => pair_lines(compiled, &pair),
+    let place = |name: &String| -> Result<(usize, NodeId), Failure> {
+        let mut found = parts.iter().enumerate().filter_map(|(i, part)| Some((i, find(part.rewritten, i == 0, name)?)));
+        found.next().ok_or_else(|| Failure::usage(format!("no node has `{name}` in its name")))
     };
-    let (a, b) = (placed(original, a), placed(original, b));
+    let (first, second) = (place(&names[0])?, place(&names[1])?);
+    // a name may be found in several graphs: one that has both nodes is meant
+    let both = |(i, part): (usize, &Part)| {
+        let find = |name| find(part.rewritten, i == 0, name);
+        Some(((i, find(&names[0])?), (i, find(&names[1])?)))
+    };
+    let (first, second) = parts.iter().enumerate().find_map(both).unwrap_or((first, second));
+    let lines = if first.0 != second.0 {
+        vec!["one of them is inside a loop or a branch that the other is not in: they are rewritten apart".to_string()]
+    } else {
+        let rewritten = parts[first.0].rewritten;
+        match rewritten.pair(first.1, second.1) {
+            None => vec!["one of them is known before a run, or is no operator: it is not rewritten".to_string()],
+            Some(pair) => pair_lines(rewritten, &pair),
+        }
+    };
+    let described =
+        |(part, id): (usize, NodeId)| format!("{}{}", placed(parts[part].rewritten.original(), id), parts[part].within);
+    let (a, b) = (described(first), described(second));
     if as_json {
         println!("{:#}", json!({ "a": a, "b": b, "lines": lines }));
     } else {
@@ -171,11 +225,11 @@ fn pair(compiled: &Compiled, names: &[String], as_json: bool) -> Result<(), Fail
     Ok(())
 }
 
-fn pair_lines(compiled: &Compiled, pair: &Pair) -> Vec<String> {
-    let (graph, original) = (&compiled.rewritten.graph, compiled.rewritten.original());
+fn pair_lines(rewritten: &Rewritten, pair: &Pair) -> Vec<String> {
+    let (graph, original) = (&rewritten.graph, rewritten.original());
     let mut lines = Vec::new();
     for id in &pair.together {
-        let explanation = compiled.rewritten.explain(*id).unwrap_or_default();
+        let explanation = rewritten.explain(*id).unwrap_or_default();
         let rules = explanation.rules().join(", ");
         lines.push(format!("both are in %{} {}, by {rules}", id.index(), described(&graph.node(*id).op)));
         let (cost, alone) = (explanation.cost, explanation.alone);
