@@ -89,7 +89,7 @@ pub struct Budgets {
 
 impl Default for Budgets {
     fn default() -> Budgets {
-        Budgets { iterations: 12, nodes: 8_000, steps: 200_000 }
+        Budgets { iterations: 12, nodes: 8_000, steps: 50_000 }
     }
 }
 
