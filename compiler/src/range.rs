@@ -148,9 +148,11 @@ impl Search<'_> {
     }
 }
 
-/// The element type of what an epilogue begins with: contractions keep that of their first operand.
+/// The element type of what an epilogue begins with: contractions keep that of their first operand, unless they widen it.
 fn anchor_type(anchor: &Op, first: DType) -> DType {
     match anchor {
+        Op::DotGeneral(dot) if dot.wide => DType::I32,
+        Op::Conv(conv) if conv.wide => DType::I32,
         Op::DotGeneral(_) | Op::Conv(_) => first,
         // nothing is known of its elements
         _ => DType::F64,
@@ -215,5 +217,22 @@ mod tests {
         for name in ["wide", "squares", "unclamped"] {
             assert_eq!(range(name), (false, Range::of_type(DType::I32)), "{name}");
         }
+    }
+
+    /// Sums of bytes are in `i32`, whatever an epilogue makes of them.
+    #[test]
+    fn sums_of_bytes_are_not_bytes() {
+        let mut graph = Graph::new();
+        let input = |name: &str, shape: &[i64]| egret_ir::ops::Input {
+            name: name.into(),
+            ty: TensorType { dtype: DType::U8, shape: shape.into() },
+        };
+        let x = graph.add(input("x", &[4, 8]), &[]).unwrap();
+        let w = graph.add(input("w", &[8, 3]), &[]).unwrap();
+        let dot = egret_ir::ops::DotGeneral::parse("ab,bc->ac").unwrap().wide();
+        let fused = egret_ir::ops::Fused::epilogue(dot.into(), 2, ScalarExpr::arg(0), DType::I32);
+        let sum = graph.add(fused, &[x, w]).unwrap();
+        assert_eq!(Range::of(&graph, sum), Range::of_type(DType::I32));
+        assert!(!is_short(&graph, sum));
     }
 }

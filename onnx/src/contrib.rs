@@ -159,7 +159,9 @@ impl Body<'_> {
 mod tests {
     use super::*;
     use crate::from_bytes;
-    use crate::proto::{GraphProto, ModelProto, TensorTypeProto, TypeProto, ValueInfoProto};
+    use crate::proto::{
+        DimensionProto, GraphProto, ModelProto, ShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
+    };
     use crate::tensor::to_proto;
     use egret_ir::{DType, ScalarValue, Tensor, Tensors, interpret};
     use prost::Message;
@@ -176,8 +178,12 @@ mod tests {
 
     /// The result of one node on constants and the input `x`.
     fn run(op: &str, operands: &[(&str, Tensor)], x: Tensor, attribute: Vec<AttributeProto>) -> Vec<f64> {
-        let ty = TypeProto { tensor_type: Some(TensorTypeProto { elem_type: 2, shape: None }) };
-        let info = |name: &str| ValueInfoProto { name: name.into(), r#type: Some(ty.clone()) };
+        let dim = |d: &usize| DimensionProto { dim_value: Some(*d as i64), dim_param: None };
+        let shape = ShapeProto { dim: x.shape().iter().map(dim).collect() };
+        let info = |name: &str, shape| ValueInfoProto {
+            name: name.into(),
+            r#type: Some(TypeProto { tensor_type: Some(TensorTypeProto { elem_type: 2, shape }) }),
+        };
         let node = NodeProto {
             op_type: op.into(),
             domain: DOMAIN.into(),
@@ -188,9 +194,9 @@ mod tests {
         };
         let graph = GraphProto {
             node: vec![node],
-            input: vec![info("x")],
+            input: vec![info("x", Some(shape))],
             initializer: operands.iter().filter(|(name, _)| *name != "x").map(|(name, t)| to_proto(name, t)).collect(),
-            output: vec![info("y")],
+            output: vec![info("y", None)],
             ..GraphProto::default()
         };
         let model = ModelProto {
@@ -199,14 +205,7 @@ mod tests {
             opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],
             ..ModelProto::default()
         };
-        let mut shaped = model.clone();
-        let dims =
-            x.shape().iter().map(|d| crate::proto::DimensionProto { dim_value: Some(*d as i64), dim_param: None });
-        let shape = Some(crate::proto::ShapeProto { dim: dims.collect() });
-        if let Some(graph) = &mut shaped.graph {
-            graph.input[0].r#type = Some(TypeProto { tensor_type: Some(TensorTypeProto { elem_type: 2, shape }) });
-        }
-        let graph = from_bytes(&shaped.encode_to_vec()).unwrap_or_else(|e| panic!("{e}"));
+        let graph = from_bytes(&model.encode_to_vec()).unwrap_or_else(|e| panic!("{e}"));
         let given = Tensors::from([("x".to_string(), x)]);
         let outputs = interpret(&graph, &given, &Tensors::new()).unwrap_or_else(|e| panic!("{e}")).outputs;
         outputs[0].1.values().map(ScalarValue::as_f64).collect()

@@ -1,8 +1,9 @@
 //! Composites that have no kernel on a device, spelled out in operators that have one.
 //!
 //! Scatters of halves are joined in `f32`, and halves are sorted as `f32`. On GPUs `unique` is sorting and searching, and
-//! bytes are multiplied as such ([`integer`]). Attention whose labels strides describe has a kernel, on CPUs of `f32`, on GPUs of halves too and up to 256 channels. Halves that have none are attended in `f32` and
-//! rounded once, as the operator states; any other form becomes products around a softmax.
+//! bytes are multiplied as such ([`integer`]). Attention whose labels strides describe has a kernel, on CPUs of `f32`, on GPUs
+//! of halves too and up to 256 channels. Halves that have none are attended in `f32` and rounded once, as the operator
+//! states; any other form becomes products around a softmax.
 
 mod integer;
 mod unique;

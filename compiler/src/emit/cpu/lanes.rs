@@ -247,7 +247,8 @@ impl Lower<'_, '_> {
             _ if from == to => Some(x),
             _ if integer => Some(self.wrapped(to, x)),
             _ if from == DType::F32 => Some(self.float_to_narrow(to, x)?),
-            _ => self.lane_cast(from, DType::I32, ty, x).filter(|_| from == DType::Bool),
+            _ if from == DType::Bool => self.lane_cast(from, DType::I32, ty, x),
+            _ => None,
         })
     }
 
