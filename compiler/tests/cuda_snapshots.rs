@@ -1,72 +1,19 @@
 //! CUDA kernels of reductions, rows, windows, gathers, sorts and attention as people read them: the rewritten graph, the
 //! launches, the CUDA C without the prelude, and what NVRTC makes of each kernel for each architecture. A change of any shows
-//! in a snapshot. Contractions have theirs beside their tests.
+//! in a snapshot. Contractions have theirs in `cuda_contractions`.
 
+#[path = "support/figures.rs"]
+mod figures;
 #[path = "support/nvrtc.rs"]
 mod nvrtc;
 
-use std::fmt::Write as _;
-
-use egret_compiler::{CompileOptions, Compiled, compile};
-use egret_ir::{DType, Graph, TensorType, f32, i64, text, trace};
-use egret_program::{DeviceDescription, KernelBody, Target};
-
-fn compiled(graph: &Graph, device: &DeviceDescription) -> Compiled {
-    compile(graph, device, &CompileOptions::default()).unwrap_or_else(|e| panic!("{e}"))
-}
-
-/// Graph, launches and kernels.
-fn kernels(graph: &Graph) -> String {
-    let compiled = compiled(graph, &DeviceDescription::named("sm_90a").unwrap());
-    let mut out = text::print(&compiled.rewritten.graph);
-    for launch in compiled.program.launches() {
-        let kernel = compiled.program.kernel(launch.kernel);
-        let _ = writeln!(out, "\n{} {}: grid {}", kernel.family, kernel.name, launch.grid);
-    }
-    for kernel in &compiled.program.kernels {
-        let KernelBody::Cuda(code) = &kernel.body else { panic!("{}", kernel.name) };
-        let body = code.source.find("extern \"C\" __global__").expect("a kernel");
-        let _ = write!(out, "\n// {:?} threads\n{}", code.threads, &code.source[body..]);
-    }
-    out
-}
-
-/// Registers, shared memory, spills and blocks of a multiprocessor, by architecture.
-fn figures(graph: &Graph) -> Option<String> {
-    let nvrtc = nvrtc::nvrtc()?;
-    let mut out = String::from("architecture kernel family threads registers shared spilled blocks\n");
-    for name in ["sm_80", "sm_89", "sm_90a"] {
-        let device = DeviceDescription::named(name).unwrap();
-        let Target::Cuda { arch, shared_bytes, .. } = &device.target else { panic!("{name}") };
-        let program = compiled(graph, &device).program;
-        let stats = egret_runtime::cuda::stats(&program, arch, *shared_bytes).unwrap_or_else(|e| panic!("{e}"));
-        for s in stats {
-            let kernel = &program.kernels[s.kernel];
-            let (threads, registers, shared, blocks) = (s.threads, s.registers, s.shared_bytes, s.blocks);
-            assert_eq!((s.spill_bytes, s.stack_bytes), (0, 0), "{name} {}", kernel.name);
-            assert!(blocks > 0, "{name} {}: no block fits", kernel.name);
-            let _ = writeln!(
-                out,
-                "{name} {} {} {threads} {registers} {shared} {} {blocks}",
-                kernel.name, kernel.family, s.spill_bytes
-            );
-        }
-        if name == "sm_90a" {
-            // no description yet, but the same texts
-            for kernel in &program.kernels {
-                let KernelBody::Cuda(code) = &kernel.body else { panic!("{}", kernel.name) };
-                let made = nvrtc.compile(&code.source, &kernel.name, "sm_100", &[]).unwrap_or_else(|e| panic!("{e}"));
-                let defect = made.log.contains("Potential Performance Loss") || made.log.contains("(C7");
-                assert!(!defect, "{}", made.log);
-            }
-        }
-    }
-    Some(out)
-}
+use egret_compiler::CompileOptions;
+use egret_ir::{DType, Graph, TensorType, f32, i64, trace};
 
 fn check(name: &str, graph: &Graph) {
-    insta::assert_snapshot!(format!("{name}.kernels"), kernels(graph));
-    if let Some(figures) = figures(graph) {
+    let options = CompileOptions::default();
+    insta::assert_snapshot!(format!("{name}.kernels"), figures::kernels(graph, &options));
+    if let Some(figures) = figures::figures(graph, &options) {
         insta::assert_snapshot!(format!("{name}.figures"), figures);
     }
 }

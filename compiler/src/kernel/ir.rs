@@ -102,6 +102,8 @@ pub enum LoopKind {
     Serial,
     /// As `Serial`, unrolled in the text: start and end are constants.
     Unroll,
+    /// As `Serial`, and never unrolled: copies of the body would not fit a thread's registers.
+    Rolled,
     /// Independent of each other, except through [`Stmt::Accumulate`] and writes to scratch at the loop's own index;
     /// step 1. 128-bit vectors on the CPU (a sum is then taken in a fixed order of its own), serial on CUDA.
     Vector,

@@ -287,7 +287,7 @@ impl Checker<'_> {
         let mut meets = uniform && !self.varies(start) && !self.varies(end);
         let mut varying = !meets;
         match kind {
-            LoopKind::Serial => {}
+            LoopKind::Serial | LoopKind::Rolled => {}
             LoopKind::Unroll => {
                 let copies = trips.map(|t| t / step.max(1));
                 let fits = copies.is_some_and(|c| c <= MAX_UNROLL);

@@ -250,6 +250,7 @@ impl LoopKind {
         match self {
             LoopKind::Serial => "serial",
             LoopKind::Unroll => "unroll",
+            LoopKind::Rolled => "rolled",
             LoopKind::Vector => "vector",
             LoopKind::Thread(0) => "thread.x",
             LoopKind::Thread(1) => "thread.y",

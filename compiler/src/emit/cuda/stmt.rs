@@ -106,8 +106,10 @@ impl Printer<'_> {
                 self.line(&format!("for (i64 {var} = {own}; {var} < {last}; {var} += {stride}) {{"));
             }
         } else {
-            if kind == LoopKind::Unroll {
-                self.line("#pragma unroll");
+            match kind {
+                LoopKind::Unroll => self.line("#pragma unroll"),
+                LoopKind::Rolled => self.line("#pragma unroll 1"),
+                _ => {}
             }
             let next = if step == 1 { format!("++{var}") } else { format!("{var} += {step}") };
             self.line(&format!("for (i64 {var} = {first}; {var} < {last}; {next}) {{"));

@@ -241,7 +241,9 @@ impl Product<'_> {
         let [left, right] = self.operands;
         let stages = [&self.left, &self.right].map(|side| scope.k.bind(stage * side.stage_len()));
         let matrices = self.tiles.warp_rows / 16;
-        unrolled(scope, slabs(&self.tiles), &mut |scope, slab| {
+        // three products have three times the operands
+        let slabs_kind = if kind == MatrixKind::Tf32x3 { LoopKind::Rolled } else { LoopKind::Unroll };
+        scope.for_(Expr::int(0), Expr::int(slabs(&self.tiles)), slabs_kind, |scope, slab| {
             unrolled(scope, matrices, &mut |scope, i| {
                 self.left.load(scope, &stages[0], &(warp_row + &i * 16), &slab, lane, (left, i * 4));
             });
