@@ -70,10 +70,8 @@ struct Join {
 
 /// The graph with taps, where each node went, and the products with the rules that made them; `None` when there are none.
 pub(super) fn join(graph: &Graph, device: &DeviceDescription, used: Used) -> Option<Tapped> {
-    // drivers of GPUs have one result
-    if !device.is_cpu() {
-        return None;
-    }
+    // kernels of GPUs leave several results of a tile, but not of whole rows
+    let used = Used { rows: used.rows && device.is_cpu(), ..used };
     // equal products, with whatever each has absorbed
     let mut equal: FxHashMap<(&DotGeneral, &[NodeId]), SmallVec<[NodeId; 2]>> = FxHashMap::default();
     for (id, node) in graph.iter() {
@@ -94,7 +92,8 @@ pub(super) fn join(graph: &Graph, device: &DeviceDescription, used: Used) -> Opt
         let Some(dot) = dot(&node.op) else { continue };
         let first = &equal[&(dot, &node.operands[..2])];
         if first[0] == id
-            && let Some(product) = Product::of(&kernels, id)
+            && let Some(product) = Product::of(&kernels, id, device)
+            && (device.is_cpu() || product.rows.is_none())
             && let Some((join, groups)) = product.join(&first[1..], device, &joined, used)
         {
             joined.extend(groups);
@@ -203,13 +202,15 @@ struct Product<'k, 'g> {
 }
 
 impl<'k, 'g> Product<'k, 'g> {
-    fn of(kernels: &'k Kernels<'g>, id: NodeId) -> Option<Product<'k, 'g>> {
+    fn of(kernels: &'k Kernels<'g>, id: NodeId, device: &DeviceDescription) -> Option<Product<'k, 'g>> {
         let graph = kernels.graph;
         let node = graph.node(id);
         let group = kernels.partition.written_by[id.index()]?;
-        let f32 = |id: NodeId| graph.ty(id).tensor().is_some_and(|ty| ty.dtype == DType::F32);
-        let plain = kernels.partition.groups[group].family == Family::Dot && f32(id);
-        if !plain || !node.operands.iter().all(|o| f32(*o)) || kernels.updated[id.index()] {
+        let dtype = graph.ty(id).tensor()?.dtype;
+        let float = dtype == DType::F32 || !device.is_cpu() && matches!(dtype, DType::F16 | DType::BF16);
+        let alike = |id: NodeId| graph.ty(id).tensor().is_some_and(|ty| ty.dtype == dtype);
+        let plain = kernels.partition.groups[group].family == Family::Dot && float;
+        if !plain || !node.operands.iter().all(|o| alike(*o)) || kernels.updated[id.index()] {
             return None;
         }
         let (dot, bases) = (dot(&node.op)?.clone(), node.operands[..2].into());
@@ -302,7 +303,8 @@ impl<'k, 'g> Product<'k, 'g> {
         let mut results: Vec<NodeId> = values.into_iter().filter(needed).collect();
         let rows = self.rows.take();
         let rule = if rows.is_some() { ROWS } else { MAPS };
-        let mut op = Fused::epilogue(self.dot.clone().into(), 2, ScalarExpr::arg(0), DType::F32);
+        let dtype = self.kernels.graph.tensor_type(self.id).dtype;
+        let mut op = Fused::epilogue(self.dot.clone().into(), 2, ScalarExpr::arg(0), dtype);
         match rows {
             Some(Rows { value, first, row, finish }) => {
                 op.taps = results.iter().map(|value| self.programs[value].clone()).collect();
