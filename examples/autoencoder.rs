@@ -39,6 +39,9 @@ pub(crate) struct Args {
     /// Seed of weights and order.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Where it runs: `cpu`, or a GPU as `cuda:N`.
+    #[arg(long, default_value = "cpu")]
+    device: Device,
 }
 
 fn main() {
@@ -65,7 +68,7 @@ pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
     let encoder = Sequential::new().layer(Flatten).layer(wide(256)).layer(wide(64)).layer(Linear::new(args.code));
     let decoder = Sequential::new().layer(wide(64)).layer(wide(256)).layer(Linear::new(height * width));
 
-    let mut trainer = Trainer::new(&Device::cpu(), &Adam::default(), args.seed, |p| {
+    let mut trainer = Trainer::new(&args.device, &Adam::default(), args.seed, |p| {
         let images = p.tracer().input("images", f32(shape!["batch", 1, height, width]));
         let code = encoder.forward(&p.at("encoder"), images);
         let logits = decoder.forward(&p.at("decoder"), code);

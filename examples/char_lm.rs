@@ -57,6 +57,9 @@ pub(crate) struct Args {
     /// Seed of weights and data.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Where it runs: `cpu`, or a GPU as `cuda:N`.
+    #[arg(long, default_value = "cpu")]
+    device: Device,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -84,7 +87,7 @@ pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
 
     let classes = text.vocabulary().len();
     let optimiser = Clip::new(ClipBy::Norm(1.0), Adam { beta2: 0.99, ..Adam::w(0.01) });
-    let mut trainer = Trainer::new(&Device::cpu(), &optimiser, args.seed, |p| {
+    let mut trainer = Trainer::new(&args.device, &optimiser, args.seed, |p| {
         let time = Dim::symbol_in("time", 1, args.length as i64);
         let ty = TensorType::new(DType::I64, [Dim::from("batch"), time].as_slice());
         let (characters, next) = (p.tracer().input("characters", ty.clone()), p.tracer().input("next", ty));

@@ -26,6 +26,9 @@ struct Args {
     vocab: Option<PathBuf>,
     /// Sentences.
     sentences: Vec<String>,
+    /// Where it runs: `cpu`, or a GPU as `cuda:N`.
+    #[arg(long, default_value = "cpu")]
+    device: Device,
 }
 
 fn main() {
@@ -81,7 +84,7 @@ fn embed(args: &Args) -> egret::Result<()> {
         return Err(wrong("no sentences: give them as arguments with --vocab, or token ids on standard input"));
     }
     let graph = egret::onnx::load(&args.model)?;
-    let exe = egret::compile(&graph, &Device::cpu())?;
+    let exe = egret::compile(&graph, &args.device)?;
     let mut session = exe.session()?;
 
     // all sentences in one batch, padded to the longest

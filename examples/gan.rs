@@ -42,6 +42,9 @@ pub(crate) struct Args {
     /// Seed of weights and data.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Where it runs: `cpu`, or a GPU as `cuda:N`.
+    #[arg(long, default_value = "cpu")]
+    device: Device,
 }
 
 fn main() {
@@ -120,7 +123,7 @@ pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
         [("samples", pair.samples(&p, t.input("noise", f32(shape!["batch", NOISE]))))]
     })?;
 
-    let device = Device::cpu();
+    let device = args.device.clone();
     let [critic, generator, sampler] = [&critic, &generator, &sampler].map(|graph| egret::compile(graph, &device));
     let (critic, generator, sampler) = (critic?, generator?, sampler?);
     let state: State = critic.state()?;

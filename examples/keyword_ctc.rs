@@ -49,6 +49,9 @@ pub(crate) struct Args {
     /// Seed of weights and order.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Where it runs: `cpu`, or a GPU as `cuda:N`.
+    #[arg(long, default_value = "cpu")]
+    device: Device,
 }
 
 fn main() {
@@ -79,7 +82,7 @@ pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
     let most = table.tensors()[1].1.shape()[1];
 
     let optimiser = Clip::new(ClipBy::Norm(5.0), Adam::default());
-    let mut trainer = Trainer::new(&Device::cpu(), &optimiser, args.seed, |p| {
+    let mut trainer = Trainer::new(&args.device, &optimiser, args.seed, |p| {
         let t = p.tracer();
         let sounds = t.input("sounds", f32(shape!["batch", frames, bands]));
         let labels = t.input("labels", i64(shape!["batch", most]));

@@ -35,6 +35,9 @@ pub(crate) struct Args {
     /// Seed of weights and order.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Where it runs: `cpu`, or a GPU as `cuda:N`.
+    #[arg(long, default_value = "cpu")]
+    device: Device,
 }
 
 fn main() {
@@ -63,7 +66,7 @@ pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
         .named("f6", Linear::new(84))
         .layer(ScalarFn::Tanh)
         .named("out", Linear::new(10));
-    let mut trainer = Trainer::new(&Device::cpu(), &Sgd::momentum(0.9), args.seed, |p| {
+    let mut trainer = Trainer::new(&args.device, &Sgd::momentum(0.9), args.seed, |p| {
         let images = p.tracer().input("images", f32(shape!["batch", 1, height, width]));
         let labels = p.tracer().input("labels", i64(shape!["batch"]));
         let logits = net.forward(p, images);

@@ -40,6 +40,9 @@ struct Args {
     /// Threads; 0: as many as the process may use.
     #[arg(long, default_value_t = 0)]
     threads: usize,
+    /// Where it runs: `cpu`, or a GPU as `cuda:N`.
+    #[arg(long, default_value = "cpu")]
+    device: Device,
 }
 
 fn main() {
@@ -70,7 +73,7 @@ fn train(args: &Args) -> egret::Result<()> {
         .layer(Flatten)
         .named("dense", Linear::new(10).init(glorot));
 
-    let device = Device::cpu().with_threads(args.threads);
+    let device = args.device.clone().with_threads(args.threads);
     let mut trainer = Trainer::new(&device, &Adam::default(), args.seed, |p| {
         let images = p.tracer().input("images", f32(shape!["batch", 1, height, width]));
         let labels = p.tracer().input("labels", i64(shape!["batch"]));

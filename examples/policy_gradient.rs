@@ -35,6 +35,9 @@ pub(crate) struct Args {
     /// Seed of weights, starts and choices.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Where it runs: `cpu`, or a GPU as `cuda:N`.
+    #[arg(long, default_value = "cpu")]
+    device: Device,
 }
 
 /// Place and speed of the cart (m, m/s), angle and turning of the pole (rad, rad/s).
@@ -70,7 +73,7 @@ fn main() {
 
 pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
     println!("The cart and its pole are simulated by this program.");
-    let device = Device::cpu();
+    let device = args.device.clone();
     let policy = Sequential::new().layer(Linear::new(64)).layer(ScalarFn::Tanh).named("out", Linear::new(2));
     let mut trainer = Trainer::new(&device, &Adam::default(), args.seed, |p| {
         let t = p.tracer();

@@ -36,6 +36,9 @@ pub(crate) struct Args {
     /// Seed of weights, order and units.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Where it runs: `cpu`, or a GPU as `cuda:N`.
+    #[arg(long, default_value = "cpu")]
+    device: Device,
 }
 
 /// Weights `[visible, hidden]` and the biases of both layers.
@@ -110,7 +113,7 @@ pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
         });
         [("dreamt", last[0])]
     })?;
-    let (step, dream) = (egret::compile(&step, &Device::cpu())?, egret::compile(&dream, &Device::cpu())?);
+    let (step, dream) = (egret::compile(&step, &args.device)?, egret::compile(&dream, &args.device)?);
     let state = step.state()?;
     let (mut step, mut dream) = (step.session_with(&state)?, dream.session_with(&state)?);
 

@@ -44,6 +44,9 @@ pub(crate) struct Args {
     /// Seed of weights and order.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Where it runs: `cpu`, or a GPU as `cuda:N`.
+    #[arg(long, default_value = "cpu")]
+    device: Device,
 }
 
 /// What was rated, when (in seconds), and whether it was liked.
@@ -76,7 +79,7 @@ pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
     let layer = |net: Sequential, n| net.layer(Linear::new(n)).layer(ScalarFn::Relu);
     let bottom = layer(layer(Sequential::new(), 32), WIDTH);
     let top = layer(layer(Sequential::new(), 64), 32).layer(Linear::new(1));
-    let mut trainer = Trainer::new(&Device::cpu(), &Adam::w(0.02), args.seed, |p| {
+    let mut trainer = Trainer::new(&args.device, &Adam::w(0.02), args.seed, |p| {
         let t = p.tracer();
         let row = |name: &str, count: usize| {
             let table = Embedding::new(count, WIDTH).init(Init::Normal { mean: 0.0, std: 0.1 });

@@ -41,6 +41,9 @@ pub(crate) struct Args {
     /// Seed of weights and order.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Where it runs: `cpu`, or a GPU as `cuda:N`.
+    #[arg(long, default_value = "cpu")]
+    device: Device,
 }
 
 /// Begins a target; 0 fills up what is shorter than the longest, and ends a target.
@@ -95,7 +98,7 @@ pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
     let (train, valid) = data::split(&table, 0.05, args.seed);
 
     let optimiser = Clip::new(ClipBy::Norm(5.0), Adam::default());
-    let mut trainer = Trainer::new(&Device::cpu(), &optimiser, args.seed, |p| {
+    let mut trainer = Trainer::new(&args.device, &optimiser, args.seed, |p| {
         let t = p.tracer();
         let source = t.input("source", i64(shape!["batch", from]));
         let (given, wanted) = (t.input("given", i64(shape!["batch", to])), t.input("wanted", i64(shape!["batch", to])));

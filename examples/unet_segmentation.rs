@@ -45,6 +45,9 @@ pub(crate) struct Args {
     /// Seed of weights and order.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Where it runs: `cpu`, or a GPU as `cuda:N`.
+    #[arg(long, default_value = "cpu")]
+    device: Device,
 }
 
 fn main() {
@@ -92,7 +95,7 @@ pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
     let table = Table::new([("images", images), ("masks", masks)])?;
     let (train, valid) = data::split(&table, 0.1, args.seed);
 
-    let mut trainer = Trainer::new(&Device::cpu(), &Adam::default(), args.seed, |p| {
+    let mut trainer = Trainer::new(&args.device, &Adam::default(), args.seed, |p| {
         let images = p.tracer().input("images", f32(shape!["batch", depth, height, width]));
         let masks = p.tracer().input("masks", i64(shape!["batch", height, width]));
         let logits = unet(p, images, args.channels, classes);

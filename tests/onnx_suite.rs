@@ -91,7 +91,7 @@ fn class(why: &str) -> String {
     why[..end].trim().chars().filter(|c| !c.is_control()).take(120).collect()
 }
 
-fn run(cases: &[Case], folder: &Path) -> BTreeMap<String, Outcome> {
+fn run(cases: &[Case], folder: &Path, device: &[&str]) -> BTreeMap<String, Outcome> {
     let outputs = |case: &Case, i: usize| folder.join(&case.name).join(i.to_string());
     let mut list = String::new();
     for case in cases {
@@ -103,7 +103,7 @@ fn run(cases: &[Case], folder: &Path) -> BTreeMap<String, Outcome> {
     let path = folder.join("list.tsv");
     std::fs::write(&path, list).unwrap();
     let command = env!("CARGO_BIN_EXE_egret");
-    let ran = Command::new(command).arg("run").arg("--batch").arg(&path).output().unwrap();
+    let ran = Command::new(command).arg("run").args(device).arg("--batch").arg(&path).output().unwrap();
     print!("{}{}", String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
     let outcome = |case: &Case| {
         let mut sets = case.sets.iter().enumerate().map(|(i, set)| check(case, set, &outputs(case, i)));
@@ -129,7 +129,7 @@ fn the_onnx_suite_is_as_good_as_its_ledger() {
     assert!(cases.len() > 1000, "{} holds {} tests", suite.display(), cases.len());
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("onnx-suite-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
-    let outcomes = run(&cases, &folder);
+    let outcomes = run(&cases, &folder, &[]);
     std::fs::remove_dir_all(&folder).unwrap();
 
     let mut text = String::new();
@@ -167,4 +167,38 @@ fn the_onnx_suite_is_as_good_as_its_ledger() {
     if !gained.is_empty() {
         println!("{} more tests pass than the ledger says; EGRET_BLESS=1 writes it anew: {gained:?}", gained.len());
     }
+}
+
+/// Tests of the suite that run on a simulated GPU: one of so many, over all operators.
+#[cfg(feature = "sim")]
+const SAMPLED: usize = 40;
+
+/// A sample of the suite on a simulated GPU, with every check on; `scripts/deep-check` runs all of it. What the ledger says
+/// passes on a CPU passes there, unless its form has no kernel for GPUs, which few have not.
+#[cfg(feature = "sim")]
+#[test]
+fn a_sample_passes_on_a_simulated_gpu() {
+    if let Err(error) = egret_runtime::cuda::nvrtc::Nvrtc::get() {
+        assert!(!std::env::var("CI").is_ok_and(|v| v == "true"), "{error}");
+        println!("skipped: {error}");
+        return;
+    }
+    let Some(suite) = xtask::suite().unwrap_or_else(|e| panic!("the ONNX suite cannot be unpacked: {e}")) else {
+        println!("skipped: there is no ONNX suite; `cargo xtask fetch` gets it");
+        return;
+    };
+    let text = std::fs::read_to_string(ledger()).unwrap();
+    let passes: BTreeSet<&str> = text.lines().filter_map(|line| line.strip_suffix("\tpassed")).collect();
+    let cases = xtask::cases(&suite).unwrap();
+    let nodes = cases.into_iter().filter(|case| case.name.starts_with("node/") && passes.contains(case.name.as_str()));
+    let cases: Vec<Case> = nodes.step_by(SAMPLED).collect();
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("onnx-sample-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let outcomes = run(&cases, &folder, &["--device", "cuda-sim:sm_80"]);
+    std::fs::remove_dir_all(&folder).unwrap();
+    let failed: Vec<_> = outcomes.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Failed(_))).collect();
+    assert!(failed.is_empty(), "{failed:#?}");
+    let passed = outcomes.values().filter(|outcome| **outcome == Outcome::Passed).count();
+    println!("{passed} of {} sampled tests pass", outcomes.len());
+    assert!(passed >= 30 && passed * 20 >= outcomes.len() * 19, "{outcomes:#?}");
 }
