@@ -1,8 +1,10 @@
 //! A block: its warps, its shared memory, its barriers, and whose turn it is.
 
 use crate::error::{Fault, FaultKind};
+use crate::inst::Inst;
 use crate::launch::{Launch, WarpOrder};
-use crate::shadow::Shadow;
+use crate::race::{self, Contested};
+use crate::shadow::{Event, Shadow};
 use crate::warp::Warp;
 
 /// Named barriers of a block.
@@ -40,6 +42,10 @@ pub(crate) struct Common {
     pub shadow: Shadow,
     /// By warp, what it knows of every warp's clock.
     pub known: Vec<Vec<u32>>,
+    /// By warp and instruction, the lanes that ran it.
+    pub ran: Vec<Vec<u32>>,
+    /// Values whose use would be a fault.
+    pub contested: Vec<Contested>,
     barriers: [Barrier; BARRIERS],
     waiting: u32,
     done: u32,
@@ -64,6 +70,8 @@ impl Block {
             written: vec![false; launch.shared_bytes],
             shadow: Shadow::default(),
             known: vec![vec![0; warps.len()]; warps.len()],
+            ran: vec![vec![0; if launch.options.checks.races { launch.entry.insts.len() } else { 0 }]; warps.len()],
+            contested: Vec::new(),
             barriers: Default::default(),
             waiting: 0,
             done: 0,
@@ -177,6 +185,29 @@ impl Common {
                 self.known[warp].clone_from(&joined);
             }
         }
+    }
+
+    /// Lanes of a warp run an instruction.
+    ///
+    /// # Errors
+    /// One of them uses a value that another thread wrote after it was loaded, with no order between.
+    pub fn runs(&mut self, warp: u32, at: usize, lanes: u32) -> Result<(), Trouble> {
+        if let Some(ran) = self.ran[warp as usize].get_mut(at) {
+            *ran |= lanes;
+        }
+        let uses = |value: &&Contested| {
+            value.thread / 32 == warp && lanes >> (value.thread % 32) & 1 == 1 && value.uses.contains(&at)
+        };
+        let found = self.contested.iter().find(uses);
+        found.map_or(Ok(()), |value| Err((value.race.fault(), value.thread % 32)))
+    }
+
+    /// The instructions that would use what a thread loaded; `None` if it has run one of them, or that cannot be told.
+    pub fn unused(&self, insts: &[Inst], load: Event) -> Option<std::collections::BTreeSet<usize>> {
+        let uses = race::uses(insts, load.at as usize)?;
+        let ran = self.ran.get((load.thread / 32) as usize)?;
+        let used = uses.iter().any(|at| ran.get(*at).is_none_or(|lanes| lanes >> (load.thread % 32) & 1 == 1));
+        (!used).then_some(uses)
     }
 
     /// Raises a warp's own clock: what it did is ordered before what it will do.

@@ -80,13 +80,18 @@ pub enum FaultKind {
         /// The line that read it.
         line: u32,
     },
-    /// Two accesses, one of them a write, that no barrier orders.
-    #[error("race at {space} address {address:#x} with the {other} at line {other_line} by {other_thread}")]
+    /// Two accesses, one of them a write, that no barrier orders; of a read, only once its value is used: in a branch, an
+    /// address, a store, or by other lanes.
+    #[error(
+        "race at {space} address {address:#x} of line {line} with the {other} at line {other_line} by {other_thread}"
+    )]
     Race {
         /// The state space.
         space: &'static str,
         /// The address.
         address: u64,
+        /// The line of the access, which for a read is before that of its use.
+        line: u32,
         /// What the other access was.
         other: &'static str,
         /// Its line.

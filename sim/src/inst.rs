@@ -460,7 +460,27 @@ impl Op {
         }
     }
 
-    /// Calls `f` on the results of such an operation.
+    /// Calls `f` on the operands of any operation.
+    pub fn operands(&self, f: &mut dyn FnMut(Value)) {
+        match self {
+            Self::Ld { address, .. } | Self::LoadMatrix { address, .. } => f(address.base),
+            Self::St { src, address, .. } => {
+                f(address.base);
+                src.iter().for_each(|value| f(*value));
+            }
+            Self::Atom { address, b, c, .. } => [address.base, *b, *c].into_iter().for_each(f),
+            Self::CopyAsync { to, from, read, .. } => [to.base, from.base].into_iter().chain(*read).for_each(f),
+            Self::WaitGroup { pending } => f(*pending),
+            Self::Multiply { a, b, c, .. } => [a, b, c].into_iter().flatten().for_each(|reg| f(Value::Reg(*reg))),
+            Self::Shfl { a, b, c, mask, .. } => [a, b, c, mask].into_iter().for_each(|value| f(*value)),
+            Self::Vote { a, mask, .. } => [a, mask].into_iter().for_each(|value| f(*value)),
+            Self::WarpSync { mask } => f(*mask),
+            Self::Bar { id, count, .. } => std::iter::once(*id).chain(*count).for_each(f),
+            _ => self.reads(f),
+        }
+    }
+
+    /// Calls `f` on the results of an operation that each lane runs by itself.
     pub fn writes(&self, f: &mut dyn FnMut(Reg)) {
         match self {
             Self::Mov { dst, .. }

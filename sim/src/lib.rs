@@ -35,6 +35,7 @@ mod lex;
 mod memory;
 mod module;
 mod parse;
+mod race;
 mod shadow;
 mod types;
 mod warp;

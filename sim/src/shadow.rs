@@ -13,7 +13,8 @@ pub(crate) struct Event {
     pub block: u32,
     pub thread: u32,
     pub clock: u32,
-    pub line: u32,
+    /// The instruction.
+    pub at: u32,
     pub atomic: bool,
 }
 
@@ -24,6 +25,7 @@ struct Cell {
 }
 
 /// What an access collides with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Collision {
     pub with: Event,
     pub wrote: bool,
@@ -38,16 +40,16 @@ pub(crate) struct Shadow {
 const PAGE: u64 = 256;
 
 impl Shadow {
-    /// Records an access to some bytes and tells the first earlier one that nothing orders before it. `known` is what
-    /// the accessing warp knows of the clocks of its block's warps.
-    pub fn access(
-        &mut self,
-        address: u64,
-        bytes: usize,
-        event: Event,
-        write: bool,
-        known: &[u32],
-    ) -> Option<Collision> {
+    /// Records an access to some bytes and tells the earlier ones that nothing orders before it, each once. `known` is
+    /// what the accessing warp knows of the clocks of its block's warps.
+    pub fn access(&mut self, address: u64, bytes: usize, event: Event, write: bool, known: &[u32]) -> Vec<Collision> {
+        let mut collisions = Vec::new();
+        let mut collide = |with: Event, wrote: bool| {
+            let collision = Collision { with, wrote };
+            if !collisions.contains(&collision) {
+                collisions.push(collision);
+            }
+        };
         let ordered = |old: &Event| {
             let same_block = old.block == event.block;
             let past = || known.get((old.thread / 32) as usize).is_some_and(|&clock| clock > old.clock);
@@ -57,7 +59,7 @@ impl Shadow {
             let page = self.pages.entry(byte / PAGE).or_insert_with(|| vec![Cell::default(); PAGE as usize].into());
             let cell = &mut page[(byte % PAGE) as usize];
             if !ordered(&cell.write) {
-                return Some(Collision { with: cell.write, wrote: true });
+                collide(cell.write, true);
             }
             if !write {
                 let same = |old: &Event| old.block == event.block && old.thread == event.thread;
@@ -67,12 +69,10 @@ impl Shadow {
                 cell.reads[0] = event;
                 continue;
             }
-            if let Some(read) = cell.reads.iter().find(|read| !ordered(read)) {
-                return Some(Collision { with: *read, wrote: false });
-            }
+            cell.reads.iter().filter(|read| !ordered(read)).for_each(|read| collide(*read, false));
             *cell = Cell { write: event, reads: Default::default() };
         }
-        None
+        collisions
     }
 }
 
@@ -81,16 +81,18 @@ mod tests {
     use super::*;
 
     fn event(thread: u32, clock: u32) -> Event {
-        Event { block: 1, thread, clock, line: 1, atomic: false }
+        Event { block: 1, thread, clock, at: 1, atomic: false }
     }
 
     #[test]
     fn a_barrier_orders_and_nothing_else_does() {
         let mut shadow = Shadow::default();
-        assert!(shadow.access(0, 4, event(0, 0), true, &[0, 0]).is_none());
-        assert!(shadow.access(2, 4, event(0, 0), false, &[0, 0]).is_none());
-        assert!(shadow.access(3, 1, event(40, 0), false, &[0, 0]).is_some());
-        assert!(shadow.access(3, 1, event(40, 1), false, &[1, 1]).is_none());
-        assert!(shadow.access(3, 1, event(1, 1), true, &[1, 1]).is_some_and(|collision| !collision.wrote));
+        assert!(shadow.access(0, 4, event(0, 0), true, &[0, 0]).is_empty());
+        assert!(shadow.access(2, 4, event(0, 0), false, &[0, 0]).is_empty());
+        assert!(shadow.access(3, 1, event(40, 0), false, &[0, 0])[0].wrote);
+        assert!(shadow.access(3, 1, event(40, 1), false, &[1, 1]).is_empty());
+        // both readers, each once
+        let found = shadow.access(2, 2, event(1, 1), true, &[1, 1]);
+        assert_eq!(found, [event(0, 0), event(40, 1), event(40, 0)].map(|with| Collision { with, wrote: false }));
     }
 }

@@ -145,6 +145,9 @@ impl Warp {
             self.at = at;
             lanes(group).for_each(|lane| self.pc[lane as usize] = at + 1);
             launch.stats[at].executed += 1;
+            // a guard decides for the lanes that do not branch too
+            let runs = if matches!(inst.op, Op::Bra { .. }) { group } else { active };
+            common.runs(self.index, at, runs)?;
             return if active == 0 { Ok(Step::On) } else { self.run(launch, common, &inst.op, active) };
         }
         // Every group of lanes waits for another one.

@@ -36,11 +36,10 @@ fn a_missing_barrier_is_a_race_or_an_uninitialised_read_in_every_order() {
     let text = text.replace("bar.sync 0;", "");
     for order in [WarpOrder::Forward, WarpOrder::Reverse, WarpOrder::Seeded(3)] {
         let fault = run(&text, 128, order).unwrap_err();
-        assert!(matches!(fault.kind, FaultKind::Race { .. } | FaultKind::Uninitialised { .. }), "{fault}");
-        let line = match fault.kind {
-            FaultKind::Uninitialised { line, .. } => text.lines().nth(line as usize - 1).unwrap_or_default(),
-            _ => fault.text.as_str(),
+        let (FaultKind::Uninitialised { line, .. } | FaultKind::Race { line, .. }) = fault.kind else {
+            panic!("{fault}")
         };
+        let line = text.lines().nth(line as usize - 1).unwrap_or_default();
         assert!(line.contains("shared"), "{fault}");
     }
 }
@@ -105,6 +104,36 @@ fn what_nothing_wrote_may_be_read_but_not_used() {
         "setp.gt.u32 %p1, %r1, 99; @%p1 st.global.u32 [%rd3], %r3;",
     ] {
         run(&kernel(&format!("ld.shared.u32 %r3, [s]; {unused}")), 32, WarpOrder::Forward).unwrap();
+    }
+}
+
+#[test]
+fn what_another_thread_writes_may_be_read_but_not_used() {
+    // one thread adds to an element that the others, of two warps, read too
+    let one = |rest: &str| {
+        kernel(&format!(
+            "ld.global.u32 %r3, [%rd1]; add.u32 %r4, %r3, 1; setp.ne.u32 %p1, %r1, 33; @%p1 bra $x;
+            st.global.u32 [%rd1], %r4; bra $y; $x: {rest} $y:"
+        ))
+    };
+    let orders = [WarpOrder::Forward, WarpOrder::Reverse, WarpOrder::Seeded(3)];
+    for order in orders {
+        run(&one(""), 64, order).unwrap_or_else(|e| panic!("{order:?}: {e}"));
+        for used in [
+            "st.global.u32 [%rd3+256], %r4;",
+            "st.shared.u32 [s+4], %r3;",
+            "setp.ne.u32 %p2, %r4, 0; @%p2 bra $y;",
+            "cvt.u64.u32 %rd2, %r3; add.s64 %rd2, %rd1, %rd2; ld.global.u32 %r5, [%rd2];",
+        ] {
+            let fault = run(&one(used), 64, order).unwrap_err();
+            assert!(matches!(fault.kind, FaultKind::Race { .. }), "{order:?} {used}: {fault}");
+        }
+        // used before it was written
+        let before = kernel(
+            "ld.shared.u32 %r3, [s+8]; st.global.u32 [%rd3], %r3; setp.ne.u32 %p1, %r1, 0; @%p1 bra $x;
+            st.shared.u32 [s+8], %r1; $x:",
+        );
+        assert!(run(&before, 64, order).is_err(), "{order:?}");
     }
 }
 

@@ -7,7 +7,8 @@ use crate::block::{Common, Trouble};
 use crate::error::FaultKind;
 use crate::inst::*;
 use crate::launch::Launch;
-use crate::shadow::Event;
+use crate::race::{Contested, Race};
+use crate::shadow::{Collision, Event};
 use crate::types::Type;
 
 /// What an access does.
@@ -23,6 +24,8 @@ pub(super) struct Place {
     space: Space,
     allocation: usize,
     pub offset: usize,
+    /// The write that a load of registers has no order with.
+    contested: Option<Race>,
 }
 
 impl Warp {
@@ -50,8 +53,10 @@ impl Warp {
                 Space::Shared => shared.push((lane, flat)),
                 _ => {}
             }
-            if let (Op::St { src, .. }, Space::Global) = (op, space) {
-                self.leaves(src, lane).map_err(|kind| (kind, lane))?;
+            if let Op::St { src, .. } = op
+                && !self.undefined.is_empty()
+            {
+                self.leaves(space, src, lane).map_err(|kind| (kind, lane))?;
             }
             let place = self.place(launch, common, space, flat, bytes, kind, lane).map_err(|kind| (kind, lane))?;
             self.perform(launch, common, op, ty, &place, lane);
@@ -102,6 +107,7 @@ impl Warp {
                 (0, start + address as usize)
             }
         };
+        let mut contested = None;
         let written = match space {
             Space::Shared => Some(&mut common.written[offset..offset + bytes]),
             Space::Local => Some(&mut self.local_written[offset..offset + bytes]),
@@ -122,24 +128,28 @@ impl Warp {
                 block: common.index,
                 thread: self.index * 32 + lane,
                 clock: known[self.index as usize],
-                line: launch.entry.insts[self.at].line,
+                at: self.at as u32,
                 atomic: kind == Kind::Atomic,
             };
             let shadow = if space == Space::Shared { &mut common.shadow } else { &mut launch.shadow };
-            if let Some(collision) = shadow.access(address, bytes, event, write, known) {
-                let with = collision.with;
-                let block =
-                    if with.block == common.index { String::new() } else { format!(" of block {}", with.block - 1) };
-                return Err(FaultKind::Race {
-                    space: name,
-                    address,
-                    other: if collision.wrote { "write" } else { "read" },
-                    other_line: with.line,
-                    other_thread: format!("thread {}{block}", with.thread),
-                });
+            let loads = matches!(launch.entry.insts[self.at].op, Op::Ld { .. });
+            for Collision { with, wrote } in shadow.access(address, bytes, event, write, known) {
+                let insts = &launch.entry.insts;
+                let race = Race::new(name, address, event, with, wrote, insts);
+                if wrote && loads {
+                    // a fault where the value is used
+                    contested = Some(race);
+                    continue;
+                }
+                // nor is a value a fault that a load found before this write, and that nothing has used so far
+                let before = !wrote && kind == Kind::Write && with.block == common.index;
+                let unused = if before { common.unused(insts, with) } else { None };
+                let Some(uses) = unused else { return Err(race.fault()) };
+                let race = Race::new(name, address, with, event, true, insts);
+                common.contested.push(Contested { thread: with.thread, uses, race });
             }
         }
-        Ok(Place { space, allocation, offset })
+        Ok(Place { space, allocation, offset, contested })
     }
 
     fn perform(&mut self, launch: &mut Launch<'_>, common: &mut Common, op: &Op, ty: Type, place: &Place, lane: u32) {
@@ -184,14 +194,14 @@ impl Warp {
         place: &Place,
         lane: u32,
     ) {
-        if !launch.options.checks.uninitialised {
+        if !launch.options.checks.uninitialised && !launch.options.checks.races {
             return;
         }
         let size = ty.bytes();
         let at = |part: usize| place.offset + part * size..place.offset + (part + 1) * size;
         let memory = match place.space {
-            Space::Shared => &mut common.written,
-            Space::Local => &mut self.local_written,
+            Space::Shared if launch.options.checks.uninitialised => &mut common.written,
+            Space::Local if launch.options.checks.uninitialised => &mut self.local_written,
             _ => &mut Vec::new(),
         };
         match op {
@@ -201,8 +211,10 @@ impl Warp {
                     let unwritten = memory.get(at(part)).is_some_and(|bytes| bytes.contains(&false));
                     let line = launch.entry.insts[self.at].line;
                     let address = address + (part * size) as u64;
-                    let origin = Origin { space: place.space.name(), address, line };
-                    self.undefined.write(*reg, 1 << lane, unwritten.then_some((1 << lane, origin)));
+                    let origin = unwritten
+                        .then_some(Origin::Unwritten { space: place.space.name(), address, line })
+                        .or(place.contested.map(Origin::Contested));
+                    self.undefined.write(*reg, 1 << lane, origin.map(|origin| (1 << lane, origin)));
                 }
             }
             Op::St { src, .. } => {

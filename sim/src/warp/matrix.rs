@@ -122,7 +122,8 @@ impl Warp {
                 self.set(*reg, lane, high << 16 | low);
                 let from = |row: usize| unwritten[8 * matrix + row];
                 let address = if *transpose { from(pair).or(from(pair + 1)) } else { from(row) };
-                let origin = address.map(|address| (1 << lane, Origin { space: Space::Shared.name(), address, line }));
+                let origin = address
+                    .map(|address| (1 << lane, Origin::Unwritten { space: Space::Shared.name(), address, line }));
                 self.undefined.write(*reg, 1 << lane, origin);
             }
         }

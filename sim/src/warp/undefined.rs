@@ -1,4 +1,4 @@
-//! Registers that hold what was read from memory that nothing wrote.
+//! Registers that hold what was read from memory that nothing wrote, or while another thread wrote it.
 //!
 //! Such a read is no fault by itself: a compiler may load early what a later guard never uses. It is one when the value
 //! decides something: a branch, an address, or what global memory holds. Until then results of it are as undefined as
@@ -11,18 +11,23 @@ use crate::block::{Common, Trouble};
 use crate::error::FaultKind;
 use crate::inst::*;
 use crate::launch::Launch;
+use crate::race::Race;
 
 /// Where an undefined value was read.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Origin {
-    pub space: &'static str,
-    pub address: u64,
-    pub line: u32,
+pub(super) enum Origin {
+    /// From memory that nothing wrote.
+    Unwritten { space: &'static str, address: u64, line: u32 },
+    /// From memory that another thread wrote meanwhile.
+    Contested(Race),
 }
 
 impl Origin {
     fn fault(self) -> FaultKind {
-        FaultKind::Uninitialised { space: self.space, address: self.address, line: self.line }
+        match self {
+            Origin::Unwritten { space, address, line } => FaultKind::Uninitialised { space, address, line },
+            Origin::Contested(race) => race.fault(),
+        }
     }
 }
 
@@ -95,10 +100,11 @@ impl Warp {
         }
     }
 
-    /// The fault of a store to global memory of something undefined.
-    pub(super) fn leaves(&self, src: &[Value], lane: u32) -> Result<(), FaultKind> {
-        let found = src.iter().find_map(|value| self.undefined_in(*value, 1 << lane));
-        found.map_or(Ok(()), |(_, origin)| Err(origin.fault()))
+    /// The fault of a store of something undefined: to global memory, or of what was contested, anywhere.
+    pub(super) fn leaves(&self, space: Space, src: &[Value], lane: u32) -> Result<(), FaultKind> {
+        let counts = |origin: &Origin| space == Space::Global || matches!(origin, Origin::Contested(_));
+        let mut all = src.iter().filter_map(|value| self.undefined_in(*value, 1 << lane));
+        all.find(|(_, origin)| counts(origin)).map_or(Ok(()), |(_, origin)| Err(origin.fault()))
     }
 
     /// What the results of an operation that each lane runs by itself are, before it runs.
