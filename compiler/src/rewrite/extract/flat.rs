@@ -34,7 +34,8 @@ pub struct Flat {
     pub nodes: Vec<Vec<FlatNode>>,
     /// Classes that must be computed.
     pub roots: Vec<u32>,
-    /// By class, its strongly connected component over all nodes of all classes: a choice is cyclic only inside one.
+    /// By class, its strongly connected component over all nodes of all classes: a choice is cyclic only inside one. Those of
+    /// operands have lower numbers.
     pub component: Vec<u32>,
     /// Classes by component.
     pub component_size: Vec<u32>,
@@ -67,6 +68,20 @@ impl Flat {
     /// The chosen node of a class.
     pub fn chosen(&self, choice: &Choice, class: u32) -> Option<&FlatNode> {
         self.nodes[class as usize].get(choice[class as usize] as usize)
+    }
+
+    /// Whether a class can read itself, by whatever nodes are chosen.
+    pub fn on_cycle(&self, class: u32) -> bool {
+        self.component_size[self.component[class as usize] as usize] > 1
+    }
+
+    /// Whether the chosen nodes of these classes close no cycle.
+    pub fn acyclic(&self, choice: &Choice, classes: &[u32]) -> bool {
+        let on_cycle = |class: &&u32| self.on_cycle(**class);
+        let reads = |class: &u32| self.chosen(choice, *class).map(|node| (*class, &node.operands));
+        let edges = classes.iter().filter(on_cycle).filter_map(reads);
+        let edges = edges.flat_map(|(class, operands)| operands.iter().map(move |operand| (class, *operand)));
+        !petgraph::algo::is_cyclic_directed(&petgraph::graph::DiGraph::<(), (), u32>::from_edges(edges))
     }
 
     /// The cost of what a choice reaches; `None` when it is cyclic or incomplete.
@@ -114,7 +129,7 @@ impl Flat {
     }
 }
 
-/// By class its component, and by component its size.
+/// By class its component, operands' first, and by component its size.
 fn components(nodes: &[Vec<FlatNode>]) -> (Vec<u32>, Vec<u32>) {
     let mut graph: petgraph::graph::DiGraph<(), (), u32> = petgraph::graph::DiGraph::with_capacity(nodes.len(), 0);
     nodes.iter().for_each(|_| {

@@ -107,10 +107,10 @@ impl<'f> Priced<'f> {
 
     /// Whether a class reads itself. A cycle stays inside one component of all nodes together.
     fn cyclic(&self, class: u32) -> bool {
-        let component = self.flat.component[class as usize];
-        if self.flat.component_size[component as usize] < 2 {
+        if !self.flat.on_cycle(class) {
             return false;
         }
+        let component = self.flat.component[class as usize];
         let mut seen = rustc_hash::FxHashSet::default();
         let mut todo = vec![class];
         while let Some(at) = todo.pop() {
