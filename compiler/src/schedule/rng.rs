@@ -1,14 +1,12 @@
 //! Random bits: Philox4x32-10, four words a block.
 
-use egret_ir::ops::Rng;
+use egret_ir::ops::{PHILOX_MULTIPLIERS, PHILOX_ROUNDS, PHILOX_STEPS, Rng};
 use egret_ir::{DType, Dim, NodeId};
 
 use super::cuda;
 use super::scope::Scope;
 use crate::kernel::{BinaryOp, Expr, Literal, LoopKind, Memory};
 
-const MULTIPLIERS: [i64; 2] = [0xD251_1F53, 0xCD9E_8D57];
-const STEPS: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 /// Blocks of a grid point.
 const CHUNK: i64 = 1024;
 
@@ -45,16 +43,16 @@ fn block(scope: &mut Scope, rng: &Rng, counter: NodeId, block: &Expr, out: Memor
     let [a, b] = halves(scope, block.clone().cast(DType::U64));
     let mut c = [a, b, low, high];
     let mut key = [rng.stream as u32, (rng.stream >> 32) as u32];
-    for round in 0..10 {
+    for round in 0..PHILOX_ROUNDS {
         if round > 0 {
-            key = [key[0].wrapping_add(STEPS[0]), key[1].wrapping_add(STEPS[1])];
+            key = [key[0].wrapping_add(PHILOX_STEPS[0]), key[1].wrapping_add(PHILOX_STEPS[1])];
         }
-        let product = |scope: &mut Scope, of: &Expr, by: i64| {
-            let product = scope.k.bind(of.clone().cast(DType::U64) * wide(by));
+        let product = |scope: &mut Scope, of: &Expr, by: u32| {
+            let product = scope.k.bind(of.clone().cast(DType::U64) * wide(by.into()));
             halves(scope, product)
         };
-        let [low_a, high_a] = product(scope, &c[0], MULTIPLIERS[0]);
-        let [low_b, high_b] = product(scope, &c[2], MULTIPLIERS[1]);
+        let [low_a, high_a] = product(scope, &c[0], PHILOX_MULTIPLIERS[0]);
+        let [low_b, high_b] = product(scope, &c[2], PHILOX_MULTIPLIERS[1]);
         let mix = |scope: &mut Scope, a: Expr, b: &Expr, key: u32| {
             let mixed = a.binary(BinaryOp::Xor, b.clone()).binary(BinaryOp::Xor, word(key));
             scope.k.bind(mixed)

@@ -174,7 +174,7 @@ pub use pointwise::{Cast, Pointwise};
 pub use recompute::Recompute;
 pub use reduce::{Reduce, ReduceKind};
 pub use reduce_window::{ReduceWindow, ReduceWindowGrad, Window, WindowKind};
-pub use rng::{Rng, philox};
+pub use rng::{PHILOX_MULTIPLIERS, PHILOX_ROUNDS, PHILOX_STEPS, Rng, philox};
 pub use scan::Scan;
 pub use scatter::{Scatter, ScatterKind};
 pub use softmax::{Softmax, SoftmaxGrad};

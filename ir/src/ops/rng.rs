@@ -22,16 +22,22 @@ pub struct Rng {
     pub stream: u64,
 }
 
+/// Rounds of [`philox`].
+pub const PHILOX_ROUNDS: usize = 10;
+/// What a round of [`philox`] multiplies the first and the third word by.
+pub const PHILOX_MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+/// What is added to the words of the key of [`philox`] between rounds.
+pub const PHILOX_STEPS: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+
 /// Philox4x32-10: ten rounds of two 32-bit products, each with its own step of the key.
 pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
-    const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
-    const STEPS: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+    const MULTIPLIERS: [u64; 2] = [PHILOX_MULTIPLIERS[0] as u64, PHILOX_MULTIPLIERS[1] as u64];
     let (mut c, mut k) = (counter, key);
-    for round in 0..10 {
+    for round in 0..PHILOX_ROUNDS {
         if round > 0 {
-            k = [k[0].wrapping_add(STEPS[0]), k[1].wrapping_add(STEPS[1])];
+            k = [k[0].wrapping_add(PHILOX_STEPS[0]), k[1].wrapping_add(PHILOX_STEPS[1])];
         }
-        let (a, b) = (u64::from(c[0]) * u64::from(MULTIPLIERS[0]), u64::from(c[2]) * u64::from(MULTIPLIERS[1]));
+        let (a, b) = (u64::from(c[0]) * MULTIPLIERS[0], u64::from(c[2]) * MULTIPLIERS[1]);
         c = [(b >> 32) as u32 ^ c[1] ^ k[0], b as u32, (a >> 32) as u32 ^ c[3] ^ k[1], a as u32];
     }
     c

@@ -3,7 +3,9 @@
 //! One node becomes one operator of ONNX, or the plain expression that means the same; [`crate::from_bytes`] reads the
 //! result back to a graph of the same outputs. Extents that are symbols are spelled as arithmetic on the shapes of
 //! inputs, loops and branches as operators that hold graphs, and `generate` as arithmetic on whole tensors of indices.
-//! What only training has, random numbers, and states that change have no form in ONNX: an error names the node.
+//! Random bits are a function that the model brings along; their counter, and any other integer that the graph counts in a
+//! state, is an input, and its next value an output. What only training has, and other states that change, have no form in
+//! ONNX: an error names the node.
 //!
 //! A run that Egret ends with an error (an index out of range) may end with a value elsewhere: ONNX does not say.
 
@@ -15,6 +17,7 @@ mod file;
 mod generate;
 mod indexing;
 mod movement;
+mod random;
 mod reduce;
 mod scalar;
 mod window;
@@ -25,9 +28,9 @@ use std::collections::{HashMap, HashSet};
 use egret_ir::{Diagnostic, Graph, NodeId, Op, TensorType, Type, Weight};
 use prost::Message;
 
-use crate::proto::{GraphProto, ModelProto, OperatorSetIdProto};
+use crate::proto::{FunctionProto, GraphProto, ModelProto, OperatorSetIdProto};
 use dims::Sizes;
-use writer::{Writer, info};
+use writer::{DOMAIN, Writer, info};
 
 pub use file::save;
 
@@ -40,16 +43,19 @@ const IR_VERSION: i64 = 10;
 /// A protobuf message is at most so long.
 const LONGEST: usize = i32::MAX as usize;
 
-/// The model of a graph. Names of inputs, outputs, params and states stay; states keep the values that the graph has.
+/// The model of a graph. Names of inputs, outputs, params and states stay; states keep the values that the graph has. A
+/// counter, a state of one integer that the graph changes, is an input of its name, and its next value the output `NAME.next`.
 ///
 /// # Errors
-/// `E0313` a node that has no form in ONNX, `E0314` a state that the graph changes, `E0515` a param without a value.
+/// `E0313` a node that has no form in ONNX, `E0314` another state that the graph changes, `E0515` a param without a value.
 pub fn to_model(graph: &Graph) -> Result<ModelProto, Diagnostic> {
-    if let Some((name, _)) = graph.updates().first() {
+    let ty = |id: &NodeId| graph.tensor_type(*id);
+    let counter = |id: &NodeId| ty(id).dtype.is_int() && ty(id).shape.rank() == 0;
+    if let Some((name, _)) = graph.updates().iter().find(|(_, id)| !counter(id)) {
         let message = format!("the state `{name}` changes from run to run, which an ONNX model cannot say");
         return Err(Diagnostic::new("E0314", message).help("export the graph of evaluation"));
     }
-    let inputs: Vec<(String, TensorType)> = graph
+    let mut inputs: Vec<(String, TensorType)> = graph
         .inputs()
         .iter()
         .filter_map(|id| match &graph.node(*id).op {
@@ -57,18 +63,19 @@ pub fn to_model(graph: &Graph) -> Result<ModelProto, Diagnostic> {
             _ => None,
         })
         .collect();
-    let outputs = graph.outputs();
-    let reserved = inputs.iter().map(|(name, _)| name).chain(outputs.iter().map(|(name, _)| name));
-    let mut export = Export {
-        w: Writer::new(reserved.cloned().collect()),
-        sizes: Sizes::of(&inputs),
-        params: HashMap::new(),
-        at: None,
-    };
     let names: Vec<String> = inputs.iter().map(|(name, _)| name.clone()).collect();
+    let mut outputs: Vec<(String, NodeId)> = graph.outputs().to_vec();
+    let mut w = Writer::new(names.iter().chain(outputs.iter().map(|(name, _)| name)).cloned().collect());
+    let mut params = HashMap::new();
+    for (state, id) in graph.updates() {
+        let (input, output) = (w.fresh(state), w.fresh(&format!("{state}.next")));
+        params.insert(state.clone(), input.clone());
+        inputs.push((input, ty(id).clone()));
+        outputs.push((output, *id));
+    }
+    let mut export = Export { w, sizes: Sizes::of(&inputs), params, functions: Vec::new(), at: None };
     let results = export.graph(graph, &names)?;
     export.w.name_outputs(&results, outputs.iter().map(|(name, _)| name.as_str()));
-    let ty = |id: &NodeId| graph.tensor_type(*id);
     let (node, initializer) = export.w.finish();
     let proto = GraphProto {
         node,
@@ -78,13 +85,15 @@ pub fn to_model(graph: &Graph) -> Result<ModelProto, Diagnostic> {
         output: outputs.iter().map(|(name, id)| info(name, ty(id))).collect(),
         ..GraphProto::default()
     };
+    let import = |domain: &str, version| OperatorSetIdProto { domain: domain.into(), version };
+    let own = (!export.functions.is_empty()).then(|| import(DOMAIN, 1));
     Ok(ModelProto {
         ir_version: IR_VERSION,
         producer_name: "egret".into(),
         producer_version: env!("CARGO_PKG_VERSION").into(),
         graph: Some(proto),
-        opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],
-        functions: Vec::new(),
+        opset_import: std::iter::once(import("", OPSET)).chain(own).collect(),
+        functions: export.functions,
     })
 }
 
@@ -110,6 +119,8 @@ struct Export<'g> {
     sizes: Sizes,
     /// Values of params and states by name.
     params: HashMap<String, String>,
+    /// What its nodes call.
+    functions: Vec<FunctionProto>,
     /// The node that is written.
     at: Option<(&'g Graph, NodeId)>,
 }
@@ -121,7 +132,7 @@ struct Arg<'a> {
 }
 
 impl<'g> Export<'g> {
-    /// The names of the results of a graph or region, given those of its inputs.
+    /// The names of the results of a graph or region and of new values of states, given those of its inputs.
     fn graph(&mut self, graph: &'g Graph, inputs: &[String]) -> Result<Vec<String>, Diagnostic> {
         let live = graph.live();
         let mut values: Vec<Vec<String>> = vec![Vec::new(); graph.nodes().len()];
@@ -155,8 +166,7 @@ impl<'g> Export<'g> {
             }
         }
         self.at = outside;
-        let first = |(_, id): &(String, NodeId)| values[id.index()].first().cloned();
-        let all: Option<Vec<String>> = graph.outputs().iter().map(first).collect();
+        let all: Option<Vec<String>> = graph.roots().map(|id| values[id.index()].first().cloned()).collect();
         all.ok_or_else(|| Diagnostic::new("E0313", "an output of the graph has no value"))
     }
 
@@ -207,7 +217,7 @@ impl<'g> Export<'g> {
                 return self.graph(&custom.forward, &names);
             }
             Op::Input(_) | Op::Proj(_) => return Err(self.refuse("it has no value of its own")),
-            Op::Rng(_) => return Err(self.refuse("its random numbers follow a counter")),
+            Op::Rng(rng) => self.rng(rng, &x[0], y)?,
             Op::Fused(_) => return Err(self.refuse("only rewriting makes it")),
             Op::ReduceWindowGrad(_) | Op::SoftmaxGrad(_) | Op::NormGrad(_) | Op::AttentionGrad(_) | Op::Grad(_) => {
                 return Err(self.refuse("it is a gradient").help("export the graph of evaluation"));

@@ -12,6 +12,9 @@ use crate::proto::{
 };
 use crate::tensor::{number, to_proto};
 
+/// The domain of the functions that models bring along.
+pub(super) const DOMAIN: &str = "egret";
+
 /// Constants up to this many bytes are written once however often they are used.
 const SHARED: usize = 4096;
 
@@ -124,7 +127,19 @@ impl Writer {
     /// An operator with several results.
     pub(super) fn ops(&mut self, op: &str, inputs: &[&str], attributes: Vec<AttributeProto>, n: usize) -> Vec<String> {
         let outputs: Vec<String> = (0..n).map(|_| self.fresh("v")).collect();
-        let node = self.node_of(op, inputs, attributes, outputs.clone());
+        let node = self.node_of(op, inputs, attributes, outputs);
+        self.put(node)
+    }
+
+    /// A call of a function that the model brings along.
+    pub(super) fn call(&mut self, function: &str, inputs: &[&str], n: usize) -> Vec<String> {
+        let outputs: Vec<String> = (0..n).map(|_| self.fresh("v")).collect();
+        let node = self.node_of(function, inputs, Vec::new(), outputs);
+        self.put(NodeProto { domain: DOMAIN.into(), ..node })
+    }
+
+    fn put(&mut self, node: NodeProto) -> Vec<String> {
+        let outputs = node.output.clone();
         if let Some(scope) = self.scopes.last_mut() {
             scope.nodes.push(node);
             scope.made.extend(outputs.iter().cloned());
