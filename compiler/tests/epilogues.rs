@@ -9,11 +9,11 @@ mod support {
 use egret_compiler::{CompileOptions, Level, compile, plan, raise, rewrite};
 use egret_ir::ops::Conv;
 use egret_ir::tracer::{Tracer, Var, trace};
-use egret_ir::{Graph, Op, Tensor, Tensors, f32, interpret};
-use egret_program::Program;
+use egret_ir::{DType, Graph, Op, Tensor, TensorType, Tensors, f32, interpret};
+use egret_program::{DeviceDescription, Program};
 use support::host::compiled;
 use support::models::model;
-use support::programs::{descriptions, run};
+use support::programs::{check, descriptions, few, run};
 
 fn numbers(shape: &[usize], seed: usize) -> Tensor {
     let count: usize = shape.iter().product();
@@ -243,5 +243,109 @@ fn classifiers_of_models_end_in_one_kernel() {
         let made = compiled(&graph, Level::Full);
         let families = families(&made.program);
         assert!(ends && families.last() == Some(&"gemm") && !families.contains(&"row"), "{name}: {families:?}");
+    }
+}
+
+/// A sum of integers as a quantised result: scaled, rounded, moved by the zero point, saturated.
+fn requantised<'t>(t: &Tracer<'t>, sum: Var<'t>) -> Var<'t> {
+    let zero = t.param("zero", few(DType::U8, &[], 5));
+    let scaled =
+        (sum.cast(DType::F32) * t.param("scale", Tensor::scalar(egret_ir::Literal::float(0.125, DType::F32)))).round();
+    (scaled + zero.cast(DType::F32)).maximum(0.0).minimum(255.0).cast(DType::U8)
+}
+
+/// Casts are steps of the program over a product's or convolution's result, on either side of what else it absorbs: sums in
+/// one element type are stored in another, and a quantised model's scale, round, zero point, clip and cast are one kernel
+/// with the sum. What is left before it takes the zero point off the activations; on CPUs images of row-major memory are laid
+/// out in blocked channels and back besides.
+#[test]
+fn casts_join_the_anchor_before_them() {
+    let cases: [(&str, DType, &[i64], Build, usize, &[&str]); 6] = [
+        (
+            "a product stored in bf16",
+            DType::F32,
+            &[24, 32],
+            |t, x| {
+                let y = x.matmul(t.param("w", few(DType::F32, &[32, 40], 2))) + t.param("b", few(DType::F32, &[40], 3));
+                vec![y.cast(DType::BF16)]
+            },
+            1,
+            &["gemm"],
+        ),
+        (
+            "a convolution stored in f16",
+            DType::F32,
+            &[2, 8, 6, 6],
+            |t, x| {
+                let y = x.conv2d(t.param("w", few(DType::F32, &[16, 8, 3, 3], 2)), [1, 1], [1, 1]);
+                vec![y.relu().cast(DType::F16)]
+            },
+            1,
+            &["contract"],
+        ),
+        (
+            "a product of halves read in f32",
+            DType::BF16,
+            &[8, 4],
+            |t, x| {
+                // sums of four are numbers of bf16
+                let y = x.matmul(t.param("w", few(DType::BF16, &[4, 24], 2)));
+                vec![y.cast(DType::F32) * 0.5 + t.param("b", few(DType::F32, &[24], 3))]
+            },
+            1,
+            &["contract"],
+        ),
+        (
+            "a quantised product",
+            DType::U8,
+            &[8, 16],
+            |t, x| {
+                let w = t.param("w", few(DType::I8, &[16, 24], 2)).cast(DType::I32);
+                vec![requantised(t, (x.cast(DType::I32) - 3i64).matmul(w))]
+            },
+            2,
+            &["map", "gemm"],
+        ),
+        (
+            "a quantised product read in f32",
+            DType::U8,
+            &[8, 16],
+            |t, x| {
+                let w = t.param("w", few(DType::I8, &[16, 24], 2)).cast(DType::I32);
+                let sum = (x.cast(DType::I32) - 3i64).matmul(w);
+                vec![(sum.cast(DType::F32) * 0.125 + t.param("b", few(DType::F32, &[24], 3))).relu()]
+            },
+            2,
+            &["map", "gemm"],
+        ),
+        (
+            "a quantised convolution",
+            DType::U8,
+            &[2, 8, 6, 6],
+            |t, x| {
+                let w = t.param("w", few(DType::I8, &[16, 8, 3, 3], 2)).cast(DType::I32);
+                let sum = (x.cast(DType::I32) - 3i64).conv2d(w, [1, 1], [1, 1]);
+                let bias = t.param("b", few(DType::I32, &[16, 1, 1], 3));
+                vec![requantised(t, sum + bias)]
+            },
+            2,
+            &["map", "relayout", "conv", "map"],
+        ),
+    ];
+    let gpu = DeviceDescription::named("sm_90a").expect("a shipped description");
+    for (what, dtype, shape, build, kernels, on_cpu) in cases {
+        let graph =
+            trace(|t| build(t, t.input("x", TensorType::new(dtype, shape)))).unwrap_or_else(|e| panic!("{what}: {e}"));
+        for device in descriptions().iter().chain([&gpu]) {
+            let made = compile(&graph, device, &CompileOptions::default()).unwrap_or_else(|e| panic!("{what}: {e}"));
+            let text = egret_ir::text::print(&made.rewritten.graph);
+            let families = families(&made.program);
+            // a GPU multiplies bytes as such, and takes zero points from the sums
+            let fits = if device.is_cpu() { families == on_cpu } else { families.len() <= kernels };
+            assert!(fits, "{what} on {}: {families:?}\n{text}", device.name);
+        }
+        let extents: Vec<usize> = shape.iter().map(|n| *n as usize).collect();
+        // small numbers: every sum is one of f32, and each result rounds once
+        check(&graph, &[("x", few(dtype, &extents, 1))], 0.0);
     }
 }
