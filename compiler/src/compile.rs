@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use egret_ir::{Diagnostic, Graph, NodeId, Op};
+use egret_ir::{Diagnostic, Graph, Node, NodeId, Op};
 use egret_program::{DeviceDescription, Program};
 
 use crate::cost::engine::Winograd;
@@ -178,11 +178,17 @@ pub fn raise(
     if egret_ir::autodiff::has_grad(&graph) {
         let (expanded, map) = egret_ir::autodiff::expand_traced(&graph)?;
         log.follow(&map);
+        // what raise left is canonical; gradients are not, nor what loops record for them
+        let mut settled = vec![false; expanded.nodes().len()];
+        let same = |id: &NodeId, node: &Node| expanded.node(*id).op == node.op && node.op.home().regions().is_empty();
+        for (to, (_, node)) in map.iter().zip(graph.iter()) {
+            to.iter().filter(|to| same(to, node)).for_each(|to| settled[to.index()] = true);
+        }
         forward = vec![false; expanded.nodes().len()];
         for (id, _) in graph.iter().filter(|(_, node)| matches!(node.op, Op::Grad(_))) {
             map[id.index()].into_iter().for_each(|loss| forward[loss.index()] = true);
         }
-        let again = raise::canonicalise_with(&expanded, rules)?;
+        let again = raise::canonicalise_with(&expanded, rules, settled)?;
         log.follow(&again.map);
         forward = follow(rewrite::with_operands(&expanded, forward), &again);
         log.extend(again.applied);

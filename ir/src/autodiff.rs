@@ -8,13 +8,14 @@ mod cotangents;
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
 
 use cotangents::Cotangents;
 
 use crate::diagnostic::{Diagnostic, Origin};
 use crate::dim::Dim;
 use crate::dtype::DType;
-use crate::graph::{Graph, NodeId};
+use crate::graph::{Assumption, Graph, NodeId};
 use crate::ops::{Broadcast, Op, Proj, ReduceKind, has_custom, inline};
 use crate::scalar::Literal;
 use crate::tracer::{Tracer, Var, extend};
@@ -148,6 +149,7 @@ fn differentiate(graph: &Graph, unreached: Unreached) -> Result<(Graph, Vec<Opti
     let mut map = Vec::new();
     let built = extend(Graph::new(), |t| {
         t.reserve_sizes(graph.next_size());
+        t.share_scalars();
         match rebuild(t, graph, unreached) {
             Ok(values) => map = values.iter().map(|value| value.id()).collect(),
             Err(error) => failed = Some(error),
@@ -159,6 +161,11 @@ fn differentiate(graph: &Graph, unreached: Unreached) -> Result<(Graph, Vec<Opti
     }
     expanded.weights = graph.weights.clone();
     expanded.take_roots_of(graph, |id| map[id.index()]);
+    for assumption in graph.assumptions() {
+        if let Some(node) = map[assumption.node.index()] {
+            expanded.assume(Assumption { node, equality: assumption.equality.clone() });
+        }
+    }
     Ok((expanded, map))
 }
 
@@ -179,16 +186,18 @@ fn rebuild<'t>(t: &Tracer<'t>, graph: &Graph, unreached: Unreached) -> Result<Ve
     let mut values: Vec<Var<'t>> = Vec::with_capacity(graph.nodes().len());
     let mut gradients: FxHashMap<NodeId, Vec<Var<'t>>> = FxHashMap::default();
     for (id, node) in graph.iter() {
-        t.set_origins(Some(graph.origins(id).clone()));
-        let operands: Vec<Var<'t>> = node.operands.iter().map(|o| values[o.index()]).collect();
+        let operands: SmallVec<[Var<'t>; 4]> = node.operands.iter().map(|o| values[o.index()]).collect();
         let value = match &node.op {
             Op::Grad(_) => {
+                t.set_origins(Some(graph.origins(id).clone()));
                 let found = grad(t, &operands, unreached).map_err(|e| at(e, graph.origins(id)))?;
                 gradients.insert(id, found);
                 operands[0]
             }
             Op::Proj(proj) if gradients.contains_key(&node.operands[0]) => gradients[&node.operands[0]][proj.index],
+            op if op.home().regions().is_empty() => t.add_again(node, &operands, graph.origins(id)),
             op => {
+                t.set_origins(Some(graph.origins(id).clone()));
                 let mut op = op.clone();
                 for region in op.regions_mut() {
                     if differentiates(region) {

@@ -6,7 +6,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::cone::cone;
 use crate::rewrite::direct::Builder;
-use crate::rewrite::recognise_activations;
+use crate::rewrite::{is_arithmetic, recognise_activations};
 
 /// Steps of the longest spelling that is looked for: GELU by tanh has 10.
 const LIMIT: u32 = 16;
@@ -41,18 +41,21 @@ pub fn raise(builder: &mut Builder, id: NodeId) -> Option<(NodeId, &'static str)
     None
 }
 
-/// Values of the node's own type that every way up from it meets, nearest first.
+/// Values of the node's own type that every way up from it meets, nearest first, beyond a function that is not arithmetic.
 fn common_sources(builder: &Builder, id: NodeId) -> SmallVec<[NodeId; 4]> {
     let graph = builder.graph();
     let ty = graph.ty(id);
     let mut found = SmallVec::new();
     // the latest value is taken apart first: nothing that is still in front can depend on it
     let mut front: SmallVec<[NodeId; 8]> = smallvec![id];
+    let mut arithmetic = true;
     for _ in 0..LIMIT {
         let Some(latest) = (0..front.len()).max_by_key(|i| front[*i]) else { break };
         let node = graph.node(front.swap_remove(latest));
-        if !matches!(node.op, Op::Pointwise(_) | Op::Cast(_)) {
-            break;
+        match &node.op {
+            Op::Pointwise(Pointwise { f }) => arithmetic &= is_arithmetic(*f),
+            Op::Cast(_) => {}
+            _ => break,
         }
         for operand in &node.operands {
             if builder.splat_of_node(*operand).is_none() && !front.contains(operand) {
@@ -60,6 +63,7 @@ fn common_sources(builder: &Builder, id: NodeId) -> SmallVec<[NodeId; 4]> {
             }
         }
         if let [alone] = front[..]
+            && !arithmetic
             && graph.ty(alone) == ty
         {
             found.push(alone);

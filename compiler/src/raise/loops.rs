@@ -34,7 +34,7 @@ pub fn move_contractions(graph: &Graph, exact: bool) -> Result<Option<Direct>, D
         let parts = known.entry(tuple).or_insert_with(|| Loop::new(builder, &scan, operands).ok()?.moved(exact));
         Some((*parts.as_ref()?.get(index)?, "loop-motion"))
     };
-    direct::apply(graph, &[], &mut hook).map(Some)
+    direct::apply(graph, &[], Vec::new(), &mut hook).map(Some)
 }
 
 /// What a value of the body depends on.

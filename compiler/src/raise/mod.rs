@@ -31,19 +31,20 @@ use crate::rewrite::rules::Topic;
 /// # Errors
 /// When a simplified node does not fit its operands: a defect of a rule.
 pub fn canonicalise(graph: &Graph) -> Result<Graph, Diagnostic> {
-    Ok(canonicalise_with(graph, &RewriteSet::standard())?.graph)
+    Ok(canonicalise_with(graph, &RewriteSet::standard(), Vec::new())?.graph)
 }
 
-/// [`canonicalise`] by the rules of a set, with where they applied and where each node went.
+/// [`canonicalise`] by the rules of a set, with where they applied and where each node went. Nodes that are `settled` are
+/// canonical as far as their operands are settled as well.
 ///
 /// # Errors
 /// As [`canonicalise`].
-pub fn canonicalise_with(graph: &Graph, set: &RewriteSet) -> Result<Direct, Diagnostic> {
-    let inside = graph.with_regions(&mut |_, _, region| Ok(canonicalise_with(region, set)?.graph))?;
+pub fn canonicalise_with(graph: &Graph, set: &RewriteSet, settled: Vec<bool>) -> Result<Direct, Diagnostic> {
+    let inside = graph.with_regions(&mut |_, _, region| Ok(canonicalise_with(region, set, Vec::new())?.graph))?;
     let graph = inside.as_ref().unwrap_or(graph);
     let used = simplify::Used::of(set);
     let mut hook = |builder: &mut Builder, node| simplify::simplify(builder, node, used);
-    direct::apply(graph, &set.of(&[Topic::Fold, Topic::Movement], false), &mut hook)
+    direct::apply(graph, &set.of(&[Topic::Fold, Topic::Movement], false), settled, &mut hook)
 }
 
 /// Canonicalises, and names composites, in regions first. Reports where, outside of them.
@@ -70,5 +71,5 @@ pub fn raise_with(graph: &Graph, set: &RewriteSet) -> Result<Direct, Diagnostic>
             .or_else(|| if activations { activation::raise(builder, node) } else { None })
             .or_else(|| if attentions { found.raise(builder, node) } else { None })
     };
-    direct::apply(graph, &set.of(&[Topic::Fold, Topic::Movement, Topic::Raise], false), &mut hook)
+    direct::apply(graph, &set.of(&[Topic::Fold, Topic::Movement, Topic::Raise], false), Vec::new(), &mut hook)
 }

@@ -65,7 +65,7 @@ pub fn spell_out(graph: &Graph, device: &DeviceDescription) -> Result<Option<Dir
             _ => None,
         }
     };
-    direct::apply(graph, &[], &mut hook).map(Some)
+    direct::apply(graph, &[], Vec::new(), &mut hook).map(Some)
 }
 
 /// Whether a graph, or a region in it, holds what the device has no kernel for.

@@ -7,11 +7,27 @@ use smallvec::SmallVec;
 
 /// The program with activations named, from the inside out.
 pub fn recognise(program: &ScalarExpr, dtypes: &[DType]) -> ScalarExpr {
+    let mut arithmetic = true;
+    program.visit(&mut |e| {
+        if let ExprKind::Apply(f, _) = e.kind() {
+            arithmetic &= is_arithmetic(*f);
+        }
+    });
+    if arithmetic { program.clone() } else { renamed(program, dtypes) }
+}
+
+/// Whether a function is made of sums and products: of such alone no activation is.
+pub fn is_arithmetic(f: ScalarFn) -> bool {
+    use ScalarFn::*;
+    matches!(f, Add | Sub | Mul | Div | Neg | Pow)
+}
+
+fn renamed(program: &ScalarExpr, dtypes: &[DType]) -> ScalarExpr {
     let rebuilt = match program.kind() {
         ExprKind::Arg(_) | ExprKind::Const(_) => return program.clone(),
-        ExprKind::Cast(dtype, inner) => recognise(inner, dtypes).cast(*dtype),
+        ExprKind::Cast(dtype, inner) => renamed(inner, dtypes).cast(*dtype),
         ExprKind::Apply(f, args) => {
-            let args: SmallVec<[ScalarExpr; 3]> = args.iter().map(|a| recognise(a, dtypes)).collect();
+            let args: SmallVec<[ScalarExpr; 3]> = args.iter().map(|a| renamed(a, dtypes)).collect();
             ScalarExpr::apply(*f, args, program.dtype(dtypes))
         }
     };

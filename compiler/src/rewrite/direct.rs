@@ -114,7 +114,7 @@ impl Builder {
     pub fn add(&mut self, op: &Op, operands: &[NodeId]) -> Result<NodeId, Diagnostic> {
         let hash = hash_of(op, operands);
         if let Some(id) = self.find(hash, op, operands) {
-            self.graph.add_origins(id, &self.origins);
+            self.add_own_origins(id);
             return Ok(id);
         }
         let id = self.graph.add_from(op.clone(), operands, self.origins.clone())?;
@@ -141,13 +141,20 @@ impl Builder {
     pub(super) fn add_hashed(&mut self, op: &Op, hash: OpHash, operands: &[NodeId], ty: &Type) -> NodeId {
         let hash = hash.with(operands);
         if let Some(id) = self.find(hash, op, operands) {
-            self.graph.add_origins(id, &self.origins);
+            self.add_own_origins(id);
             return id;
         }
         let node = Node { op: op.clone(), operands: SmallVec::from_slice(operands), ty: ty.clone() };
         let id = self.graph.add_typed(node, self.origins.clone());
         self.learn(hash, id);
         id
+    }
+
+    /// A node comes from the present origins too; a number does not, which is that of all who use it.
+    fn add_own_origins(&mut self, id: NodeId) {
+        if !matches!(self.graph.node(id).op, Op::Const(_)) {
+            self.graph.add_origins(id, &self.origins);
+        }
     }
 
     /// The node of that operator on these operands, if there is one.
@@ -265,17 +272,85 @@ struct Step {
     new: NodeId,
 }
 
-/// Rebuilds `graph` with `rules` and `hook` applied at every node until none fits, operands first. Dead nodes go.
+/// Levels of nodes that [`Rules`] tells apart.
+const LEVELS: usize = 2;
+
+/// Rules by what a node and its operands are: equal cones, as equal layers have them, are looked at once.
+struct Rules<'r> {
+    by_root: FxHashMap<Kind, Vec<&'r Rule>>,
+    /// Numbers of kinds with their one element.
+    heads: FxHashMap<(Kind, Option<Literal>), u32>,
+    /// Numbers of heads with those of the operands.
+    shapes: FxHashMap<Seen, u32>,
+    /// By node of the graph, its head and its shape, as far as they were asked for.
+    nodes: Vec<(Option<u32>, Option<u32>)>,
+    /// By a node's head and its operands' shapes, the rules that may match.
+    fitting: FxHashMap<Seen, Arc<[&'r Rule]>>,
+    none: Arc<[&'r Rule]>,
+}
+
+/// A number, and one of each operand.
+type Seen = (u32, SmallVec<[u32; 4]>);
+
+impl<'r> Rules<'r> {
+    fn new(rules: &'r [Arc<Rule>]) -> Rules<'r> {
+        let mut by_root: FxHashMap<Kind, Vec<&Rule>> = FxHashMap::default();
+        for rule in rules {
+            if let Some(root) = rule.root() {
+                by_root.entry(root).or_default().push(rule);
+            }
+        }
+        let (heads, shapes, fitting, none) = Default::default();
+        Rules { by_root, heads, shapes, nodes: Vec::new(), fitting, none }
+    }
+
+    fn head(&mut self, builder: &Builder, id: NodeId) -> u32 {
+        if let Some(head) = self.nodes[id.index()].0 {
+            return head;
+        }
+        let key = (Kind::of(&builder.graph.node(id).op), builder.facts.splats[id.index()]);
+        let number = self.heads.len() as u32;
+        let head = *self.heads.entry(key).or_insert(number);
+        self.nodes[id.index()].0 = Some(head);
+        head
+    }
+
+    fn shape(&mut self, builder: &Builder, id: NodeId) -> u32 {
+        if let Some(shape) = self.nodes[id.index()].1 {
+            return shape;
+        }
+        let operands = builder.graph.node(id).operands.iter().map(|o| self.head(builder, *o)).collect();
+        let key = (self.head(builder, id), operands);
+        let number = self.shapes.len() as u32;
+        let shape = *self.shapes.entry(key).or_insert(number);
+        self.nodes[id.index()].1 = Some(shape);
+        shape
+    }
+
+    /// The rules that may match a node, in order.
+    fn at(&mut self, builder: &Builder, id: NodeId) -> Arc<[&'r Rule]> {
+        let node = builder.graph.node(id);
+        if !self.by_root.contains_key(&Kind::of(&node.op)) {
+            return self.none.clone();
+        }
+        self.nodes.resize(builder.graph.nodes().len(), (None, None));
+        let operands = node.operands.iter().map(|o| self.shape(builder, *o)).collect();
+        let key = (self.head(builder, id), operands);
+        let of_root = self.by_root.get(&Kind::of(&node.op)).map(Vec::as_slice).unwrap_or_default();
+        let fits = |rule: &&&Rule| rule.may_match_within(&BuilderView(builder), class(id), LEVELS);
+        let found = self.fitting.entry(key);
+        found.or_insert_with(|| of_root.iter().filter(fits).copied().collect()).clone()
+    }
+}
+
+/// Rebuilds `graph` with `rules` and `hook` applied at every node until none fits, operands first. Dead nodes go. Nothing fits
+/// at nodes that are `settled` over settled operands.
 ///
 /// # Errors
 /// When a node of the graph does not fit its operands any more: a defect of a rule.
-pub fn apply(graph: &Graph, rules: &[Arc<Rule>], hook: Hook) -> Result<Direct, Diagnostic> {
-    let mut by_root: FxHashMap<Kind, Vec<&Rule>> = FxHashMap::default();
-    for rule in rules {
-        if let Some(root) = rule.root() {
-            by_root.entry(root).or_default().push(rule);
-        }
-    }
+pub fn apply(graph: &Graph, rules: &[Arc<Rule>], mut settled: Vec<bool>, hook: Hook) -> Result<Direct, Diagnostic> {
+    let mut rules = Rules::new(rules);
+    settled.resize(graph.nodes().len(), false);
     let live = graph.live();
     let mut builder = Builder::new(graph);
     let mut applied = Vec::new();
@@ -287,8 +362,10 @@ pub fn apply(graph: &Graph, rules: &[Arc<Rule>], hook: Hook) -> Result<Direct, D
         let operands: SmallVec<[NodeId; 4]> = old.operands.iter().filter_map(|o| new[o.index()]).collect();
         builder.set_origins(graph.origins(id));
         let mut at = builder.add_again(old, graph, &operands)?;
-        for _ in 0..MAX_CHAIN {
-            let Some((next, rule)) = improve(&mut builder, at, &by_root, hook) else { break };
+        settled[id.index()] &= old.operands.iter().all(|operand| settled[operand.index()]);
+        let chain = if settled[id.index()] { 0 } else { MAX_CHAIN };
+        for _ in 0..chain {
+            let Some((next, rule)) = improve(&mut builder, at, &mut rules, hook) else { break };
             applied.push(Step { rule, old: at, new: next });
             builder.graph.add_origins(next, graph.origins(id));
             at = next;
@@ -298,14 +375,8 @@ pub fn apply(graph: &Graph, rules: &[Arc<Rule>], hook: Hook) -> Result<Direct, D
     finish(graph, builder, &new, applied)
 }
 
-fn improve(
-    builder: &mut Builder,
-    at: NodeId,
-    by_root: &FxHashMap<Kind, Vec<&Rule>>,
-    hook: Hook,
-) -> Option<(NodeId, &'static str)> {
-    let kind = Kind::of(&builder.graph.node(at).op);
-    for rule in by_root.get(&kind).into_iter().flatten() {
+fn improve(builder: &mut Builder, at: NodeId, rules: &mut Rules, hook: Hook) -> Option<(NodeId, &'static str)> {
+    for rule in rules.at(builder, at).iter() {
         let Some(bindings) = rule.first(&BuilderView(builder), class(at)) else { continue };
         // what the left side took lives on in the right side; the first of it is the node itself
         let taken: SmallVec<[NodeId; 8]> = bindings.matched.iter().map(|m| node(m.class)).collect();

@@ -167,8 +167,20 @@ impl Used {
     }
 }
 
-/// One pass in class order, operands before users, so that a whole chain is absorbed at once. Returns the unions made.
-pub fn absorb(egraph: &mut Graph, dependencies: &Dependencies, journal: &mut Journal, used: Used) -> usize {
+/// What was tried to join what: the node, its operand, the anchor, and how many nodes the classes of the operands had, among
+/// which epilogues of the same anchor may be.
+#[derive(Default)]
+pub struct Tried(FxHashSet<(Term, usize, Term, SmallVec<[usize; 2]>)>);
+
+/// One pass in class order, operands before users, so that a whole chain is absorbed at once. What was tried before is not
+/// tried again. Returns the unions made.
+pub fn absorb(
+    egraph: &mut Graph,
+    dependencies: &Dependencies,
+    journal: &mut Journal,
+    used: Used,
+    tried: &mut Tried,
+) -> usize {
     let mut list: Vec<(Id, Term)> = Vec::new();
     for kind in elementwise_kinds() {
         for class in egraph.classes_for_op(&kind).into_iter().flatten() {
@@ -200,6 +212,10 @@ pub fn absorb(egraph: &mut Graph, dependencies: &Dependencies, journal: &mut Jou
             for (anchor, term) in anchors {
                 let plain = egraph.analysis.op_id(&anchor.fused.anchor);
                 if !seen.insert((plain, anchor.bases.clone(), anchor.own.clone())) {
+                    continue;
+                }
+                let sizes = node.operands.iter().map(|id| egraph[*id].nodes.len()).collect();
+                if !tried.0.insert((node.clone(), at, term.clone(), sizes)) {
                     continue;
                 }
                 match join(egraph, Some(dependencies), class, &node, at, &anchor, used.exact) {

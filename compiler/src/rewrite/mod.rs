@@ -24,8 +24,10 @@ pub mod term;
 
 use egret_ir::{Diagnostic, Graph, Node, NodeId};
 use egret_program::DeviceDescription;
+use rayon::prelude::*;
 use smallvec::SmallVec;
 
+pub(crate) use activation::is_arithmetic;
 pub use activation::recognise as recognise_activations;
 use direct::{Builder, OpHash};
 pub use explain::{Explanation, Link, Pair};
@@ -274,15 +276,16 @@ fn rewrite_given(
     let facts = GraphFacts::given(graph, loaded);
     let (parts, places) = part::cut(graph, &facts);
     let search = if options.level == Level::Greedy { Search::Greedy } else { Search::Full };
-    let mut rewrites = Vec::with_capacity(parts.len());
-    for part in parts {
+    let rewritten = |part: Part| {
         let mut phases = Vec::new();
         let loaded = saturate::saturate(&part, options, &mut phases);
         let template = saturate::choose(&part, &loaded, device, search, options.budgets.steps)
             .ok_or_else(|| Diagnostic::new("E0451", "extraction found no acyclic choice for a part of the graph"))?;
         let alone = extract::alone(&part, device);
-        rewrites.push(Rewrite { part, loaded, template, phases, alone });
-    }
+        Ok(Rewrite { part, loaded, template, phases, alone })
+    };
+    // none knows of another
+    let rewrites: Vec<Rewrite> = parts.into_par_iter().map(rewritten).collect::<Result<_, Diagnostic>>()?;
     let Assembled { graph: graph_out, made, values } = assemble(graph, &rewrites, &places)?;
     let (original, options) = (graph.clone(), options.clone());
     let tapped = None;

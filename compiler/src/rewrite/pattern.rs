@@ -168,6 +168,11 @@ impl Rule {
         false
     }
 
+    /// Whether nodes of the left side's kinds are there as far as `levels` of it tell, whatever they bind.
+    pub(super) fn may_match_within(&self, view: &dyn View, class: Id, levels: usize) -> bool {
+        may_match(view, &self.pattern, class, levels)
+    }
+
     /// Every way in which the left side matches `class`, guard passed.
     pub fn search(&self, view: &dyn View, class: Id) -> Vec<Bindings> {
         let mut found = Vec::new();
@@ -190,7 +195,7 @@ impl Rule {
 
     /// Calls `f` with every way in which the left side matches `class`, guard passed, until it says true.
     fn each(&self, view: &dyn View, class: Id, f: &mut dyn FnMut(Bindings) -> bool) {
-        if !may_match(view, &self.pattern, class) {
+        if !may_match(view, &self.pattern, class, MAX_DEPTH) {
             return;
         }
         let mut bindings = Bindings {
@@ -243,8 +248,9 @@ fn build(
     }
 }
 
-/// Whether nodes of the pattern's kinds are there, whatever they bind: most rules are refused by this alone.
-fn may_match(view: &dyn View, p: &Pattern, class: Id) -> bool {
+/// Whether nodes of the pattern's kinds are there, whatever they bind: most rules are refused by this alone. Below so many
+/// `levels` of nodes anything may be.
+fn may_match(view: &dyn View, p: &Pattern, class: Id, levels: usize) -> bool {
     let (kind, function, operands) = match p {
         Pattern::Var(_) => return true,
         Pattern::Number(value) => return is_number(view, class, *value),
@@ -252,10 +258,13 @@ fn may_match(view: &dyn View, p: &Pattern, class: Id) -> bool {
     };
     let commutes = function.is_some_and(ScalarFn::commutes);
     view.nodes(view.find(class), *kind, &mut |_, ids| {
+        if levels == 0 {
+            return true;
+        }
         let each = |reversed: bool| {
             let n = ids.len();
             let at = |i: usize| if reversed { ids[n - 1 - i] } else { ids[i] };
-            operands.iter().enumerate().all(|(i, p)| may_match(view, p, at(i)))
+            operands.iter().enumerate().all(|(i, p)| may_match(view, p, at(i), levels - 1))
         };
         ids.len() >= operands.len() && (each(false) || commutes && ids.len() == 2 && each(true))
     })

@@ -111,20 +111,20 @@ pub fn saturate(part: &Part, options: &Options, report: &mut Vec<PhaseReport>) -
     let (set, exact) = (&options.rules, options.exact);
     let algebra = set.of(&[Topic::Movement, Topic::Algebra, Topic::User], exact);
     let fuse = set.of(&[Topic::Movement, Topic::Region, Topic::User], exact);
-    let absorb = Absorb {
+    let mut absorb = Absorb {
         dependencies: &dependencies,
         epilogues: epilogue::Used::of(set, exact),
         prologues: set.has(prologue::RULE),
+        tried: epilogue::Tried::default(),
     };
-    let absorb = Some(&absorb);
     let budgets = options.budgets;
     phase(&mut loaded, "algebra", &algebra, None, budgets, report);
-    phase(&mut loaded, "fuse", &fuse, absorb, budgets, report);
+    phase(&mut loaded, "fuse", &fuse, Some(&mut absorb), budgets, report);
     if options.level == super::Level::Full {
         let merged = merge::merge(&mut loaded.egraph, &mut loaded.journal, merge::Used::of(set));
         rebuild(&mut loaded);
         if merged > 0 {
-            phase(&mut loaded, "fuse after merge", &fuse, absorb, budgets, report);
+            phase(&mut loaded, "fuse after merge", &fuse, Some(&mut absorb), budgets, report);
         }
     }
     loaded
@@ -135,6 +135,7 @@ struct Absorb<'d> {
     dependencies: &'d Dependencies,
     epilogues: epilogue::Used,
     prologues: bool,
+    tried: epilogue::Tried,
 }
 
 fn rebuild(loaded: &mut Loaded) {
@@ -146,7 +147,7 @@ fn phase(
     loaded: &mut Loaded,
     name: &'static str,
     rules: &[Arc<Rule>],
-    absorb: Option<&Absorb>,
+    mut absorb: Option<&mut Absorb>,
     budgets: Budgets,
     report: &mut Vec<PhaseReport>,
 ) {
@@ -157,15 +158,15 @@ fn phase(
         let before = loaded.egraph.total_number_of_nodes();
         let mut unions = sweep(loaded, rules);
         rebuild(loaded);
-        if let Some(absorb) = absorb {
-            if absorb.prologues {
-                let made = prologue::absorb(&mut loaded.egraph, absorb.dependencies, &mut loaded.journal);
+        if let Some(Absorb { dependencies, epilogues, prologues, tried }) = absorb.as_deref_mut() {
+            if *prologues {
+                let made = prologue::absorb(&mut loaded.egraph, dependencies, &mut loaded.journal);
                 unions += made;
                 if made > 0 {
                     rebuild(loaded);
                 }
             }
-            unions += epilogue::absorb(&mut loaded.egraph, absorb.dependencies, &mut loaded.journal, absorb.epilogues);
+            unions += epilogue::absorb(&mut loaded.egraph, dependencies, &mut loaded.journal, *epilogues, tried);
             rebuild(loaded);
         }
         let after = loaded.egraph.total_number_of_nodes();

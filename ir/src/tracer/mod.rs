@@ -31,7 +31,7 @@ use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 use crate::diagnostic::{Diagnostic, Origin};
-use crate::graph::{Graph, NodeId};
+use crate::graph::{Graph, Node, NodeId};
 use crate::ops::{Concat, Const, Grad, Input, Iota, Op, Param, Proj, State};
 use crate::scalar::Literal;
 use crate::tensor::Tensor;
@@ -55,12 +55,14 @@ struct Building {
     around: Option<u64>,
     /// The number of the next data-dependent size; a region goes on with the numbers of the graph around it.
     next_size: u32,
+    /// Scalar constants so far, where equal ones are one node.
+    scalars: Option<FxHashMap<Literal, NodeId>>,
 }
 
 impl Building {
     fn new(graph: Graph, around: Option<u64>) -> Building {
         let next_size = graph.next_size();
-        Building { graph, error: None, origins: None, captured: Vec::new(), around, next_size }
+        Building { graph, error: None, origins: None, captured: Vec::new(), around, next_size, scalars: None }
     }
 }
 
@@ -229,6 +231,18 @@ impl<'t> Tracer<'t> {
         add(self.key, op.into(), operands, Location::caller())
     }
 
+    /// A node of another graph whose operands have these values here, of the same types. What it assumes of dims is not
+    /// recorded.
+    pub(crate) fn add_again(&self, node: &Node, operands: &[Var<'t>], origins: &[Arc<Origin>]) -> Var<'t> {
+        let id = |operand: &Var<'t>| operand.node.filter(|_| operand.key == self.key);
+        let Some(operands) = operands.iter().map(id).collect() else { return Var::poisoned(self.key) };
+        let added = with(self.key, |building| {
+            let node = Node { op: node.op.clone(), operands, ty: node.ty.clone() };
+            building.error.is_none().then(|| building.graph.add_typed(node, origins.into()))
+        });
+        added.flatten().map_or(Var::poisoned(self.key), |id| Var::of(self.key, id))
+    }
+
     /// A value that each run is given.
     #[track_caller]
     pub fn input(&self, name: &str, ty: TensorType) -> Var<'t> {
@@ -302,7 +316,20 @@ impl<'t> Tracer<'t> {
     /// A scalar constant.
     #[track_caller]
     pub fn scalar(&self, value: Literal) -> Var<'t> {
-        self.constant(Tensor::scalar(value))
+        let known = with(self.key, |building| building.scalars.as_ref()?.get(&value).copied()).flatten();
+        known.map_or_else(
+            || {
+                let made = self.constant(Tensor::scalar(value));
+                with(self.key, |building| building.scalars.as_mut()?.insert(value, made.id()?));
+                made
+            },
+            |id| Var::of(self.key, id),
+        )
+    }
+
+    /// From here on equal scalar constants are one node.
+    pub(crate) fn share_scalars(&self) {
+        with(self.key, |building| building.scalars = Some(FxHashMap::default()));
     }
 
     /// Indices along an axis.
