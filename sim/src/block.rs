@@ -195,11 +195,13 @@ impl Common {
         if let Some(ran) = self.ran[warp as usize].get_mut(at) {
             *ran |= lanes;
         }
-        let uses = |value: &&Contested| {
-            value.thread / 32 == warp && lanes >> (value.thread % 32) & 1 == 1 && value.uses.contains(&at)
-        };
-        let found = self.contested.iter().find(uses);
-        found.map_or(Ok(()), |value| Err((value.race.fault(), value.thread % 32)))
+        let is_here = |value: &Contested| value.thread / 32 == warp && lanes >> (value.thread % 32) & 1 == 1;
+        if let Some(value) = self.contested.iter().find(|value| is_here(value) && value.uses.contains(&at)) {
+            return Err((value.race.fault(), value.thread % 32));
+        }
+        // loaded again, it is another value
+        self.contested.retain(|value| value.load != at || !is_here(value));
+        Ok(())
     }
 
     /// The instructions that would use what a thread loaded; `None` if it has run one of them, or that cannot be told.

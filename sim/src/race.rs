@@ -47,6 +47,8 @@ impl Race {
 /// A value that a thread loaded before another one wrote it, with no order between, and has not used.
 pub(crate) struct Contested {
     pub thread: u32,
+    /// The load.
+    pub load: usize,
     /// The instructions that would use it.
     pub uses: BTreeSet<usize>,
     /// The write.

@@ -128,6 +128,13 @@ fn what_another_thread_writes_may_be_read_but_not_used() {
             let fault = run(&one(used), 64, order).unwrap_err();
             assert!(matches!(fault.kind, FaultKind::Race { .. }), "{order:?} {used}: {fault}");
         }
+        // loaded again behind a barrier, it is used
+        let again = kernel(
+            "mov.u32 %r5, 0; $l: ld.global.u32 %r3, [%rd1]; setp.ne.u32 %p1, %r5, 0; @%p1 bra $x;
+            setp.ne.u32 %p2, %r1, 33; @%p2 bra $n; st.global.u32 [%rd1], %r1; $n: bar.sync 0; mov.u32 %r5, 1; bra $l;
+            $x: st.global.u32 [%rd3+256], %r3;",
+        );
+        run(&again, 64, order).unwrap_or_else(|e| panic!("{order:?}: {e}"));
         // used before it was written
         let before = kernel(
             "ld.shared.u32 %r3, [s+8]; st.global.u32 [%rd3], %r3; setp.ne.u32 %p1, %r1, 0; @%p1 bra $x;

@@ -146,7 +146,7 @@ impl Warp {
                 let unused = if before { common.unused(insts, with) } else { None };
                 let Some(uses) = unused else { return Err(race.fault()) };
                 let race = Race::new(name, address, with, event, true, insts);
-                common.contested.push(Contested { thread: with.thread, uses, race });
+                common.contested.push(Contested { thread: with.thread, load: with.at as usize, uses, race });
             }
         }
         Ok(Place { space, allocation, offset, contested })
