@@ -5,9 +5,9 @@ mod support {
 }
 
 use egret_compiler::{CompileOptions, compile};
-use egret_ir::{DType, Graph, ScalarValue, Tensor, Tracer, Var, f32, trace};
+use egret_ir::{DType, Graph, Tracer, Var, f32, trace};
 use egret_program::{DeviceDescription, Place, Program};
-use support::programs::{check, few};
+use support::programs::{check, few, positive};
 
 fn program(graph: &Graph) -> Program {
     let device = DeviceDescription::named("x86-64-avx512").expect("a shipped description");
@@ -15,25 +15,16 @@ fn program(graph: &Graph) -> Program {
     compile(graph, &device, &options).unwrap_or_else(|e| panic!("{e}")).program
 }
 
-/// Launches of concatenation kernels.
+/// Launches of kernels that copy operands of concatenations.
 fn copies(graph: &Graph) -> usize {
     let program = program(graph);
-    program.launches().iter().filter(|launch| program.kernel(launch.kernel).family == "concat").count()
+    let copies = |family: &str| matches!(family, "concat" | "channels");
+    program.launches().iter().filter(|launch| copies(&program.kernel(launch.kernel).family)).count()
 }
 
 /// Buffers that are part of another.
 fn parts(graph: &Graph) -> usize {
     program(graph).buffers.iter().filter(|buffer| matches!(buffer.place, Place::Part { .. })).count()
-}
-
-/// Numbers that are not negative: a sum of `n` products of them is right to `n` units in the last place, and so are sums of
-/// sums.
-fn positive(shape: &[usize], seed: usize) -> Tensor {
-    let mut tensor = few(DType::F32, shape, seed);
-    for i in 0..tensor.elements() {
-        tensor.set(i, ScalarValue::Float(tensor.get(i).as_f64().abs()));
-    }
-    tensor
 }
 
 fn conv<'t>(t: &Tracer<'t>, x: Var<'t>, filters: usize, size: usize, seed: usize) -> Var<'t> {

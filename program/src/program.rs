@@ -164,7 +164,7 @@ pub enum KernelBody {
 ///   hooks or a finisher C is the first output again.
 /// - attention: q, k, v, o, the log-sum-exp if the problem has one, then the mask or the hook's extras.
 /// - gradient of attention: q, k, v, o, log-sum-exp, gradient of o, gradients of q, k, v, then the mask or extras.
-/// - relayout, pack: source, destination.
+/// - relayout, pack: source, destination. channels: sources, destination.
 /// - top_k: operand, values, places.
 /// - non_zero: operand, places, their number. unique: operand, values, first places, inverse, counts, their number.
 /// - suppression: boxes, scores, most, overlap, score, rows, their number.

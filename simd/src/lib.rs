@@ -15,6 +15,7 @@
 pub mod affine;
 mod bandwidth;
 pub mod bf16;
+pub mod channels;
 mod isa;
 pub mod pack;
 mod peak;

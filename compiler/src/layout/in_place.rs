@@ -4,8 +4,8 @@ use egret_ir::{Dim, Graph, NodeId, Op};
 use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
 
-use super::{Layout, Layouts};
-use crate::partition::{Family, Partition};
+use super::{Layout, Layouts, whole_blocks, whole_channels};
+use crate::partition::{Family, Partition, is_movement};
 
 /// Kernels may rely on buffers that begin at a multiple of so many bytes.
 const ALIGNMENT: i64 = 64;
@@ -51,7 +51,8 @@ pub fn in_place(graph: &Graph, partition: &Partition, layouts: &mut Layouts, lea
         let shape = &graph.tensor_type(concat).shape;
         let contiguous = shape[..op.axis].iter().all(|extent| extent.is(1));
         let blocked = is_blocked(layouts, concat);
-        if leaves[concat.index()] || !contiguous || blocked && op.axis != 1 || is_channels_last(layouts, concat) {
+        let whole = !blocked || op.axis == 1 && whole_blocks(graph, concat, layouts.lanes);
+        if leaves[concat.index()] || !contiguous || !whole || is_channels_last(layouts, concat) {
             continue;
         }
         let operands: &[NodeId] = &graph.node(concat).operands;
@@ -80,10 +81,12 @@ pub fn in_place(graph: &Graph, partition: &Partition, layouts: &mut Layouts, lea
             }
             offset = offset + graph.tensor_type(*part).bytes();
         }
-        let whole = |part: &NodeId| graph.tensor_type(*part).shape[op.axis].modulo(&Dim::from(layouts.lanes)).is(0);
+        let fills = |part: &NodeId| graph.tensor_type(*part).shape[op.axis].modulo(&Dim::from(layouts.lanes)).is(0);
         let copied = operands.len() - begun - (parts.len() - beginning.iter().len());
-        // the kernel that copies the rest moves whole blocks
-        if parts.is_empty() || blocked && copied > 0 && !operands.iter().all(whole) {
+        // the kernel that copies the rest moves whole blocks, of images as they are
+        let shown = |part: &NodeId| whole_channels(graph, *part, layouts.lanes).0 != *part;
+        let moved = |part: &NodeId| is_movement(&graph.node(*part).op) && !is_blocked(layouts, *part) && !shown(part);
+        if parts.is_empty() || blocked && copied > 0 && (!operands.iter().all(fills) || operands.iter().any(moved)) {
             continue;
         }
         known.insert((op.axis, operands), concat);

@@ -4,6 +4,7 @@
 //! `[N][C/L][H + 2 halo][W + 2 halo][L]`; everything else is row-major. The halo is the buffer's: the widest that a
 //! convolution reads. On GPUs a region is in channels-last memory where that pays ([`channels_last`]).
 
+mod channels;
 pub mod channels_last;
 mod in_place;
 
@@ -16,6 +17,7 @@ use crate::partition::{Family, Partition, is_movement};
 use crate::range::is_short;
 use crate::schedule::cuda::F32Products;
 
+pub use channels::{Channels, channels};
 pub use in_place::{InPlace, Part, in_place};
 
 /// How a value lies.
@@ -136,9 +138,10 @@ pub fn layout(
                     words
                         && !must_be_row_major[id.index()]
                         && group.siblings.is_empty()
-                        && whole_blocks(graph, id, lanes)
-                        && reads_blocked(graph, &blocked, id)
-                        && same_axes(graph, &blocked, id)
+                        && (moves_channels(graph, &users, &blocked, id)
+                            || whole_blocks(graph, id, lanes)
+                                && reads_blocked(graph, &blocked, id)
+                                && same_axes(graph, &blocked, id))
                 }
                 _ => false,
             };
@@ -167,6 +170,13 @@ fn reads_blocked(graph: &Graph, blocked: &[bool], id: NodeId) -> bool {
     sources(graph, blocked, id)
         .iter()
         .any(|s| blocked[s.index()] && graph.tensor_type(*s).shape.rank() == graph.tensor_type(id).shape.rank())
+}
+
+/// Whether a concatenation, or movement that an image is computed from, takes channels of blocked images.
+fn moves_channels(graph: &Graph, users: &[SmallVec<[NodeId; 4]>], blocked: &[bool], id: NodeId) -> bool {
+    let op = &graph.node(id).op;
+    let moves = matches!(op, Op::Concat(_)) || is_movement(op) && feeds_image(graph, users, id);
+    moves && channels(graph, id, &|image| blocked[image.index()]).is_some()
 }
 
 /// Whether the parts of a concatenation of channels begin with a vector each.

@@ -303,15 +303,21 @@ impl Planner<'_> {
         if let Some(buffer) = frame.blocked.get(&(value, halo.clone())) {
             return Ok(Blocked { buffer: *buffer, offset: Dim::ZERO, halo: halo.clone(), item });
         }
-        let source = self.row_major(frame, id, steps)?;
         let ty = frame.graph.tensor_type(id).clone();
-        let buffer = if has_relayout(ty.dtype) {
-            let bytes = ty.shape[0].clone() * item.clone() * Dim::from(WORD);
+        let bytes = ty.shape[0].clone() * item.clone() * Dim::from(WORD);
+        let buffer = if let Some(taken) = self.channels_of(frame, id) {
             let buffer = self.buffer(Place::Arena, ty.dtype, bytes, ty.bytes());
-            self.relayout(frame, id, Direction::ToBlocked, source.arg(false), buffer, halo, steps);
+            self.take_channels(frame, id, &taken, buffer, halo, steps);
             buffer
         } else {
-            self.relaid(frame, id, Layout::Blocked { halo: halo.clone() }, steps)?
+            let source = self.row_major(frame, id, steps)?;
+            if has_relayout(ty.dtype) {
+                let buffer = self.buffer(Place::Arena, ty.dtype, bytes, ty.bytes());
+                self.relayout(frame, id, Direction::ToBlocked, source.arg(false), buffer, halo, steps);
+                buffer
+            } else {
+                self.relaid(frame, id, Layout::Blocked { halo: halo.clone() }, steps)?
+            }
         };
         frame.blocked.insert((value, halo.clone()), buffer);
         Ok(Blocked { buffer, offset: Dim::ZERO, halo: halo.clone(), item })

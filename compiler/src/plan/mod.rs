@@ -4,6 +4,7 @@
 //! kernel and a launch; layouts that differ between a writer and a driver that reads get a relayout.
 
 mod attention;
+mod channels;
 mod channels_last;
 mod control;
 mod conv;
@@ -399,6 +400,9 @@ impl Planner<'_> {
             }
             // no loop nests of a runtime's own on a GPU
             _ if !self.device.is_cpu() => return self.generated(frame, group, place, direct, steps),
+            Family::Map | Family::Concat if phase == Phase::Run && self.channels(frame, id, &place, steps)? => {
+                return Ok(());
+            }
             Family::Select => return self.select(frame, id, &place, steps),
             Family::Attention => return self.attention(frame, id, &place, steps),
             Family::AttentionGrad => return self.attention_grad(frame, id, &place, steps),

@@ -47,6 +47,16 @@ pub fn few(dtype: DType, shape: &[usize], seed: usize) -> Tensor {
     tensor
 }
 
+/// Numbers that are not negative: a sum of `n` products of them is right to `n` units in the last place, and so are sums of
+/// sums.
+pub fn positive(shape: &[usize], seed: usize) -> Tensor {
+    let mut tensor = few(DType::F32, shape, seed);
+    for i in 0..tensor.elements() {
+        tensor.set(i, ScalarValue::Float(tensor.get(i).as_f64().abs()));
+    }
+    tensor
+}
+
 /// A tensor of integers.
 pub fn ints(shape: &[usize], values: &[i64]) -> Tensor {
     Tensor::new(shape, values).expect("as many values as the shape has")

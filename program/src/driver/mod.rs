@@ -7,6 +7,7 @@
 //! All strides and offsets are in elements and not negative.
 
 mod attention;
+mod channels;
 mod conv;
 mod engine;
 mod epilogue;
@@ -19,6 +20,7 @@ mod select;
 mod tests;
 
 pub use attention::{AttentionGradProblem, AttentionOperand, AttentionProblem, AttentionSchedule, Mask, Score};
+pub use channels::{ChannelSource, ChannelsProblem};
 pub use conv::{ConvForm, ConvInput, ConvProblem, ConvSchedule, Prologue, Split};
 pub use engine::ConvEngine;
 pub use epilogue::{Activation, Bias, Epilogue, Finisher, Operand};
@@ -47,6 +49,8 @@ pub enum Driver<D = usize> {
     AttentionGrad(AttentionGradProblem<D>, AttentionSchedule),
     /// Between row-major and blocked channels.
     Relayout(RelayoutProblem<D>),
+    /// Channels taken from images in blocked channels.
+    Channels(ChannelsProblem<D>),
     /// Packing of weights at load.
     Pack(PackProblem<D>),
     /// The first elements in order.
@@ -70,6 +74,7 @@ impl<D> Driver<D> {
             Driver::Attention(p, s) => Driver::Attention(p.map(f), s.clone()),
             Driver::AttentionGrad(p, s) => Driver::AttentionGrad(p.map(f), s.clone()),
             Driver::Relayout(p) => Driver::Relayout(p.map(f)),
+            Driver::Channels(p) => Driver::Channels(p.map(f)),
             Driver::Pack(p) => Driver::Pack(p.map(f)),
             Driver::TopK(p) => Driver::TopK(p.map(f)),
             Driver::NonZero(p) => Driver::NonZero(p.map(f)),
@@ -89,6 +94,7 @@ impl<D: fmt::Display> fmt::Display for Driver<D> {
             Driver::Attention(p, s) => write!(f, "{p}\n{s}"),
             Driver::AttentionGrad(p, s) => write!(f, "{p}\n{s}"),
             Driver::Relayout(p) => write!(f, "{p}"),
+            Driver::Channels(p) => write!(f, "{p}"),
             Driver::Pack(p) => write!(f, "{p}"),
             Driver::TopK(p) => write!(f, "{p}"),
             Driver::NonZero(p) => write!(f, "{p}"),

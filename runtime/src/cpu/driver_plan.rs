@@ -5,9 +5,9 @@ use egret_program::driver::{Driver, Epilogue, Prologue, Score};
 use egret_simd::Isa;
 
 use super::drivers::{
-    AttentionArgs, AttentionGradArgs, AttentionGradPlan, AttentionPlan, ConvArgs, ConvPlan, DriverError, GemmArgs,
-    GemmPlan, NonZeroPlan, PackPlan, PoolArgs, PoolGradArgs, PoolGradPlan, PoolPlan, RelayoutPlan, ScratchNeed,
-    ScratchPool, SuppressionArgs, SuppressionPlan, TopKPlan, UniqueArgs, UniquePlan,
+    AttentionArgs, AttentionGradArgs, AttentionGradPlan, AttentionPlan, ChannelsPlan, ConvArgs, ConvPlan, DriverError,
+    GemmArgs, GemmPlan, NonZeroPlan, PackPlan, PoolArgs, PoolGradArgs, PoolGradPlan, PoolPlan, RelayoutPlan,
+    ScratchNeed, ScratchPool, SuppressionArgs, SuppressionPlan, TopKPlan, UniqueArgs, UniquePlan,
 };
 use super::team::Team;
 
@@ -33,6 +33,7 @@ enum Form {
     Attention { plan: Box<AttentionPlan>, lse: bool },
     AttentionGrad(Box<AttentionGradPlan>),
     Relayout(Box<RelayoutPlan>),
+    Channels(Box<ChannelsPlan>),
     Pack(Box<PackPlan>),
     TopK(TopKPlan),
     NonZero(NonZeroPlan),
@@ -104,6 +105,9 @@ impl DriverPlan {
                 (Form::AttentionGrad(Box::new(AttentionGradPlan::new(problem, schedule, isa)?)), 9)
             }
             Driver::Relayout(problem) => (Form::Relayout(Box::new(RelayoutPlan::new(problem, isa)?)), 2),
+            Driver::Channels(problem) => {
+                (Form::Channels(Box::new(ChannelsPlan::new(problem, isa)?)), problem.sources.len() + 1)
+            }
             Driver::Pack(problem) => (Form::Pack(Box::new(PackPlan::new(problem, isa)?)), 2),
             Driver::TopK(problem) => (Form::TopK(TopKPlan::new(problem)?), 3),
             Driver::NonZero(problem) => (Form::NonZero(NonZeroPlan::new(problem)?), 3),
@@ -136,7 +140,7 @@ impl DriverPlan {
             Form::TopK(plan) => plan.scratch(),
             Form::Unique(plan) => plan.scratch(),
             Form::Suppression(plan) => plan.scratch(),
-            Form::Relayout(_) | Form::Pack(_) | Form::NonZero(_) => ScratchNeed::default(),
+            Form::Relayout(_) | Form::Channels(_) | Form::Pack(_) | Form::NonZero(_) => ScratchNeed::default(),
         }
     }
 
@@ -196,6 +200,7 @@ impl DriverPlan {
                     plan.run(&args, team, scratch);
                 }
                 Form::Relayout(plan) => plan.run(arg(0), arg(1), team),
+                Form::Channels(plan) => plan.run(fixed, team),
                 Form::Pack(plan) => plan.run(arg(0), arg(1), team),
                 Form::TopK(plan) => plan.run(fixed[0], fixed[1], fixed[2].cast(), team, scratch),
                 Form::NonZero(plan) => plan.run(fixed[0], fixed[1].cast(), fixed[2].cast()),

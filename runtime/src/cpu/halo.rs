@@ -31,35 +31,43 @@ impl Border {
         Some(bytes)
     }
 
-    /// Zeroes it.
+    /// Padded rows of an item.
+    pub(crate) fn lines(&self) -> usize {
+        (self.spatial[0] + 2 * self.halo[0]) * (self.spatial[1] + 2 * self.halo[1])
+    }
+
+    /// Zeroes the part of it that is in the padded rows `first..end` of all items.
     ///
     /// # Safety
-    /// `tensor` is valid for [`bytes`](Border::bytes).
-    pub(crate) unsafe fn clear(&self, tensor: *mut f32) {
+    /// `tensor` is valid for [`bytes`](Border::bytes), and there are so many rows.
+    pub(crate) unsafe fn clear(&self, tensor: *mut f32, first: usize, end: usize) {
         let ([depth, height, width], [hd, hh, hw]) = (self.spatial, self.halo);
-        let row = (width + 2 * hw) * self.lanes;
-        let plane = (height + 2 * hh) * row;
+        let (row, side) = ((width + 2 * hw) * self.lanes, hw * self.lanes);
+        let inside = |line: usize| {
+            let (z, y) = (line / (height + 2 * hh), line % (height + 2 * hh));
+            (hd..hd + depth).contains(&z) && (hh..hh + height).contains(&y)
+        };
         for item in 0..self.outer {
-            for z in 0..depth + 2 * hd {
-                // SAFETY: all within the plane, whose end is within the tensor.
+            let start = tensor.wrapping_add(item * self.lines() * row);
+            let mut before = false;
+            for line in first..end {
+                let at = start.wrapping_add(line * row);
+                // SAFETY: all within the item, whose end is within the tensor.
                 unsafe {
-                    let start = tensor.add((item * (depth + 2 * hd) + z) * plane);
-                    if z < hd || z >= hd + depth {
-                        std::ptr::write_bytes(start, 0, plane);
+                    if !inside(line) {
+                        std::ptr::write_bytes(at, 0, row);
+                        before = false;
                         continue;
                     }
-                    // The end of each row and the start of the next lie side by side.
-                    std::ptr::write_bytes(start, 0, hh * row);
-                    let side = hw * self.lanes;
-                    if side > 0 && height > 0 {
-                        let rows = start.add(hh * row);
-                        std::ptr::write_bytes(rows, 0, side);
-                        for y in 1..=height {
-                            let ends = if y == height { side } else { 2 * side };
-                            std::ptr::write_bytes(rows.add(y * row - side), 0, ends);
-                        }
+                    if side == 0 {
+                        continue;
                     }
-                    std::ptr::write_bytes(start.add((hh + height) * row), 0, hh * row);
+                    if !before {
+                        std::ptr::write_bytes(at, 0, side);
+                    }
+                    // the end of a row and the start of the next lie side by side
+                    before = line + 1 < end && inside(line + 1);
+                    std::ptr::write_bytes(at.add(row - side), 0, if before { 2 * side } else { side });
                 }
             }
         }
@@ -82,8 +90,12 @@ mod tests {
         ] {
             let border = Border::new(2, &spatial, &halo, 8).unwrap();
             let mut tensor = vec![1f32; border.bytes().unwrap() / 4];
+            let middle = border.lines() / 2;
             // SAFETY: as long as the border says.
-            unsafe { border.clear(tensor.as_mut_ptr()) };
+            unsafe {
+                border.clear(tensor.as_mut_ptr(), 0, middle);
+                border.clear(tensor.as_mut_ptr(), middle, border.lines());
+            }
             let extents: Vec<usize> = (0..3).map(|d| border.spatial[d] + 2 * border.halo[d]).collect();
             for (i, x) in tensor.iter().enumerate() {
                 let mut rest = i / 8;

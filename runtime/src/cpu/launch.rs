@@ -8,7 +8,8 @@ use egret_ir::Bindings;
 use egret_program::SizeValue;
 
 use super::bind::{Address, Bound, KernelFn, Op, Repeat};
-use super::drivers::{ScratchPool, part};
+use super::drivers::{ScratchPool, Shared, part};
+use super::halo::Border;
 use super::late::Ready;
 use super::team::Team;
 use crate::RuntimeError;
@@ -126,7 +127,7 @@ impl Runner<'_> {
             at += 1;
             // SAFETY: the caller's.
             match &item.op {
-                Op::Clear { border, tensor } => unsafe { border.clear(self.pointers.at(*tensor).cast()) },
+                Op::Clear { border, tensor } => unsafe { self.clear(border, *tensor) },
                 Op::Copy { source, destination, bytes } => {
                     let bytes = bytes.value(self.sizes)?;
                     unsafe { self.copy(*source, *destination, bytes) };
@@ -144,7 +145,7 @@ impl Runner<'_> {
                 Op::Late(index) => {
                     let late = &bound.late[*index];
                     for (border, buffer, offset) in late.borders(self.sizes)? {
-                        unsafe { border.clear(self.pointers.at(Address { buffer, offset }).cast()) };
+                        unsafe { self.clear(&border, Address { buffer, offset }) };
                     }
                     let places = late.offsets(self.sizes, &bound.bytes)?;
                     for (i, (buffer, offset)) in places.iter().enumerate() {
@@ -261,6 +262,20 @@ impl Runner<'_> {
         for (i, address) in self.bound.args[first..first + len].iter().enumerate() {
             self.pointers.args[i] = self.pointers.at(*address);
         }
+    }
+
+    /// Zeroes a border, each thread the rows that it is about to write.
+    unsafe fn clear(&self, border: &Border, tensor: Address) {
+        /// Bytes of a tensor whose border is worth more than one thread.
+        const SMALL: usize = 64 << 10;
+        let (at, lines) = (Shared(self.pointers.at(tensor).cast()), border.lines());
+        let small = border.bytes().is_some_and(|bytes| bytes < SMALL);
+        let chunks = if small { 1 } else { lines.min(self.team.size()) };
+        self.team.parallel(chunks, &|chunk, _| {
+            let (at, (first, end)) = (&at, part(lines, chunk, chunks));
+            // SAFETY: the caller's; chunks write different rows.
+            unsafe { border.clear(at.0, first, end) };
+        });
     }
 
     unsafe fn copy(&self, source: Address, destination: Address, bytes: usize) {

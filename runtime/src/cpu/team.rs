@@ -1,8 +1,9 @@
 //! A small team of threads for fork-join work of microseconds.
 //!
-//! The caller computes too. The others spin while a run lasts and a little longer, then sleep. Work is divided into chunks,
-//! and whoever is free takes the next, so that a core that is busy with something else stalls nobody: the caller waits only
-//! for chunks that were begun.
+//! The caller computes too. The others spin while a run lasts and a little longer, then sleep. Work is divided into chunks.
+//! Each thread begins with a stretch of them that is its own, the same part of every job, so that it finds in its cache what
+//! it wrote in the job before; whoever is done takes from the end of another's stretch, so that a core that is busy with
+//! something else stalls nobody: the caller waits only for chunks that were begun.
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
@@ -20,6 +21,8 @@ const LINGER: Duration = Duration::from_micros(500);
 const PATIENCE: Duration = Duration::from_micros(50);
 /// Polls between two looks at the clock.
 const POLLS: usize = 256;
+/// Bits of a count of jobs.
+const JOBS: u32 = (1 << (64 - 2 * Stretch::BITS)) - 1;
 
 /// On a cache line pair of its own, so that spinning on one does not slow writes to another.
 #[repr(align(128))]
@@ -30,6 +33,8 @@ struct Job {
     call: unsafe fn(*const (), usize, usize),
     data: *const (),
     chunks: usize,
+    /// Chunks that are taken at once.
+    several: usize,
 }
 
 struct Worker {
@@ -37,10 +42,35 @@ struct Worker {
     thread_id: AtomicI32,
 }
 
+/// Chunks of a job that nobody has taken of one thread's stretch, in one word, so that a successful exchange that takes one
+/// proves that the job is still the one counted, and `job` may be read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Stretch {
+    /// A count of jobs, that wraps.
+    job: u32,
+    begin: u32,
+    end: u32,
+}
+
+impl Stretch {
+    /// Bits of each end; the count has the rest.
+    const BITS: u32 = 21;
+    /// The most chunks of a job.
+    const MOST: usize = (1 << Stretch::BITS) - 1;
+
+    fn word(self) -> u64 {
+        (u64::from(self.job) << (2 * Stretch::BITS)) | (u64::from(self.begin) << Stretch::BITS) | u64::from(self.end)
+    }
+
+    fn of(word: u64) -> Stretch {
+        let end = |word: u64| (word & Stretch::MOST as u64) as u32;
+        Stretch { job: (word >> (2 * Stretch::BITS)) as u32, begin: end(word >> Stretch::BITS), end: end(word) }
+    }
+}
+
 struct Shared {
-    /// Upper half: a count of jobs; lower half: chunks of the job that nobody has taken. A successful exchange that
-    /// takes a chunk proves that the job is still the one counted, so `job` may be read.
-    work: Line<AtomicU64>,
+    /// By thread, its [`Stretch`].
+    stretches: Vec<Line<AtomicU64>>,
     completed: Line<AtomicUsize>,
     awake: Line<AtomicUsize>,
     workers: Vec<Line<Worker>>,
@@ -79,11 +109,11 @@ impl Team {
         let worker = || Worker { parked: AtomicBool::new(false), thread_id: AtomicI32::new(0) };
         unsafe fn nothing(_: *const (), _: usize, _: usize) {}
         let shared = Arc::new(Shared {
-            work: Line(AtomicU64::new(0)),
+            stretches: (0..n).map(|_| Line(AtomicU64::new(0))).collect(),
             completed: Line(AtomicUsize::new(0)),
             awake: Line(AtomicUsize::new(0)),
             workers: (1..n).map(|_| Line(worker())).collect(),
-            job: UnsafeCell::new(Job { call: nothing, data: std::ptr::null(), chunks: 0 }),
+            job: UnsafeCell::new(Job { call: nothing, data: std::ptr::null(), chunks: 0, several: 1 }),
             panic: UnsafeCell::new(None),
             panicked: AtomicBool::new(false),
             started: AtomicUsize::new(0),
@@ -156,24 +186,31 @@ impl Team {
             }
             return;
         }
-        assert!(chunks < u32::MAX as usize, "too many chunks");
         let _awake = (self.shared.awake.0.load(Relaxed) == 0).then(|| self.awake());
         unsafe fn call<F: Fn(usize, usize)>(data: *const (), chunk: usize, worker: usize) {
             // SAFETY: `data` is the `&F` of the caller that waits below.
             unsafe { (*data.cast::<F>())(chunk, worker) }
         }
         let shared = &*self.shared;
-        let job = Job { call: call::<F>, data: (f as *const F).cast(), chunks };
+        // more chunks than a stretch can tell are taken several at a time
+        let several = chunks.div_ceil(Stretch::MOST);
+        let job = Job { call: call::<F>, data: (f as *const F).cast(), chunks, several };
+        let taken = chunks.div_ceil(several);
         // SAFETY: all chunks of the last job are complete and none of the new one is published.
         unsafe { *shared.job.get() = job };
         shared.completed.0.store(0, Relaxed);
         self.jobs.set(self.jobs.get().wrapping_add(1));
-        let count = (self.jobs.get() as u64) << 32;
-        shared.work.0.store(count | chunks as u64, Release);
+        let end = |thread: usize| (taken * thread / self.size()) as u32;
+        // the caller's own comes last: the others begin meanwhile
+        for thread in (0..self.size()).rev() {
+            let (begin, end) = (end(thread), end(thread + 1));
+            let stretch = Stretch { job: self.jobs.get() & JOBS, begin, end };
+            shared.stretches[thread].0.store(stretch.word(), Release);
+        }
 
-        while take(shared, 0) {}
+        compute(shared, 0);
         let mut patience = Patience::new();
-        while shared.completed.0.load(Acquire) < chunks {
+        while shared.completed.0.load(Acquire) < taken {
             patience.wait();
         }
         if shared.panicked.load(Acquire) {
@@ -231,30 +268,45 @@ impl Patience {
     }
 }
 
-/// Takes one chunk and runs it; false if there is none.
-fn take(shared: &Shared, worker: usize) -> bool {
-    let mut seen = shared.work.0.load(Acquire);
-    loop {
-        let left = seen & 0xffff_ffff;
-        if left == 0 {
-            return false;
-        }
-        match shared.work.0.compare_exchange_weak(seen, seen - 1, Acquire, Acquire) {
-            Ok(_) => {
-                // SAFETY: we hold a chunk, so the job is not replaced until we complete it.
-                let job = unsafe { *shared.job.get() };
-                let chunk = job.chunks - left as usize;
-                // SAFETY: `data` outlives the job.
-                let run = AssertUnwindSafe(|| unsafe { (job.call)(job.data, chunk, worker) });
-                if let Err(payload) = catch_unwind(run)
-                    && !shared.panicked.swap(true, SeqCst)
-                {
-                    // SAFETY: only the first to panic writes, and is read after `completed` says so.
-                    unsafe { *shared.panic.get() = Some(payload) };
-                }
-                shared.completed.0.fetch_add(1, Release);
-                return true;
+/// Runs chunks of a thread's own stretch, from its beginning, then of the others', from their ends, until none is left.
+fn compute(shared: &Shared, worker: usize) {
+    let threads = shared.stretches.len();
+    let mut done = 0;
+    for victim in 0..threads {
+        let stretch = &shared.stretches[(worker + victim) % threads].0;
+        while let Some((job, first)) = take(shared, stretch, victim == 0) {
+            let chunks = first * job.several..job.chunks.min((first + 1) * job.several);
+            // SAFETY: `data` outlives the job.
+            let run = AssertUnwindSafe(|| unsafe { chunks.for_each(|chunk| (job.call)(job.data, chunk, worker)) });
+            if let Err(payload) = catch_unwind(run)
+                && !shared.panicked.swap(true, SeqCst)
+            {
+                // SAFETY: only the first to panic writes, and is read after `completed` says so.
+                unsafe { *shared.panic.get() = Some(payload) };
             }
+            done += 1;
+        }
+    }
+    if done > 0 {
+        shared.completed.0.fetch_add(done, Release);
+    }
+}
+
+/// Takes from a stretch.
+fn take(shared: &Shared, stretch: &AtomicU64, first: bool) -> Option<(Job, usize)> {
+    let mut seen = stretch.load(Acquire);
+    loop {
+        let left = Stretch::of(seen);
+        if left.begin >= left.end {
+            return None;
+        }
+        let (chunk, rest) = match first {
+            true => (left.begin, Stretch { begin: left.begin + 1, ..left }),
+            false => (left.end - 1, Stretch { end: left.end - 1, ..left }),
+        };
+        match stretch.compare_exchange_weak(seen, rest.word(), Acquire, Acquire) {
+            // SAFETY: we hold a chunk, so the job is not replaced until we complete it.
+            Ok(_) => return Some((unsafe { *shared.job.get() }, chunk as usize)),
             Err(now) => seen = now,
         }
     }
@@ -265,6 +317,8 @@ fn work(shared: &Shared, index: usize) {
     let me = &shared.workers[index - 1].0;
     me.thread_id.store(affinity::thread_id(), Release);
     shared.started.fetch_add(1, Release);
+    let job = || Stretch::of(shared.stretches[index].0.load(Acquire)).job;
+    let mut last = 0;
     loop {
         let mut patience = Patience::new();
         let mut idle_since: Option<Instant> = None;
@@ -272,7 +326,10 @@ fn work(shared: &Shared, index: usize) {
             if shared.stop.load(Acquire) {
                 return;
             }
-            if take(shared, index) {
+            let now = job();
+            if now != last {
+                last = now;
+                compute(shared, index);
                 patience = Patience::new();
                 idle_since = None;
                 continue;
@@ -359,8 +416,8 @@ mod tests {
         for n in [1, 2, 3, 5] {
             let team = Team::new(n);
             let _awake = team.awake();
-            for chunks in [0, 1, 2, 7, 100] {
-                for _ in 0..200 {
+            for (chunks, times) in [(0, 200), (1, 200), (2, 200), (7, 200), (100, 200), (Stretch::MOST + 2, 1)] {
+                for _ in 0..times {
                     let hits: Vec<AtomicUsize> = (0..chunks).map(|_| AtomicUsize::new(0)).collect();
                     team.parallel(chunks, &|chunk, worker| {
                         assert!(worker < n);

@@ -123,6 +123,8 @@ pub(crate) trait Vector: Lanes {
     unsafe fn eq_int(self, o: Self) -> Self::Mask;
     /// Transposes a `LANES` x `LANES` block held in rows.
     unsafe fn transpose(rows: &mut [Self]);
+    /// Lane i is lane `lanes[i]` of `from`; where that integer is negative, it stays.
+    unsafe fn take(self, from: Self, lanes: Self) -> Self;
 
     #[inline(always)]
     unsafe fn abs(self) -> Self {

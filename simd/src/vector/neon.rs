@@ -237,4 +237,18 @@ impl Vector for Neon8 {
             }
         }
     }
+    #[inline(always)]
+    unsafe fn take(self, from: Self, lanes: Self) -> Self {
+        unsafe {
+            // bytes of a table of 32; those beyond it keep what was there
+            let table = uint8x16x2_t(vreinterpretq_u8_f32(from.0), vreinterpretq_u8_f32(from.1));
+            let half = |kept: float32x4_t, lanes: float32x4_t| {
+                let first = vmulq_u32(vreinterpretq_u32_f32(lanes), vdupq_n_u32(0x0404_0404));
+                let bytes = vreinterpretq_u8_u32(vaddq_u32(first, vdupq_n_u32(0x0302_0100)));
+                let absent = vreinterpretq_u8_s32(vshrq_n_s32::<31>(vreinterpretq_s32_f32(lanes)));
+                vreinterpretq_f32_u8(vqtbx2q_u8(vreinterpretq_u8_f32(kept), table, vorrq_u8(bytes, absent)))
+            };
+            Neon8(half(self.0, lanes.0), half(self.1, lanes.1))
+        }
+    }
 }

@@ -176,4 +176,11 @@ impl Vector for Portable8 {
             }
         }
     }
+    #[inline(always)]
+    unsafe fn take(self, from: Self, lanes: Self) -> Self {
+        Portable8(from_fn(|i| match lanes.0[i].to_bits() as i32 {
+            kept if kept < 0 => self.0[i],
+            lane => from.0[lane as usize % 8],
+        }))
+    }
 }

@@ -140,6 +140,14 @@ impl Vector for __m512 {
         unsafe { _mm512_cmpeq_epi32_mask(_mm512_castps_si512(self), _mm512_castps_si512(o)) }
     }
     #[inline(always)]
+    unsafe fn take(self, from: Self, lanes: Self) -> Self {
+        unsafe {
+            let lanes = _mm512_castps_si512(lanes);
+            let taken = _knot_mask16(_mm512_movepi32_mask(lanes));
+            _mm512_mask_permutexvar_ps(self, taken, lanes, from)
+        }
+    }
+    #[inline(always)]
     unsafe fn transpose(r: &mut [Self]) {
         unsafe {
             let mut t = [_mm512_setzero_ps(); 16];
@@ -345,6 +353,14 @@ impl Vector for __m256 {
                 r[j] = _mm256_permute2f128_ps::<0x20>(u[j], u[4 + j]);
                 r[4 + j] = _mm256_permute2f128_ps::<0x31>(u[j], u[4 + j]);
             }
+        }
+    }
+    #[inline(always)]
+    unsafe fn take(self, from: Self, lanes: Self) -> Self {
+        unsafe {
+            let taken = _mm256_permutevar8x32_ps(from, _mm256_castps_si256(lanes));
+            // by the sign of each lane
+            _mm256_blendv_ps(taken, self, lanes)
         }
     }
 }

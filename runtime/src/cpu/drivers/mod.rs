@@ -5,7 +5,9 @@
 
 mod attention;
 mod bf16;
+mod channels;
 mod conv;
+mod cut;
 mod epilogue;
 mod gemm;
 mod kernels;
@@ -16,6 +18,7 @@ mod select;
 mod testing;
 
 pub use attention::{AttentionArgs, AttentionGradArgs, AttentionGradPlan, AttentionPlan};
+pub use channels::ChannelsPlan;
 pub use conv::{ConvArgs, ConvPlan};
 pub use epilogue::MAX_VIEWS;
 pub use gemm::{GemmArgs, GemmPlan};
@@ -24,6 +27,8 @@ pub use relayout::{PackPlan, RelayoutPlan};
 pub use select::{NonZeroPlan, SuppressionArgs, SuppressionPlan, TopKPlan, UniqueArgs, UniquePlan};
 
 use super::memory::{Buffer, OutOfMemory};
+pub(super) use cut::part;
+use cut::{Nest2, chunk_count, even_rows, lines_by_blocks};
 
 /// Why a plan cannot be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -113,15 +118,3 @@ pub(crate) struct Shared<T>(pub(crate) *mut T);
 unsafe impl<T> Send for Shared<T> {}
 // SAFETY: as above.
 unsafe impl<T> Sync for Shared<T> {}
-
-/// Part `i` of `n` of `0..len`, as even as can be.
-pub(crate) fn part(len: usize, i: usize, n: usize) -> (usize, usize) {
-    (len * i / n, len * (i + 1) / n)
-}
-
-/// How many chunks work of `units` is cut into: at least `least` (for the caches), and several for each thread. Chunks
-/// never change a result.
-pub(crate) fn chunk_count(units: usize, least: usize, threads: usize) -> usize {
-    let wanted = if threads == 1 { 1 } else { 4 * threads };
-    least.max(wanted).clamp(1, units.max(1))
-}

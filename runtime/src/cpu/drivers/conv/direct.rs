@@ -5,7 +5,7 @@ use super::geometry::{Grid, Shape, Surface, grids};
 use super::hooked::{Hooked, Place, full_surface};
 use crate::cpu::drivers::epilogue::set_activation;
 use crate::cpu::drivers::kernels::Kernels;
-use crate::cpu::drivers::{DriverError, ScratchNeed, ScratchPool, chunk_count, part};
+use crate::cpu::drivers::{DriverError, Nest2, ScratchNeed, ScratchPool, part};
 use crate::cpu::team::Team;
 use egret_program::driver::{
     Activation, Bias, ConvEngine, ConvForm, ConvProblem, ConvSchedule, Epilogue, Operand, Split,
@@ -160,46 +160,43 @@ impl Direct {
     }
 
     pub(super) unsafe fn run(&self, args: &ConvArgs<'_>, team: &Team, scratch: &ScratchPool) {
+        let nest = &Nest { args: *args };
         let all_panels = self.panels.len();
-        let nest = Nest { args: *args };
-        let nest = &nest;
-        let threads = team.size();
+        let (by_row, by_panel) = self.cut(team.size());
+        let units = |grid: &Grid| grid.rows(self.batch).div_ceil(grid.rows_per_tile);
+        let chunks_of = |grid: &Grid| by_row.min(units(grid)) * by_panel;
+        let chunks = self.grids.iter().map(chunks_of).sum();
+        team.parallel(chunks, &|chunk, worker| {
+            let mut chunk = chunk;
+            for (index, grid) in self.grids.iter().enumerate() {
+                if chunk < chunks_of(grid) {
+                    let (u0, u1) = part(units(grid), chunk / by_panel, by_row.min(units(grid)));
+                    let end = (u1 * grid.rows_per_tile).min(grid.rows(self.batch));
+                    let rows = (u0 * grid.rows_per_tile, end);
+                    let panels = part(all_panels, chunk % by_panel, by_panel);
+                    // SAFETY: chunks write different rows, or different channels of them.
+                    unsafe { self.rows(index, panels, rows, nest.input(), nest, scratch.worker(worker)) };
+                    return;
+                }
+                chunk -= chunks_of(grid);
+            }
+        });
+    }
+
+    /// Blocks of rows of a grid, and of panels, for a team: those of the schedule for one thread.
+    fn cut(&self, threads: usize) -> (usize, usize) {
+        let Some(grid) = self.grids.iter().max_by_key(|grid| grid.rows(self.batch)) else { return (1, 1) };
+        let rows = grid.rows(self.batch).div_ceil(grid.rows_per_tile);
+        let panels = self.panels.len();
         match self.split {
-            Split::Panels => {
-                let chunks = chunk_count(all_panels, all_panels.div_ceil(self.block), threads);
-                team.parallel(chunks, &|chunk, worker| {
-                    let (p0, p1) = part(all_panels, chunk, chunks);
-                    for (index, grid) in self.grids.iter().enumerate() {
-                        let rows = (0, grid.rows(self.batch));
-                        // SAFETY: chunks write different channels.
-                        unsafe { self.rows(index, (p0, p1), rows, nest.input(), nest, scratch.worker(worker)) };
-                    }
-                });
+            _ if threads > 1 => {
+                let weights = panels * self.panel_len;
+                let input = if self.depthwise { 0 } else { self.batch * self.read_batch };
+                let products = weights * grid.rows(self.batch) * grid.count[2];
+                Nest2 { rows, panels, input, weights, products }.cut(threads)
             }
-            Split::Rows => {
-                let chunks_of = |grid: &Grid| {
-                    let units = grid.rows(self.batch).div_ceil(grid.rows_per_tile);
-                    let least = units.div_ceil(self.block.div_ceil(grid.rows_per_tile));
-                    chunk_count(units, least, threads)
-                };
-                let chunks = self.grids.iter().map(chunks_of).sum();
-                team.parallel(chunks, &|chunk, worker| {
-                    let mut chunk = chunk;
-                    for (index, grid) in self.grids.iter().enumerate() {
-                        let of_grid = chunks_of(grid);
-                        if chunk < of_grid {
-                            let rows = grid.rows(self.batch);
-                            let (u0, u1) = part(rows.div_ceil(grid.rows_per_tile), chunk, of_grid);
-                            let range = (u0 * grid.rows_per_tile, (u1 * grid.rows_per_tile).min(rows));
-                            let strip = scratch.worker(worker);
-                            // SAFETY: chunks write different rows.
-                            unsafe { self.rows(index, (0, all_panels), range, nest.input(), nest, strip) };
-                            return;
-                        }
-                        chunk -= of_grid;
-                    }
-                });
-            }
+            Split::Panels => (1, panels.div_ceil(self.block).max(1)),
+            Split::Rows => (rows.div_ceil(self.block.div_ceil(grid.rows_per_tile)).max(1), 1),
         }
     }
 

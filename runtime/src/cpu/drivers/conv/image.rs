@@ -4,7 +4,7 @@ use super::ConvArgs;
 use super::direct::{Direct, Nest};
 use super::geometry::{Grid, Shape, TapList, points};
 use super::hooked::Lattice;
-use crate::cpu::drivers::{DriverError, ScratchNeed, ScratchPool, part};
+use crate::cpu::drivers::{DriverError, ScratchNeed, ScratchPool, even_rows, part};
 use crate::cpu::team::Team;
 use egret_program::driver::{ConvProblem, ConvSchedule};
 use egret_simd::{Isa, MAX_ROWS};
@@ -86,7 +86,7 @@ impl ImageConv {
 
     pub(super) unsafe fn run(&self, args: &ConvArgs<'_>, team: &Team, scratch: &ScratchPool) {
         let nest = &Nest { args: *args };
-        let blocks = self.out_rows.div_ceil(self.block);
+        let blocks = even_rows(self.out_rows, self.out_rows.div_ceil(self.block), self.batch, team.size());
         let grid = &self.direct.grids[0];
         if grid.rows(self.batch) == 0 {
             return;

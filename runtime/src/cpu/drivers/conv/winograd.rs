@@ -7,7 +7,7 @@ use super::geometry::{Shape, Surface};
 use super::hooked::{Lattice, Place};
 use crate::cpu::drivers::epilogue::bounds;
 use crate::cpu::drivers::kernels::Kernels;
-use crate::cpu::drivers::{DriverError, ScratchNeed, ScratchPool, Shared, chunk_count, part};
+use crate::cpu::drivers::{DriverError, ScratchNeed, ScratchPool, Shared, chunk_count, even_rows, part};
 use crate::cpu::team::Team;
 use egret_program::driver::{ConvEngine, ConvProblem, ConvSchedule, Split};
 use egret_simd::pack::{OutputPanel, output_panels};
@@ -164,7 +164,11 @@ impl Winograd {
 
     pub(super) unsafe fn run(&self, args: &ConvArgs<'_>, team: &Team, scratch: &ScratchPool) {
         let nest = &Nest { args: *args };
-        let blocks = self.blocks[0] * self.blocks[1];
+        let down = match self.split {
+            Split::Rows => even_rows(self.tile_rows, self.blocks[0], self.blocks[1], team.size()),
+            Split::Panels => self.blocks[0],
+        };
+        let blocks = down * self.blocks[1];
         let all_panels = self.panels.len();
         let chunks = all_panels.div_ceil(self.panel_block);
         let own_products = match self.split {
@@ -181,7 +185,7 @@ impl Winograd {
         };
         match self.split {
             Split::Rows => team.parallel(blocks, &|index, worker| {
-                let block = self.block_at(index);
+                let block = self.block_at(index, down);
                 let patches = scratch.worker(worker);
                 // SAFETY: the scratch is the worker's.
                 unsafe { self.transform(nest, patches, &block, (0, self.taps.len())) };
@@ -191,7 +195,7 @@ impl Winograd {
             }),
             Split::Panels => {
                 for index in 0..blocks {
-                    let block = self.block_at(index);
+                    let block = self.block_at(index, down);
                     let patches = Shared(scratch.shared());
                     let parts = chunk_count(self.taps.len(), 1, team.size());
                     team.parallel(parts, &|chunk, _| {
@@ -209,12 +213,10 @@ impl Winograd {
         }
     }
 
-    fn block_at(&self, index: usize) -> Block {
-        let (down, across) = (index / self.blocks[1], index % self.blocks[1]);
-        Block {
-            rows: part(self.tile_rows, down, self.blocks[0]),
-            columns: part(self.tile_columns, across, self.blocks[1]),
-        }
+    /// A block of which there are `down` down.
+    fn block_at(&self, index: usize, down: usize) -> Block {
+        let (row, across) = (index / self.blocks[1], index % self.blocks[1]);
+        Block { rows: part(self.tile_rows, row, down), columns: part(self.tile_columns, across, self.blocks[1]) }
     }
 
     /// Transforms the patches of a block, of blocks `c0..c1` of input channels.

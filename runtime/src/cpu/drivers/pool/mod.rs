@@ -8,7 +8,7 @@ use windows::{Columns, Windows};
 
 use super::conv::{Hooked, Lattice, Place, Surface, dims};
 use super::kernels::check_isa;
-use super::{DriverError, ScratchNeed, ScratchPool, chunk_count, part};
+use super::{DriverError, ScratchNeed, ScratchPool, lines_by_blocks, part};
 use crate::cpu::team::Team;
 use egret_program::driver::hook::EpilogueFn;
 use egret_program::driver::{Epilogue, PoolKind, PoolProblem};
@@ -104,27 +104,35 @@ impl PoolPlan {
     /// at least [`scratch`](PoolPlan::scratch).
     pub unsafe fn run(&self, args: &PoolArgs<'_>, team: &Team, scratch: &ScratchPool) {
         let blocks = self.channels.div_ceil(self.lanes);
-        let rows = self.batch * blocks * self.windows.y[0] * self.windows.y[1];
-        if rows == 0 || self.windows.y[2] == 0 {
+        let [depths, heights, _] = self.windows.y;
+        let lines = self.batch * depths * heights;
+        if lines * blocks == 0 || self.windows.y[2] == 0 {
             return;
         }
         let nest = &Nest(*args);
-        let chunks = chunk_count(rows, 1, team.size());
-        team.parallel(chunks, &|chunk, worker| {
-            let (r0, r1) = part(rows, chunk, chunks);
-            for row in r0..r1 {
-                // SAFETY: chunks write different rows.
-                unsafe { self.one_row(nest, row, blocks, scratch.worker(worker)) };
+        let (by_line, by_block) = lines_by_blocks(lines, blocks, team.size());
+        team.parallel(by_line * by_block, &|chunk, worker| {
+            let (first, end) = part(lines, chunk / by_block, by_line);
+            let (from, to) = part(blocks, chunk % by_block, by_block);
+            for block in from..to {
+                for line in first..end {
+                    let place = [line / heights / depths, line / heights % depths, line % heights];
+                    // SAFETY: chunks write different rows or blocks.
+                    unsafe { self.one_row(nest, place, block, scratch.worker(worker)) };
+                }
             }
         });
     }
 
-    /// One row of one block of channels.
-    unsafe fn one_row(&self, Nest(args): &Nest<'_>, row: usize, blocks: usize, scratch: *mut f32) {
+    /// One row, of an item and a plane, of one block of channels.
+    unsafe fn one_row(
+        &self,
+        Nest(args): &Nest<'_>,
+        [item, depth, height]: [usize; 3],
+        block: usize,
+        scratch: *mut f32,
+    ) {
         let [depths, heights, width] = self.windows.y;
-        let (height, rest) = (row % heights, row / heights);
-        let (depth, rest) = (rest % depths, rest / depths);
-        let (block, item) = (rest % blocks, rest / blocks);
         let (planes, lines) = (self.windows.inside(0, depth), self.windows.inside(1, height));
         let strip = (self.row_major || self.hooked.is_some()).then_some(scratch);
         let taps = scratch.wrapping_add(if strip.is_some() { self.strip() } else { 0 }).cast::<usize>();

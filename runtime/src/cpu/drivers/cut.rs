@@ -1,0 +1,129 @@
+//! How work is cut into chunks for a team. Chunks never change a result.
+
+/// Part `i` of `n` of `0..len`, as even as can be.
+pub(crate) fn part(len: usize, i: usize, n: usize) -> (usize, usize) {
+    (len * i / n, len * (i + 1) / n)
+}
+
+/// How many chunks work of `units` is cut into: at least `least` (for the caches), and several for each thread.
+pub(crate) fn chunk_count(units: usize, least: usize, threads: usize) -> usize {
+    let wanted = if threads == 1 { 1 } else { 4 * threads };
+    least.max(wanted).clamp(1, units.max(1))
+}
+
+/// Rows of a grid of chunks with `columns` columns: at least `least` and at most `units`, and where there are such, so many
+/// that each thread gets as many chunks as another.
+pub(crate) fn even_rows(units: usize, least: usize, columns: usize, threads: usize) -> usize {
+    let least = least.clamp(1, units.max(1));
+    let even = (least..=units.min(least + threads)).find(|rows| (rows * columns).is_multiple_of(threads));
+    even.unwrap_or(least)
+}
+
+/// Blocks of lines, the rows of all images, and of blocks of channels: by lines, as convolutions write them, so that a thread
+/// finds in its cache what it reads; by blocks too where lines are few.
+pub(crate) fn lines_by_blocks(lines: usize, blocks: usize, threads: usize) -> (usize, usize) {
+    let by_line = chunk_count(lines, 1, threads);
+    let by_block = if by_line < threads { (4 * threads).div_ceil(by_line) } else { 1 };
+    (by_line, by_block.min(blocks))
+}
+
+/// Multiply-adds of a thread in the time in which a second-level cache delivers a float.
+const PRODUCTS_A_FLOAT: f64 = 12.0;
+
+/// How much longer a float takes from another core's cache.
+const ELSEWHERE: usize = 4;
+
+/// A loop nest whose chunks are blocks of rows by blocks of panels of weights: each reads its rows of the input and its
+/// weights.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Nest2 {
+    /// Rows that can be told apart.
+    pub(crate) rows: usize,
+    /// Panels.
+    pub(crate) panels: usize,
+    /// Floats of the input that all rows read.
+    pub(crate) input: usize,
+    /// Floats of all weights.
+    pub(crate) weights: usize,
+    /// Multiply-adds of all.
+    pub(crate) products: usize,
+}
+
+impl Nest2 {
+    /// Blocks of rows and of panels for a team of at least two: those of the least time for what is computed by the thread
+    /// that has most of it, and for what all read. A chunk that comes late costs a part of itself, so that there are more
+    /// than one for each thread.
+    pub(crate) fn cut(&self, threads: usize) -> (usize, usize) {
+        let most = 4 * threads;
+        let mut best = (f64::INFINITY, (1, 1));
+        // 1, 2, 3, 4, 6, 8, 12, …
+        let counts = (0..usize::BITS - 1).flat_map(|i| [1 << i, (1 << i) + (1 << i) / 2]);
+        for panels in counts.take_while(|panels| *panels <= most).map(|panels| panels.clamp(1, self.panels.max(1))) {
+            for chunks in [threads, 2 * threads, most] {
+                let rows = (chunks / panels).clamp(1, self.rows.max(1));
+                let cost = self.cost((rows, panels), threads);
+                if cost < best.0 {
+                    best = (cost, (rows, panels));
+                }
+            }
+        }
+        best.1
+    }
+
+    /// The time of a thread, in floats read.
+    fn cost(&self, (rows, panels): (usize, usize), threads: usize) -> f64 {
+        let chunks = rows * panels;
+        let largest = self.rows.div_ceil(rows) * self.panels.div_ceil(panels);
+        let share = largest as f64 / (self.rows * self.panels).max(1) as f64;
+        let computed = self.products as f64 / PRODUCTS_A_FLOAT * share * (chunks.div_ceil(threads) as f64 + 0.25);
+        // what another thread wrote is in its cache: rows are those that this one wrote, all the others are not
+        let input = if panels == 1 { self.input } else { ELSEWHERE * panels * self.input };
+        computed + (rows * self.weights + input) as f64 / threads.min(chunks) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_even() {
+        assert_eq!(even_rows(111, 7, 1, 2), 8);
+        assert_eq!(even_rows(28, 3, 1, 4), 4);
+        assert_eq!(even_rows(28, 3, 2, 4), 4);
+        assert_eq!(even_rows(3, 3, 1, 2), 3);
+        assert_eq!(even_rows(0, 0, 1, 2), 1);
+        assert_eq!(even_rows(9, 1, 1, 1), 1);
+    }
+
+    #[test]
+    fn few_lines_are_cut_by_blocks() {
+        assert_eq!(lines_by_blocks(14, 17, 1), (1, 1));
+        assert_eq!(lines_by_blocks(14, 17, 2), (8, 1));
+        assert_eq!(lines_by_blocks(1, 17, 2), (1, 8));
+        assert_eq!(lines_by_blocks(1, 3, 2), (1, 3));
+        assert_eq!(lines_by_blocks(0, 0, 2), (1, 0));
+    }
+
+    #[test]
+    fn what_is_larger_is_read_once() {
+        // 13×13 pixels of 48 channels to 192 by 3×3, and 112×112 of 16 to 64 by 1×1
+        let late =
+            Nest2 { rows: 13, panels: 6, input: 48 * 15 * 15, weights: 9 * 48 * 192, products: 169 * 9 * 48 * 192 };
+        let early = Nest2 { rows: 112, panels: 2, input: 16 * 112 * 112, weights: 1024, products: 112 * 112 * 1024 };
+        assert_eq!(late.cut(2), (1, 6));
+        assert_eq!(early.cut(2), (8, 1));
+        for threads in 2..9 {
+            for nest in [late, early] {
+                let (rows, panels) = nest.cut(threads);
+                assert!(rows <= nest.rows && panels <= nest.panels && rows * panels >= threads);
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_cut_from_nothing() {
+        let none = Nest2 { rows: 0, panels: 0, input: 0, weights: 0, products: 0 };
+        assert_eq!(none.cut(2), (1, 1));
+    }
+}
