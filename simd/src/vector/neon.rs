@@ -84,8 +84,7 @@ impl Lanes for Neon8 {
     const LANES: usize = 8;
     type Mask = Mask8;
 
-    pairwise! { add vaddq_f32; sub vsubq_f32; mul vmulq_f32; div vdivq_f32; }
-    bitwise! { and vandq_u32; or vorrq_u32; xor veorq_u32; add_int vaddq_u32; }
+    pairwise! { add vaddq_f32; }
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -154,6 +153,9 @@ impl Lanes for Neon8 {
 }
 
 impl Vector for Neon8 {
+    pairwise! { sub vsubq_f32; mul vmulq_f32; div vdivq_f32; }
+    bitwise! { and vandq_u32; or vorrq_u32; xor veorq_u32; add_int vaddq_u32; }
+
     #[inline(always)]
     unsafe fn first(n: usize) -> Mask8 {
         unsafe { Self::range(0, n) }
