@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use egret_ir::Diagnostic;
 use egret_program::{DeviceDescription, Target};
 use egret_simd::Isa;
-use egret_simd::bf16::Bf16Unit;
+use egret_simd::words::WordUnit;
 
 use crate::error::Result;
 
@@ -155,8 +155,8 @@ impl Device {
             Kind::Cpu(Some(description)) => Ok(Some(description.clone())),
             Kind::Cpu(None) if cfg!(target_arch = "x86_64") => {
                 let mut host = DeviceDescription::named(&format!("x86-64-{}", Isa::detect()))?;
-                if let Target::Cpu { bf16, .. } = &mut host.target {
-                    *bf16 = Bf16Unit::detect().is_some();
+                if let Target::Cpu { bf16, bytes, .. } = &mut host.target {
+                    (*bf16, *bytes) = (WordUnit::bf16().is_some(), WordUnit::bytes().is_some());
                 }
                 Ok(Some(host))
             }

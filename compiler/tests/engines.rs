@@ -9,8 +9,8 @@ mod support {
 use egret_compiler::{CompileOptions, F32Products, Winograd, compile};
 use egret_ir::{Graph, Tensor, Tensors, f32, interpret, trace};
 use egret_program::{DeviceDescription, Program};
-use egret_simd::bf16::Bf16Unit;
 use egret_simd::winograd::matrices;
+use egret_simd::words::WordUnit;
 use support::host::random;
 use support::programs::{descriptions, run};
 
@@ -175,7 +175,7 @@ fn bf16_where_it_is_asked_for_and_there() {
 /// Each of two operands is off by 2⁻⁸ of itself at most, and sums round in f32.
 #[test]
 fn bf16_is_within_its_rounding() {
-    if Bf16Unit::detect().is_none() {
+    if WordUnit::bf16().is_none() {
         return println!("skipped: this processor has no products of bf16");
     }
     let device = DeviceDescription::named("x86-64-avx512-bf16").expect("shipped");

@@ -1,5 +1,5 @@
-//! Quantised networks: integers that fit 16 bits are multiplied by the loop nests of floats, exactly, and images meet operands and
-//! results whose elements are not of 32 bits.
+//! Quantised networks: integers that fit 16 bits are multiplied by the loop nests of floats, exactly, those that fit a byte by
+//! products of bytes where there are any, and images meet operands and results whose elements are not of 32 bits.
 
 mod support {
     pub mod programs;
@@ -8,7 +8,9 @@ mod support {
 use egret_compiler::{CompileOptions, compile};
 use egret_ir::ops::Conv;
 use egret_ir::{DType, Graph, ScalarValue, Tensor, TensorType, Tracer, Var, trace};
-use support::programs::{check, descriptions, few};
+use egret_program::DeviceDescription;
+use egret_simd::words::WordUnit;
+use support::programs::{check_on, descriptions, few};
 
 fn graph(build: impl FnOnce(&Tracer<'_>)) -> Graph {
     trace(|t| build(t)).unwrap_or_else(|e| panic!("{e}"))
@@ -39,14 +41,41 @@ fn requantised<'t>(sum: Var<'t>, scale: f64, zero: f64) -> Var<'t> {
     ((sum.cast(DType::F32) * scale).round() + zero).maximum(0.0).minimum(255.0).cast(DType::U8)
 }
 
+/// The descriptions of what this machine has, with products of bytes and without.
+fn devices() -> Vec<DeviceDescription> {
+    let bytes = WordUnit::bytes().map(|_| DeviceDescription::named("x86-64-avx512-bf16").expect("shipped"));
+    descriptions().into_iter().chain(bytes).collect()
+}
+
+fn check(graph: &Graph, inputs: &[(&str, Tensor)], tolerance: f64) {
+    check_on(&devices(), graph, inputs, tolerance);
+}
+
+/// How many kernels of a device with products of bytes take them, by the least of what weights are multiplied by.
+fn bytes_from(graph: &Graph, low: i32) -> usize {
+    let device = DeviceDescription::named("x86-64-avx512-bf16").expect("shipped");
+    let program = compile(graph, &device, &CompileOptions::default()).unwrap_or_else(|e| panic!("{e}")).program;
+    let is = |kernel: &egret_program::Kernel| {
+        let bytes = [format!("products bytes from {low}\n"), format!("engine bytes from {low} ")];
+        let text = format!("{}\n", kernel.text);
+        bytes.iter().any(|bytes| text.contains(bytes))
+    };
+    let launches = program.launches();
+    launches.iter().filter(|launch| is(program.kernel(launch.kernel))).count()
+}
+
 /// On each description `at_least` launches multiply integers that fit 16 bits, and no generated kernel multiplies.
 fn runs_on_drivers(graph: &Graph, at_least: usize) {
-    for device in descriptions() {
+    for device in devices() {
         let program = compile(graph, &device, &CompileOptions::default()).unwrap_or_else(|e| panic!("{e}")).program;
         let launches = program.launches();
         let kernels: Vec<_> = launches.iter().map(|launch| program.kernel(launch.kernel)).collect();
         let families: Vec<&str> = kernels.iter().map(|kernel| kernel.family.as_str()).collect();
-        let shorts = kernels.iter().filter(|kernel| kernel.text.contains("shorts")).count();
+        let of_integers = |kernel: &&egret_program::Kernel| {
+            let words = kernel.text.contains("bytes from") && !kernel.text.starts_with("pack");
+            kernel.text.contains("shorts") || words
+        };
+        let shorts = kernels.into_iter().filter(of_integers).count();
         let multiply = families.iter().filter(|family| ["conv", "gemm"].contains(family)).count();
         assert!(shorts >= at_least && shorts == multiply, "{}: {shorts} of {families:?}", device.name);
     }
@@ -69,6 +98,29 @@ fn products_with_weights() {
         runs_on_drivers(&network, 1);
         let x = drawn(DType::U8, &[2, m as usize, k as usize], 4);
         check(&network, &[("x", x), ("zero", drawn(DType::U8, &[], 9))], 0.0);
+    }
+}
+
+/// Bytes less a zero point: one that is known is in what bytes begin from, one of the run is taken from the sums.
+#[test]
+fn products_of_bytes_with_weights() {
+    for (m, k, n) in [(1, 40, 33), (3, 64, 5), (37, 100, 48), (130, 17, 70)] {
+        for (own, dtype, low) in [(None, DType::U8, 0), (None, DType::I8, -128), (Some(77i64), DType::U8, -77)] {
+            let network = graph(|t| {
+                let x = input(t, "x", dtype, &[2, m, k]);
+                let zero = input(t, "zero", dtype, &[]);
+                let x = own.map_or_else(|| centred(x, zero), |own| x.cast(DType::I32) - own);
+                let w = t.param("w", drawn(DType::I8, &[k as usize, n as usize], 1)).cast(DType::I32);
+                let sum = x.matmul(w);
+                t.output("sum", sum);
+                let scales = t.param("scales", drawn(DType::U8, &[n as usize], 3)).cast(DType::F32);
+                t.output("back", sum.cast(DType::F32) * scales);
+            });
+            runs_on_drivers(&network, 1);
+            assert!(bytes_from(&network, low) > 0, "{own:?} {dtype}");
+            let x = drawn(dtype, &[2, m as usize, k as usize], 4);
+            check(&network, &[("x", x), ("zero", drawn(dtype, &[], 9))], 0.0);
+        }
     }
 }
 
@@ -155,6 +207,24 @@ fn convolutions() {
         });
         runs_on_drivers(&network, 1);
         check(&network, &[("x", drawn(DType::U8, &[2, c as usize, 11, 13], 3))], 0.0);
+    }
+}
+
+/// The zero point of an image is known, or one of the run; the sum of weights inside it then depends on the place.
+#[test]
+fn convolutions_of_bytes() {
+    for (own, low) in [(Some(131i64), -131), (None, 0)] {
+        let network = graph(|t| {
+            let x = input(t, "x", DType::U8, &[2, 40, 11, 13]);
+            let zero = input(t, "zero", DType::U8, &[]);
+            let x = own.map_or_else(|| centred(x, zero), |own| x.cast(DType::I32) - own);
+            let w = t.param("w", drawn(DType::I8, &[36, 40, 3, 3], 1)).cast(DType::I32);
+            let sum = x.conv(w, Conv::forward(&[2, 1], &[1, 0], &[1, 2], &[1, 1], 1));
+            t.output("y", requantised(sum, 0.001, 100.0));
+        });
+        runs_on_drivers(&network, 1);
+        assert_eq!(bytes_from(&network, low), 1, "{own:?}");
+        check(&network, &[("x", drawn(DType::U8, &[2, 40, 11, 13], 3)), ("zero", drawn(DType::U8, &[], 9))], 0.0);
     }
 }
 

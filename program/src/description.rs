@@ -45,6 +45,9 @@ pub enum Target {
         /// Products of bf16, by AVX-512 BF16 or AMX; with 16 lanes.
         #[serde(default)]
         bf16: bool,
+        /// Products of bytes, by AVX-512 VNNI; with 16 lanes.
+        #[serde(default)]
+        bytes: bool,
     },
     /// CUDA C.
     Cuda {
@@ -177,6 +180,11 @@ impl DeviceDescription {
     /// Whether it is a CPU with products of bf16.
     pub fn has_bf16(&self) -> bool {
         matches!(self.target, Target::Cpu { bf16: true, lanes: 16, .. })
+    }
+
+    /// Whether it is a CPU with products of bytes.
+    pub fn has_bytes(&self) -> bool {
+        matches!(self.target, Target::Cpu { bytes: true, lanes: 16, .. })
     }
 
     /// Whether it is a CPU.

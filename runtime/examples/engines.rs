@@ -1,11 +1,13 @@
 //! Convolutions of ResNet-50 and VGG-19 on each engine that computes them, in turn, weights cold. Usage:
 //! `engines [ROUNDS] [ISA] [THREADS]`; prints GFLOP/s by the operations of the direct sum, from the medians and the minima.
 
-use egret_program::driver::{Activation, Bias, ConvForm, ConvInput, ConvProblem, ConvSchedule, Epilogue, PackProblem};
+use egret_program::driver::{
+    Activation, Bias, ConvForm, ConvInput, ConvProblem, ConvSchedule, Epilogue, PackProblem, Words,
+};
 use egret_runtime::cpu::drivers::{ConvArgs, ConvPlan, PackPlan, ScratchPool};
 use egret_runtime::cpu::memory::Buffer;
 use egret_runtime::cpu::team::Team;
-use egret_simd::bf16::Bf16Unit;
+use egret_simd::words::WordUnit;
 use egret_simd::{Isa, peak};
 use std::time::{Duration, Instant};
 
@@ -68,7 +70,8 @@ fn main() {
             Some(ConvSchedule::choose(&problem, lanes)),
             problem.has_winograd().then(|| ConvSchedule::winograd(&problem, 2, lanes)),
             problem.has_winograd().then(|| ConvSchedule::winograd(&problem, 4, lanes)),
-            (problem.has_bf16(lanes) && Bf16Unit::detect().is_some()).then(|| ConvSchedule::bf16(&problem, lanes)),
+            (problem.has_words(Words::Bf16, lanes) && WordUnit::bf16().is_some())
+                .then(|| ConvSchedule::words(&problem, Words::Bf16, lanes)),
         ];
         let input = Buffer::floats(problem.in_batch_stride).expect("memory");
         let output = Buffer::floats(problem.out_batch_stride).expect("memory");

@@ -3,12 +3,12 @@
 
 use egret_program::driver::{
     AttentionOperand, AttentionProblem, AttentionSchedule, GemmProblem, GemmSchedule, MatrixForm, PackForm,
-    PackProblem, Products, Score,
+    PackProblem, Products, Score, Words,
 };
 use egret_runtime::cpu::drivers::{AttentionArgs, AttentionPlan, GemmArgs, GemmPlan, PackPlan, ScratchPool};
 use egret_runtime::cpu::memory::Buffer;
 use egret_runtime::cpu::team::Team;
-use egret_simd::bf16::Bf16Unit;
+use egret_simd::words::WordUnit;
 use egret_simd::{Isa, peak};
 use std::time::{Duration, Instant};
 
@@ -31,16 +31,18 @@ fn main() {
     ];
     let only = arguments.get(3).and_then(|n| n.parse().ok()).unwrap_or(shapes.len());
     for (m, n, k) in shapes.into_iter().filter(|s| only == shapes.len() || s.0 == only) {
-        let forms = [None, Some(Products::F32), Some(Products::Bf16), Some(Products::Shorts)];
-        let bf16 = isa == Isa::Avx512 && Bf16Unit::detect().is_some();
-        for packed in forms.into_iter().filter(|form| bf16 || *form != Some(Products::Bf16)) {
+        let of_words = [(Words::Bf16, WordUnit::bf16()), (Words::Bytes { low: 0 }, WordUnit::bytes())];
+        let there = of_words.into_iter().filter(|(_, unit)| isa == Isa::Avx512 && unit.is_some());
+        let packed_forms =
+            [Products::F32, Products::Shorts].into_iter().chain(there.map(|(words, _)| Products::Words(words)));
+        for packed in std::iter::once(None).chain(packed_forms.map(Some)) {
             let flops = 2.0 * (m * n * k) as f64;
             let time = product((m, n, k), packed, isa, &team);
             let form = match packed {
-                None => "",
-                Some(Products::F32) => ", B packed at load",
-                Some(Products::Bf16) => ", B packed at load, bf16",
-                Some(Products::Shorts) => ", B packed at load, integers",
+                None => String::new(),
+                Some(Products::F32) => ", B packed at load".into(),
+                Some(Products::Words(words)) => format!(", B packed at load, {words}"),
+                Some(Products::Shorts) => ", B packed at load, integers".into(),
             };
             let what = format!("{m} x {n} x {k}{form}");
             report(&what, flops, time, isa, &team);
@@ -101,7 +103,7 @@ fn product((m, n, k): (usize, usize, usize), packed: Option<Products>, isa: Isa,
         b = to;
     }
     let schedule = match packed {
-        Some(Products::Bf16) => GemmSchedule::bf16(&problem, lanes),
+        Some(Products::Words(words)) => GemmSchedule::words(&problem, words, lanes),
         Some(products @ Products::Shorts) => GemmSchedule { products, ..GemmSchedule::choose(&problem, lanes) },
         _ => GemmSchedule::choose(&problem, lanes),
     };

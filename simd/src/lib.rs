@@ -14,7 +14,6 @@
 
 pub mod affine;
 mod bandwidth;
-pub mod bf16;
 pub mod channels;
 mod isa;
 pub mod pack;
@@ -27,6 +26,7 @@ mod tile;
 mod transpose;
 mod vector;
 pub mod winograd;
+pub mod words;
 
 pub mod math;
 

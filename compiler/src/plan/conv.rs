@@ -143,7 +143,7 @@ impl Planner<'_> {
         if let Op::Fused(fused) = &node.op {
             (problem.prologue, prologue) = self.prologue(frame, id, fused, &mut own, steps)?;
         }
-        let schedule = self.conv_schedule(frame, node.operands[1], &problem);
+        let schedule = self.conv_schedule(frame, [node.operands[0], node.operands[1]], &problem);
         let mut args = match &second {
             Some(second) => vec![first.read(), second.read(), out.clone()],
             None => {

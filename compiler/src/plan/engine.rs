@@ -2,12 +2,12 @@
 
 use egret_ir::{DType, Diagnostic, Dim, Graph, NodeId};
 use egret_program::DeviceDescription;
-use egret_program::driver::{ConvEngine, ConvProblem, ConvSchedule, Products};
+use egret_program::driver::{ConvEngine, ConvProblem, ConvSchedule, Products, Words};
 
 use super::frame::Frame;
 use super::{Options, Planner};
 use crate::cost::{SYMBOL_HINT, engine};
-use crate::range::is_short;
+use crate::range::{Range, is_short};
 use crate::rewrite::term::BindingTime;
 use crate::schedule::cuda::F32Products;
 
@@ -33,25 +33,46 @@ impl Planner<'_> {
     /// How the driver multiplies these operands, if it does.
     pub(super) fn products_of(&self, graph: &Graph, operands: &[NodeId]) -> Option<Products> {
         if operands.iter().all(|o| graph.tensor_type(*o).dtype == DType::F32) {
-            return Some(if self.bf16() { Products::Bf16 } else { Products::F32 });
+            return Some(if self.bf16() { Products::Words(Words::Bf16) } else { Products::F32 });
         }
         operands.iter().all(|o| is_short(graph, *o)).then_some(Products::Shorts)
     }
 
-    /// The schedule of a convolution of these weights; direct sums where it has a prologue, which they alone have. If weights
-    /// can be prepared at load: of bf16 if that is asked for, or Winograd's where it is allowed and faster in the model.
-    pub(super) fn conv_schedule(&self, frame: &Frame, weights: NodeId, problem: &ConvProblem<Dim>) -> ConvSchedule {
+    /// The bytes in which integers can be multiplied by weights, where the device has such products and they fit.
+    pub(super) fn bytes(&self, graph: &Graph, a: NodeId, weights: NodeId) -> Option<Words> {
+        let integers = [a, weights].iter().all(|id| graph.tensor_type(*id).dtype == DType::I32);
+        if !self.device.has_bytes() || !integers {
+            return None;
+        }
+        let range = Range::of(graph, a);
+        let fits = range.high - range.low <= 255.0 && Range::of(graph, weights).is_within(Range::of_type(DType::I8));
+        fits.then_some(Words::Bytes { low: range.low as i32 })
+    }
+
+    /// The schedule of a convolution of an image and weights; direct sums where it has a prologue, which they alone have. If
+    /// weights can be prepared at load: of bytes that fit, of bf16 if that is asked for, or Winograd's where it is allowed and
+    /// faster in the model.
+    pub(super) fn conv_schedule(
+        &self,
+        frame: &Frame,
+        [image, weights]: [NodeId; 2],
+        problem: &ConvProblem<Dim>,
+    ) -> ConvSchedule {
         let numbers = problem.map(&mut |d| d.hint(SYMBOL_HINT).max(0) as usize);
         let lanes = self.lanes as usize;
+        // An open batch is priced, and cut into blocks, as one item: more only amortise the weights.
+        let batch = problem.batch.as_const().map_or(1, |_| numbers.batch);
+        let one = ConvProblem { batch, ..numbers.clone() };
         if frame.graph.tensor_type(weights).dtype == DType::I32 {
+            let bytes = self.bytes(&frame.graph, image, weights).filter(|_| frame.time(weights) < BindingTime::Run);
+            if let Some(words) = bytes.filter(|words| one.has_words(*words, lanes)) {
+                return ConvSchedule::words(&one, words, lanes);
+            }
             return ConvSchedule { engine: ConvEngine::Shorts, ..ConvSchedule::choose(&numbers, lanes) };
         }
         if !self.exact && problem.prologue.is_none() && frame.time(weights) < BindingTime::Run {
-            // An open batch is priced, and cut into blocks, as one item: more only amortise the weights.
-            let batch = problem.batch.as_const().map_or(1, |_| numbers.batch);
-            let one = ConvProblem { batch, ..numbers.clone() };
-            if self.bf16() && one.has_bf16(lanes) {
-                return ConvSchedule::bf16(&one, lanes);
+            if self.bf16() && one.has_words(Words::Bf16, lanes) {
+                return ConvSchedule::words(&one, Words::Bf16, lanes);
             }
             if let Some(outputs) = engine::winograd(&one, self.winograd, self.device) {
                 return ConvSchedule::winograd(&one, outputs, lanes);
@@ -64,7 +85,7 @@ impl Planner<'_> {
 /// What kernels of a schedule are called.
 pub(super) fn family(schedule: &ConvSchedule) -> &'static str {
     match schedule.engine {
-        ConvEngine::Direct | ConvEngine::Bf16 | ConvEngine::Shorts => "conv",
+        ConvEngine::Direct | ConvEngine::Words(_) | ConvEngine::Shorts => "conv",
         ConvEngine::Winograd { .. } => "winograd",
     }
 }

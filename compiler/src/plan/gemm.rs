@@ -109,6 +109,10 @@ impl Planner<'_> {
         let (lhs, rhs) = if swap { (&dot.rhs, &dot.lhs) } else { (&dot.lhs, &dot.rhs) };
         let (a_node, b_node) =
             if swap { (node.operands[1], node.operands[0]) } else { (node.operands[0], node.operands[1]) };
+        let products = match self.bytes(&frame.graph, a_node, b_node) {
+            Some(bytes) if products == Products::Shorts => Products::Words(bytes),
+            _ => products,
+        };
         let mut extents: [Option<Dim>; 26] = Default::default();
         for (labels, operand) in [(lhs, a_node), (rhs, b_node)] {
             for (label, dim) in labels.0.iter().zip(frame.graph.tensor_type(operand).shape.iter()) {
@@ -243,7 +247,7 @@ impl Planner<'_> {
         }
         let mut args = vec![a.operand.arg(false), b_arg, c_arg.clone()];
         let (mut hook, mut finisher) = (None, None);
-        let acc = if products == Products::Shorts { DType::I32 } else { DType::F32 };
+        let acc = if products.is_integer() { DType::I32 } else { DType::F32 };
         if let Some(fused) = &fused {
             let made = self.product_epilogue(fused, acc, &addressing, &extra_types, &mut problem)?;
             args.extend(made.epilogue_args.iter().map(|i| extra_operands[*i].arg(false)));
@@ -260,8 +264,10 @@ impl Planner<'_> {
         let numbers = problem.map(&mut |d| d.hint(SYMBOL_HINT).max(0) as usize);
         let lanes = self.lanes as usize;
         let schedule = match products {
-            Products::Bf16 if problem.b == MatrixForm::Packed => GemmSchedule::bf16(&numbers, lanes),
-            Products::Shorts => GemmSchedule { products, ..GemmSchedule::choose(&numbers, lanes) },
+            Products::Words(words) if problem.b == MatrixForm::Packed => GemmSchedule::words(&numbers, words, lanes),
+            _ if products.is_integer() => {
+                GemmSchedule { products: Products::Shorts, ..GemmSchedule::choose(&numbers, lanes) }
+            }
             _ => GemmSchedule::choose(&numbers, lanes),
         };
         let driver = Driver::Gemm(problem, schedule);
@@ -346,8 +352,11 @@ impl Planner<'_> {
         };
         let panel = Dim::from(2 * self.lanes);
         let depth = match products {
-            // pairs, to the end of a tap of 32
-            Products::Bf16 => k.extent.ceil_div(&Dim::from(32)) * Dim::from(16),
+            // rows of words, to the end of a tap
+            Products::Words(words) => {
+                let taps = k.extent.ceil_div(&Dim::from(words.depth() as i64));
+                taps * Dim::from(16) + Dim::from(words.lead() as i64)
+            }
             Products::F32 | Products::Shorts => k.extent.clone(),
         };
         let packed_matrix = depth * n.extent.ceil_div(&panel) * panel;

@@ -1,7 +1,7 @@
 //! Composites that have no kernel on a device, spelled out in operators that have one.
 //!
-//! Scatters of halves are joined in `f32`, and halves are sorted as `f32`. On GPUs `unique` is sorting and searching, and
-//! bytes are multiplied as such ([`integer`]). Attention whose labels strides describe has a kernel, on CPUs of `f32`, on GPUs
+//! Scatters of halves are joined in `f32`, and halves are sorted as `f32`. On GPUs `unique` is sorting and searching; where
+//! a device multiplies bytes, zero points may be taken from the sums ([`integer`]). Attention whose labels strides describe has a kernel, on CPUs of `f32`, on GPUs
 //! of halves too and up to 256 channels. Halves that have none are attended in `f32` and rounded once, as the operator
 //! states; any other form becomes products around a softmax.
 
@@ -56,11 +56,19 @@ pub fn spell_out(graph: &Graph, device: &DeviceDescription) -> Result<Option<Dir
             }
             Op::DotGeneral(dot) if is_of_bytes(&node, device) => {
                 let mut speller = Speller { builder, device };
-                speller.product_of_bytes(dot, &node.operands).map(|id| (id, "spell-out"))
+                let product = match device.is_cpu() {
+                    true => speller.product_by_weights(dot, &node.operands),
+                    false => speller.product_of_bytes(dot, &node.operands),
+                };
+                product.map(|id| (id, "spell-out"))
             }
             Op::Conv(conv) if is_of_bytes(&node, device) => {
                 let mut speller = Speller { builder, device };
-                speller.convolution_of_bytes(conv, &node.operands).map(|id| (id, "spell-out"))
+                let product = match device.is_cpu() {
+                    true => speller.convolution_by_weights(conv, &node.operands),
+                    false => speller.convolution_of_bytes(conv, &node.operands),
+                };
+                product.map(|id| (id, "spell-out"))
             }
             _ => None,
         }
@@ -82,9 +90,9 @@ fn has_spelled(graph: &Graph, device: &DeviceDescription) -> bool {
     })
 }
 
-/// Whether a sum of integers may be one of bytes, which a GPU multiplies as such.
+/// Whether a sum of integers may be one of bytes, which a device multiplies as such.
 fn is_of_bytes(node: &Node, device: &DeviceDescription) -> bool {
-    !device.is_cpu() && node.ty.tensor().is_some_and(|ty| ty.dtype == DType::I32)
+    (!device.is_cpu() || device.has_bytes()) && node.ty.tensor().is_some_and(|ty| ty.dtype == DType::I32)
 }
 
 /// Whether a device has a kernel for an attention of a graph, or its gradient, as it is.

@@ -65,12 +65,17 @@ pub fn ints(shape: &[usize], values: &[i64]) -> Tensor {
 /// Every level and instruction set gives what the interpreter gives, to the bit but for the sign of zeros and, where
 /// `tolerance` is not 0, to that part of the value.
 pub fn check(graph: &Graph, inputs: &[(&str, Tensor)], tolerance: f64) {
+    check_on(&descriptions(), graph, inputs, tolerance);
+}
+
+/// [`check`] on these devices.
+pub fn check_on(devices: &[DeviceDescription], graph: &Graph, inputs: &[(&str, Tensor)], tolerance: f64) {
     let given: Tensors = inputs.iter().map(|(name, v)| (name.to_string(), v.clone())).collect();
     let want = interpret(graph, &given, &Tensors::new()).unwrap_or_else(|e| panic!("{e}"));
     for level in [Level::None, Level::Greedy, Level::Full] {
-        for device in descriptions() {
+        for device in devices {
             let options = CompileOptions { level, ..CompileOptions::default() };
-            let compiled = compile(graph, &device, &options).unwrap_or_else(|e| panic!("{e}"));
+            let compiled = compile(graph, device, &options).unwrap_or_else(|e| panic!("{e}"));
             let weights = |name: &str| graph.weights.get(name).map(|w| w.materialise());
             let have = run(&compiled.program, &weights, &given, 2).unwrap_or_else(|e| panic!("{e}"));
             for ((name, have), (_, want)) in have.iter().zip(&want.outputs) {

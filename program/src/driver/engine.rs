@@ -1,7 +1,7 @@
-//! Engines of convolutions beside the direct sum of floats: Winograd's minimal filtering, products of bf16, and integers.
+//! Engines of convolutions beside the direct sum of floats: Winograd's minimal filtering, products of words, and integers.
 
 use super::conv::{ConvForm, ConvInput, ConvProblem, ConvSchedule, Split};
-use super::{Activation, Epilogue};
+use super::{Activation, Epilogue, Words};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -21,9 +21,9 @@ pub enum ConvEngine {
         /// Tiles of each of these rows that are transformed together.
         tile_columns: usize,
     },
-    /// Direct sums of operands rounded to bf16 (forward, up to two spatial dims, one group, blocked channels, AVX-512).
-    /// Weights are packed by [`PackForm::Bf16Conv`](super::PackForm::Bf16Conv).
-    Bf16,
+    /// Direct sums of operands narrowed to words (forward, up to two spatial dims, one group, blocked channels, AVX-512).
+    /// Weights are packed by [`PackForm::WordConv`](super::PackForm::WordConv).
+    Words(Words),
     /// One sum for each output, of `i32` operands that fit `i16`; sums are `i32` and wrap (forward, without a direct activation or
     /// prologue). Operands and weights are laid out as for [`Direct`](ConvEngine::Direct).
     Shorts,
@@ -36,7 +36,7 @@ impl fmt::Display for ConvEngine {
             ConvEngine::Winograd { outputs, tile_rows, tile_columns } => {
                 write!(f, "winograd F({outputs}x{outputs}, 3x3) tiles {tile_rows}x{tile_columns}")
             }
-            ConvEngine::Bf16 => f.write_str("bf16"),
+            ConvEngine::Words(words) => write!(f, "{words}"),
             ConvEngine::Shorts => f.write_str("shorts"),
         }
     }
@@ -54,9 +54,10 @@ impl ConvProblem<usize> {
             && self.prologue.is_none()
     }
 
-    /// Whether [`ConvEngine::Bf16`] computes it, for vectors of so many lanes.
-    pub fn has_bf16(&self, lanes: usize) -> bool {
-        self.form == ConvForm::Forward
+    /// Whether [`ConvEngine::Words`] computes it, for vectors of so many lanes.
+    pub fn has_words(&self, words: Words, lanes: usize) -> bool {
+        (!words.is_integer() || self.has_shorts())
+            && self.form == ConvForm::Forward
             && self.input == ConvInput::Blocked
             && self.groups == 1
             && self.kernel.len() <= 2
@@ -117,20 +118,22 @@ impl ConvSchedule {
         }
     }
 
-    /// The schedule of [`ConvEngine::Bf16`], for a problem that has it. Never depends on the number of threads.
+    /// The schedule of [`ConvEngine::Words`], for a problem that has it. Never depends on the number of threads.
     ///
-    /// Rounded rows of a chunk stay in the second-level cache while all panels pass; a problem that is one chunk is divided by
+    /// Narrowed rows of a chunk stay in the second-level cache while all panels pass; a problem that is one chunk is divided by
     /// panels.
-    pub fn bf16(problem: &ConvProblem<usize>, lanes: usize) -> ConvSchedule {
+    pub fn words(problem: &ConvProblem<usize>, words: Words, lanes: usize) -> ConvSchedule {
         const CHUNK_BYTES: usize = 512 << 10;
         let last = |list: &[usize]| list.last().copied().unwrap_or(1);
         let rows: usize = problem.out_spatial.iter().rev().skip(1).product();
         let columns = last(&problem.in_spatial) + 2 * last(&problem.in_halo);
-        let row = (problem.in_channels.next_multiple_of(32) * columns * 2 * problem.stride[0]).max(1);
+        let pixel = problem.in_channels.div_ceil(words.depth()) * 64;
+        let row = (pixel * columns * problem.stride[0]).max(1);
         let fit = (CHUNK_BYTES / row).clamp(1, rows.max(1));
         let panels = problem.out_channels.div_ceil(2 * lanes).max(1);
         let (split, block) =
             if fit == rows && problem.batch <= 1 { (Split::Panels, panels) } else { (Split::Rows, fit) };
-        ConvSchedule { lanes, split, block, prefetch_weights: true, prefetch_input: false, engine: ConvEngine::Bf16 }
+        let engine = ConvEngine::Words(words);
+        ConvSchedule { lanes, split, block, prefetch_weights: true, prefetch_input: false, engine }
     }
 }

@@ -1,6 +1,6 @@
 //! Matrix products.
 
-use super::{Epilogue, Finisher, List};
+use super::{Epilogue, Finisher, List, Words};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -138,10 +138,21 @@ pub enum Products {
     /// Of `f32`, in f32.
     #[default]
     F32,
-    /// Of `f32` operands rounded to bf16, sums in f32 (AVX-512; B packed at load).
-    Bf16,
+    /// Of operands narrowed to words (AVX-512; B packed at load).
+    Words(Words),
     /// Of `i32` operands that fit `i16`, sums in `i32`, which wrap (no direct activation; B is packed as floats are).
     Shorts,
+}
+
+impl Products {
+    /// Whether sums are `i32`.
+    pub fn is_integer(self) -> bool {
+        match self {
+            Products::F32 => false,
+            Products::Shorts => true,
+            Products::Words(words) => words.is_integer(),
+        }
+    }
 }
 
 /// Schedule of a product.
@@ -168,14 +179,15 @@ impl GemmSchedule {
         GemmSchedule { lanes, k_block: 4096, m_block, products: Products::F32 }
     }
 
-    /// The choice for [`Products::Bf16`]: sums are never cut, and a chunk's rounded rows of A stay in L2.
-    pub fn bf16(problem: &GemmProblem<usize>, lanes: usize) -> GemmSchedule {
+    /// The choice for [`Products::Words`]: sums are never cut, and a chunk's narrowed rows of A stay in L2.
+    pub fn words(problem: &GemmProblem<usize>, words: Words, lanes: usize) -> GemmSchedule {
         const CHUNK_BYTES: usize = 512 << 10;
         const TILE: usize = 32;
         let tiles = problem.m.div_ceil(TILE).max(1);
-        let fits = (CHUNK_BYTES / (problem.k.max(1) * TILE * 2)).max(1);
+        let bytes = problem.k.next_multiple_of(words.depth()) * 64 / words.depth();
+        let fits = (CHUNK_BYTES / (bytes.max(1) * TILE)).max(1);
         let m_block = tiles.div_ceil(tiles.div_ceil(fits)) * TILE;
-        GemmSchedule { lanes, k_block: problem.k.max(1), m_block, products: Products::Bf16 }
+        GemmSchedule { lanes, k_block: problem.k.max(1), m_block, products: Products::Words(words) }
     }
 }
 
@@ -184,7 +196,7 @@ impl fmt::Display for GemmSchedule {
         write!(f, "  schedule lanes {} k_block {} m_block {}", self.lanes, self.k_block, self.m_block)?;
         match self.products {
             Products::F32 => Ok(()),
-            Products::Bf16 => f.write_str(" products bf16"),
+            Products::Words(words) => write!(f, " products {words}"),
             Products::Shorts => f.write_str(" products shorts"),
         }
     }

@@ -18,6 +18,7 @@ mod relayout;
 mod select;
 #[cfg(test)]
 mod tests;
+mod words;
 
 pub use attention::{AttentionGradProblem, AttentionOperand, AttentionProblem, AttentionSchedule, Mask, Score};
 pub use channels::{ChannelSource, ChannelsProblem};
@@ -28,6 +29,7 @@ pub use gemm::{BatchDim, GemmProblem, GemmSchedule, MatrixForm, Products};
 pub use pool::{PoolGradProblem, PoolKind, PoolProblem};
 pub use relayout::{Direction, PackForm, PackProblem, RelayoutProblem};
 pub use select::{NonZeroProblem, SuppressionProblem, TopKProblem, UniqueProblem};
+pub use words::Words;
 
 use serde::{Deserialize, Serialize};
 use std::fmt;

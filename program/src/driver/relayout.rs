@@ -1,6 +1,6 @@
 //! Changes of layout, and packing.
 
-use super::{ConvEngine, ConvForm, ConvInput, ConvProblem, ConvSchedule, List, Products, map_all};
+use super::{ConvEngine, ConvForm, ConvInput, ConvProblem, ConvSchedule, List, Products, Words, map_all};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -105,9 +105,11 @@ pub enum PackForm<D = usize> {
         /// Input channels.
         in_channels: D,
     },
-    /// Weights of a convolution for [`ConvEngine::Bf16`](super::ConvEngine::Bf16): `[output channels/32][input channels/32][taps]
-    /// [16][32]` pairs of neighbouring input channels in bf16.
-    Bf16Conv {
+    /// Weights of a convolution for [`ConvEngine::Words`](super::ConvEngine::Words): `[output channels/32]` panels of `[input
+    /// channels/depth][taps][16][32]` words of neighbouring input channels.
+    WordConv {
+        /// How they are narrowed.
+        words: Words,
         /// Output channels.
         out_channels: D,
         /// Input channels.
@@ -115,8 +117,8 @@ pub enum PackForm<D = usize> {
         /// Kernel extents.
         kernel: Vec<D>,
     },
-    /// Matrices `k x n` with these strides, `count` of them one behind the other, to column panels `[n/2L][k][2L]`; for bf16
-    /// `[n/32][k/32][16][32]` pairs of neighbours along k.
+    /// Matrices `k x n` with these strides, `count` of them one behind the other, to column panels `[n/2L][k][2L]`; of words
+    /// `[n/32]` panels of `[k/depth][16][32]` words of neighbours along k.
     Columns {
         /// How they are multiplied.
         products: Products,
@@ -164,7 +166,8 @@ impl<D> PackProblem<D> {
             PackForm::Winograd { outputs, out_channels, in_channels } => {
                 PackForm::Winograd { outputs: *outputs, out_channels: f(out_channels), in_channels: f(in_channels) }
             }
-            PackForm::Bf16Conv { out_channels, in_channels, kernel } => PackForm::Bf16Conv {
+            PackForm::WordConv { words, out_channels, in_channels, kernel } => PackForm::WordConv {
+                words: *words,
                 out_channels: f(out_channels),
                 in_channels: f(in_channels),
                 kernel: map_all(kernel, f),
@@ -203,7 +206,8 @@ impl<D: Clone> PackProblem<D> {
                 out_channels: problem.out_channels.clone(),
                 in_channels: problem.in_channels.clone(),
             },
-            ConvEngine::Bf16 => PackForm::Bf16Conv {
+            ConvEngine::Words(words) => PackForm::WordConv {
+                words,
                 out_channels: problem.out_channels.clone(),
                 in_channels: problem.in_channels.clone(),
                 kernel: problem.kernel.clone(),
@@ -235,12 +239,12 @@ impl PackProblem<usize> {
             PackForm::Winograd { outputs, out_channels, in_channels } => {
                 (outputs + 2).pow(2) * in_channels * out_channels.next_multiple_of(2 * l)
             }
-            PackForm::Bf16Conv { out_channels, in_channels, kernel } => {
-                let taps: usize = kernel.iter().product();
-                out_channels.next_multiple_of(32) * in_channels.next_multiple_of(32) / 2 * taps
+            PackForm::WordConv { words, out_channels, in_channels, kernel } => {
+                let taps = in_channels.div_ceil(words.depth()) * kernel.iter().product::<usize>();
+                out_channels.div_ceil(32) * words.panel(taps)
             }
-            PackForm::Columns { products: Products::Bf16, count, k, n, .. } => {
-                count * k.next_multiple_of(32) / 2 * n.next_multiple_of(32)
+            PackForm::Columns { products: Products::Words(words), count, k, n, .. } => {
+                count * n.div_ceil(32) * words.panel(k.div_ceil(words.depth()))
             }
             PackForm::Columns { count, k, n, .. } => count * k * n.next_multiple_of(2 * l),
         }
@@ -267,16 +271,16 @@ impl<D: fmt::Display> fmt::Display for PackProblem<D> {
                 "pack winograd F({outputs}x{outputs}, 3x3) lanes {} channels {in_channels} -> {out_channels}",
                 self.lanes
             ),
-            PackForm::Bf16Conv { out_channels, in_channels, kernel } => {
-                write!(f, "pack conv bf16 channels {in_channels} -> {out_channels} kernel {}", List(kernel))
+            PackForm::WordConv { words, out_channels, in_channels, kernel } => {
+                write!(f, "pack conv {words} channels {in_channels} -> {out_channels} kernel {}", List(kernel))
             }
             PackForm::Columns { products, count, matrix_stride, k, n, row, col } => {
-                let bf16 = if *products == Products::Bf16 { " bf16" } else { "" };
-                write!(
-                    f,
-                    "pack columns{bf16} lanes {} count {count}:{matrix_stride} k {k} n {n} strides ({row}, {col})",
-                    self.lanes
-                )
+                f.write_str("pack columns")?;
+                if let Products::Words(words) = products {
+                    write!(f, " {words}")?;
+                }
+                let lanes = self.lanes;
+                write!(f, " lanes {lanes} count {count}:{matrix_stride} k {k} n {n} strides ({row}, {col})")
             }
         }
     }

@@ -1,5 +1,6 @@
-//! Products and forward convolutions of 8-bit integers in `i32`, as GPUs have them: tensor cores multiply the bytes
-//! themselves, so what was taken from these before, their zero points, is taken from the sums.
+//! Products and forward convolutions of 8-bit integers in `i32`, as what multiplies bytes has them: tensor cores of GPUs take
+//! the bytes themselves, so that their zero points are taken from the sums; on CPUs this is so for zero points that are known in
+//! a run alone, because what is less another number still fits a byte.
 //!
 //! `Σ (a − p)(b − q) = Σ a·b − p Σ b − q Σ (a − p)`, in integers that wrap. Sums of one side alone are of as many terms as a
 //! result is, and those of weights are computed when these are loaded. Of a convolution with padding `Σ b` runs over the taps
@@ -13,6 +14,7 @@ use egret_ir::{DType, Dim, Literal, NodeId, Op, ScalarFn, Shape};
 use smallvec::SmallVec;
 
 use super::Speller;
+use crate::range::Range;
 use crate::rewrite::term::BindingTime;
 
 /// An operand in `i32`.
@@ -60,25 +62,60 @@ impl Speller<'_> {
         if a.zero.is_none() && b.zero.is_none() {
             return Some(sum);
         }
-        // each label of a sum is in both operands, and none twice in one
-        let once = |labels: &Labels| (0..labels.0.len()).all(|axis| labels.axis(labels.0[axis]) == Some(axis));
-        let shared = |own: &Labels, other: &Labels| own.0.iter().all(|l| other.has(*l) || dot.out.has(*l));
-        if !once(&dot.lhs) || !once(&dot.rhs) || !shared(&dot.lhs, &dot.rhs) || !shared(&dot.rhs, &dot.lhs) {
+        if !is_separable(dot) {
             return None;
         }
-        for (zero, (own, of), (other, labels)) in
-            [(a.zero, (&dot.lhs, a.whole), (b.cast, &dot.rhs)), (b.zero, (&dot.rhs, b.whole), (a.whole, &dot.lhs))]
-        {
-            let Some(zero) = zero else { continue };
-            let zero = self.spread_over(zero, of, own, dot)?;
-            let axes: SmallVec<[usize; 4]> = (0..labels.0.len()).filter(|i| !dot.out.has(labels.0[*i])).collect();
-            let total = self.add(Reduce { kind: ReduceKind::Sum, axes, keep: false }, &[other])?;
-            let kept: Labels = Labels(labels.0.iter().copied().filter(|l| dot.out.has(*l)).collect());
-            let total = self.placed(total, &kept, &dot.out)?;
-            let taken = self.map(ScalarFn::Mul, &[zero, total])?;
-            sum = self.map(ScalarFn::Sub, &[sum, taken])?;
+        if let Some(zero) = a.zero {
+            sum = self.less_zero(sum, zero, (a.whole, &dot.lhs), (b.cast, &dot.rhs), dot)?;
+        }
+        if let Some(zero) = b.zero {
+            sum = self.less_zero(sum, zero, (b.whole, &dot.rhs), (a.whole, &dot.lhs), dot)?;
         }
         Some(sum)
+    }
+
+    /// A product by weights of bytes less a zero point that is known in a run alone, taken from the sums.
+    pub(super) fn product_by_weights(&mut self, dot: &DotGeneral, operands: &[NodeId]) -> Option<NodeId> {
+        let at = self.beside_weights(operands)?;
+        let side = self.side(operands[at])?;
+        let zero = side.zero.filter(|zero| self.builder.time(*zero) == BindingTime::Run)?;
+        if dot.wide || !is_separable(dot) || !self.is_byte(operands[1 - at]) {
+            return None;
+        }
+        let labels = [&dot.lhs, &dot.rhs];
+        let mut factors = [operands[0], operands[1]];
+        factors[at] = side.cast;
+        let sum = self.add(dot.clone(), &factors)?;
+        self.less_zero(sum, zero, (side.whole, labels[at]), (operands[1 - at], labels[1 - at]), dot)
+    }
+
+    /// Whether the elements of a value fit a byte with a sign.
+    fn is_byte(&self, id: NodeId) -> bool {
+        Range::of(self.builder.graph(), id).is_within(Range::of_type(DType::I8))
+    }
+
+    /// Which of two operands is known in a run alone, where the other one is weights.
+    fn beside_weights(&self, operands: &[NodeId]) -> Option<usize> {
+        let in_run = |at: usize| self.builder.time(operands[at]) == BindingTime::Run;
+        (0..2).find(|at| in_run(*at) && !in_run(1 - at))
+    }
+
+    /// A sum without the zero point of a factor, which was multiplied by another.
+    fn less_zero(
+        &mut self,
+        sum: NodeId,
+        zero: NodeId,
+        (of, own): (NodeId, &Labels),
+        (other, labels): (NodeId, &Labels),
+        dot: &DotGeneral,
+    ) -> Option<NodeId> {
+        let zero = self.spread_over(zero, of, own, dot)?;
+        let axes: SmallVec<[usize; 4]> = (0..labels.0.len()).filter(|i| !dot.out.has(labels.0[*i])).collect();
+        let total = self.add(Reduce { kind: ReduceKind::Sum, axes, keep: false }, &[other])?;
+        let kept: Labels = Labels(labels.0.iter().copied().filter(|l| dot.out.has(*l)).collect());
+        let total = self.placed(total, &kept, &dot.out)?;
+        let taken = self.map(ScalarFn::Mul, &[zero, total])?;
+        self.map(ScalarFn::Sub, &[sum, taken])
     }
 
     /// A zero point of an operand with these labels, as it broadcasts to the result; `None` where it changes along what is
@@ -132,11 +169,7 @@ impl Speller<'_> {
         let mut sum = self.add(Conv { wide: true, ..conv.clone() }, &[image.bytes, weights.bytes])?;
         let rank = conv.spatial() + 2;
         if let Some(zero) = image.zero {
-            let one = self.builder.graph().tensor_type(zero).shape.iter().all(|extent| extent.is(1));
-            let total = self.inside_sums(conv, image.whole, &weights).filter(|_| one)?;
-            let zero = self.reshaped(zero, std::iter::repeat_n(Dim::ONE, rank).collect())?;
-            let taken = self.map(ScalarFn::Mul, &[zero, total])?;
-            sum = self.map(ScalarFn::Sub, &[sum, taken])?;
+            sum = self.less_image_zero(sum, zero, conv, (image.whole, weights.cast))?;
         }
         if let Some(zero) = weights.zero {
             let shape = self.builder.graph().tensor_type(zero).shape.clone();
@@ -159,18 +192,49 @@ impl Speller<'_> {
         Some(sum)
     }
 
+    /// A forward convolution by weights of bytes less a zero point, one number, that is known in a run alone, taken from the
+    /// sums.
+    pub(super) fn convolution_by_weights(&mut self, conv: &Conv, operands: &[NodeId]) -> Option<NodeId> {
+        if conv.wide
+            || conv.form != ConvForm::Forward
+            || self.beside_weights(operands) != Some(0)
+            || !self.is_byte(operands[1])
+        {
+            return None;
+        }
+        let image = self.side(operands[0])?;
+        let zero = image.zero.filter(|zero| self.builder.time(*zero) == BindingTime::Run)?;
+        let sum = self.add(conv.clone(), &[image.cast, operands[1]])?;
+        self.less_image_zero(sum, zero, conv, (image.whole, operands[1]))
+    }
+
+    /// A convolution without the zero point of its image.
+    fn less_image_zero(
+        &mut self,
+        sum: NodeId,
+        zero: NodeId,
+        conv: &Conv,
+        (image, weights): (NodeId, NodeId),
+    ) -> Option<NodeId> {
+        let one = self.builder.graph().tensor_type(zero).shape.iter().all(|extent| extent.is(1));
+        let total = self.inside_sums(conv, image, weights).filter(|_| one)?;
+        let zero = self.reshaped(zero, std::iter::repeat_n(Dim::ONE, conv.spatial() + 2).collect())?;
+        let taken = self.map(ScalarFn::Mul, &[zero, total])?;
+        self.map(ScalarFn::Sub, &[sum, taken])
+    }
+
     /// By channel, and place where padding counts, the sum of the weights inside the image.
-    fn inside_sums(&mut self, conv: &Conv, image: NodeId, weights: &Side) -> Option<NodeId> {
+    fn inside_sums(&mut self, conv: &Conv, image: NodeId, weights: NodeId) -> Option<NodeId> {
         let shape = self.builder.graph().tensor_type(image).shape.clone();
         if conv.pad_low.iter().chain(&conv.pad_high).all(|pad| *pad == 0) {
             let axes = (1..shape.rank()).collect();
-            let total = self.add(Reduce { kind: ReduceKind::Sum, axes, keep: false }, &[weights.cast])?;
+            let total = self.add(Reduce { kind: ReduceKind::Sum, axes, keep: false }, &[weights])?;
             let channels = self.builder.graph().tensor_type(total).shape[0].clone();
             let spread = (0..shape.rank()).map(|axis| if axis == 1 { channels.clone() } else { Dim::ONE });
             return self.reshaped(total, spread.collect());
         }
         // worth it once, when weights are loaded
-        let known = self.builder.time(weights.cast) < BindingTime::Run
+        let known = self.builder.time(weights) < BindingTime::Run
             && shape[1..].iter().all(|extent| extent.as_const().is_some());
         if !known {
             return None;
@@ -178,7 +242,7 @@ impl Speller<'_> {
         let one = self.builder.scalar(Literal::int(1, DType::I32)).ok()?;
         let extents = std::iter::once(Dim::ONE).chain(shape[1..].iter().cloned()).collect();
         let ones = self.add(Broadcast { shape: extents }, &[one])?;
-        self.add(conv.clone(), &[ones, weights.cast])
+        self.add(conv.clone(), &[ones, weights])
     }
 
     /// By window, the sum of the image in it.
@@ -196,4 +260,11 @@ impl Speller<'_> {
         };
         self.add(ReduceWindow { kind: WindowKind::Sum, window }, &[channels])
     }
+}
+
+/// Whether each label of a sum is in both operands, and none twice in one.
+fn is_separable(dot: &DotGeneral) -> bool {
+    let once = |labels: &Labels| (0..labels.0.len()).all(|axis| labels.axis(labels.0[axis]) == Some(axis));
+    let shared = |own: &Labels, other: &Labels| own.0.iter().all(|l| other.has(*l) || dot.out.has(*l));
+    once(&dot.lhs) && once(&dot.rhs) && shared(&dot.lhs, &dot.rhs) && shared(&dot.rhs, &dot.lhs)
 }

@@ -4,7 +4,6 @@
 //! scratch it needs. `run` then allocates nothing. Results do not depend on the number of threads.
 
 mod attention;
-mod bf16;
 mod channels;
 mod conv;
 mod cut;
@@ -16,6 +15,7 @@ mod relayout;
 mod select;
 #[cfg(test)]
 mod testing;
+mod words;
 
 pub use attention::{AttentionArgs, AttentionGradArgs, AttentionGradPlan, AttentionPlan};
 pub use channels::ChannelsPlan;

@@ -4,10 +4,10 @@ use super::conv::gradient_phases;
 use super::kernels::check_isa;
 use super::{DriverError, Shared};
 use crate::cpu::team::Team;
-use egret_program::driver::{ConvForm, ConvInput, Direction, PackForm, PackProblem, Products, RelayoutProblem};
-use egret_simd::bf16::{COLUMNS, DEPTH, PAIRS, pair};
+use egret_program::driver::{ConvForm, ConvInput, Direction, PackForm, PackProblem, Products, RelayoutProblem, Words};
 use egret_simd::pack::{ConvPanels, PanelPacker, depthwise_weights};
 use egret_simd::winograd::matrices;
+use egret_simd::words::{COLUMNS, WORDS, pair};
 use egret_simd::{Isa, TransposeFn, transpose};
 
 /// A change of layout whose extents are known.
@@ -188,24 +188,31 @@ impl PackPlan {
                 });
             }
             // SAFETY: the caller's.
-            PackForm::Bf16Conv { out_channels, in_channels, kernel } => unsafe {
+            PackForm::WordConv { words, out_channels, in_channels, kernel } => unsafe {
                 let (o, i, taps) = (*out_channels, *in_channels, kernel.iter().product::<usize>());
-                let depth = i.div_ceil(DEPTH);
                 let weight = |output: usize, input: usize, tap: usize| {
                     (output < o && input < i).then_some((output * i + input) * taps + tap)
                 };
-                pack_pairs(src, dst, o.div_ceil(COLUMNS), depth * taps, team, &|panel, tap, element, column| {
-                    weight(panel * COLUMNS + column, tap / taps * DEPTH + element, tap % taps)
+                let (panels, depth) = (o.div_ceil(COLUMNS), i.div_ceil(words.depth()));
+                pack_words(*words, src, dst, (panels, depth * taps), team, &|panel, tap, element, column| {
+                    weight(panel * COLUMNS + column, tap / taps * words.depth() + element, tap % taps)
                 });
             },
             // SAFETY: the caller's.
-            PackForm::Columns { products: Products::Bf16, count, matrix_stride, k, n, row, col } => unsafe {
-                let panels = n.div_ceil(COLUMNS);
-                pack_pairs(src, dst, count * panels, k.div_ceil(DEPTH), team, &|panel, tap, element, column| {
-                    let (matrix, along_n) = (panel / panels, panel % panels * COLUMNS + column);
-                    let along_k = tap * DEPTH + element;
-                    (along_k < *k && along_n < *n).then_some(matrix * matrix_stride + along_k * row + along_n * col)
-                });
+            PackForm::Columns { products: Products::Words(words), count, matrix_stride, k, n, row, col } => unsafe {
+                let (panels, depth) = (n.div_ceil(COLUMNS), words.depth());
+                pack_words(
+                    *words,
+                    src,
+                    dst,
+                    (count * panels, k.div_ceil(depth)),
+                    team,
+                    &|panel, tap, element, column| {
+                        let (matrix, along_n) = (panel / panels, panel % panels * COLUMNS + column);
+                        let along_k = tap * depth + element;
+                        (along_k < *k && along_n < *n).then_some(matrix * matrix_stride + along_k * row + along_n * col)
+                    },
+                );
             },
             PackForm::Columns { count, matrix_stride, k, n, row, col, .. } => {
                 let width = 2 * self.problem.lanes;
@@ -267,31 +274,47 @@ impl PackPlan {
     }
 }
 
-/// Packs `panels` of `taps` taps each, `[tap][16][32]` pairs in bf16, by the panel, tap, element of the tap's sum and column
-/// that each element has in `src`; those that it does not have are zero.
+/// Packs panels of so many taps, by the panel, tap, element of the tap's sum and column that each element has in `src`; those
+/// that it does not have are zero.
 ///
 /// # Safety
 /// `dst` has room for the panels; indices lie within `src`.
-unsafe fn pack_pairs(
+unsafe fn pack_words(
+    words: Words,
     src: *const f32,
     dst: *mut f32,
-    panels: usize,
-    taps: usize,
+    (panels, taps): (usize, usize),
     team: &Team,
     index: &(dyn Fn(usize, usize, usize, usize) -> Option<usize> + Sync),
 ) {
     let (src, dst) = (Shared(src.cast_mut()), Shared(dst.cast::<u32>()));
     team.parallel(panels, &|panel, _| {
         let (src, dst) = (&src, &dst);
+        let begin = dst.0.wrapping_add(panel * words.panel(taps));
+        let to = begin.wrapping_add(words.lead() * COLUMNS);
         // SAFETY: the caller's; chunks write different panels.
         let value = |tap: usize, element: usize, column: usize| unsafe {
             index(panel, tap, element, column).map_or(0.0, |at| *src.0.add(at))
         };
-        for (tap, at) in (0..taps).flat_map(|tap| (0..PAIRS * COLUMNS).map(move |at| (tap, at))) {
-            let (element, column) = (at / COLUMNS * 2, at % COLUMNS);
-            let pair = pair(value(tap, element, column), value(tap, element + 1, column));
+        let mut sums = [0i32; COLUMNS];
+        for (tap, at) in (0..taps).flat_map(|tap| (0..WORDS * COLUMNS).map(move |at| (tap, at))) {
+            let (first, column) = (at / COLUMNS * words.depth() / WORDS, at % COLUMNS);
+            let word = match words {
+                Words::Bf16 => pair(std::array::from_fn(|i| value(tap, first + i, column))),
+                Words::Bytes { .. } => {
+                    let quad: [i32; 4] = std::array::from_fn(|i| value(tap, first + i, column).to_bits() as i32);
+                    sums[column] = quad.iter().fold(sums[column], |sum, x| sum.wrapping_add(*x));
+                    egret_simd::words::quad(quad)
+                }
+            };
             // SAFETY: as above.
-            unsafe { *dst.0.add((panel * taps + tap) * PAIRS * COLUMNS + at) = pair };
+            unsafe { *to.add(tap * WORDS * COLUMNS + at) = word };
+        }
+        if words.lead() > 0 {
+            for (column, sum) in sums.into_iter().enumerate() {
+                // SAFETY: as above.
+                unsafe { *begin.add(column) = sum.wrapping_mul(words.low()) as u32 };
+            }
         }
     });
 }

@@ -18,7 +18,19 @@ pub(crate) fn values(n: usize, seed: u32) -> Vec<f32> {
 
 /// The nearest values of bf16.
 pub(crate) fn rounded(values: &[f32]) -> Vec<f32> {
-    values.iter().map(|x| f32::from_bits(u32::from(egret_simd::bf16::bf16_bits(*x)) << 16)).collect()
+    values.iter().map(|x| f32::from_bits(u32::from(egret_simd::words::bf16_bits(*x)) << 16)).collect()
+}
+
+/// As many integers between two, as bits, that depend on the seed alone.
+pub(crate) fn integers(n: usize, seed: u32, (least, greatest): (i32, i32)) -> Vec<f32> {
+    let span = f64::from(greatest - least + 1);
+    let one = |x: f32| least + (f64::from(x + 1.0) / 2.0 * span).floor().min(span - 1.0) as i32;
+    values(n, seed).into_iter().map(|x| f32::from_bits(one(x) as u32)).collect()
+}
+
+/// What bits of an integer are.
+pub(crate) fn integer(bits: f32) -> i32 {
+    bits.to_bits() as i32
 }
 
 /// A buffer with these floats.

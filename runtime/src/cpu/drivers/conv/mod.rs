@@ -1,8 +1,5 @@
-//! Convolution in blocked channels with a zero halo: direct, in f32 or bf16, or by Winograd's minimal filtering.
+//! Convolution in blocked channels with a zero halo: direct, of f32, integers or words, or by Winograd's minimal filtering.
 
-mod bf16;
-#[cfg(test)]
-mod bf16_tests;
 mod direct;
 #[cfg(test)]
 mod epilogue_tests;
@@ -18,6 +15,9 @@ mod weight_gradient;
 mod winograd;
 #[cfg(test)]
 mod winograd_tests;
+#[cfg(test)]
+mod word_tests;
+mod words;
 
 pub(crate) use geometry::{Surface, dims, gradient_phases};
 pub(crate) use hooked::{Hooked, Lattice, Place};
@@ -25,7 +25,6 @@ pub(crate) use hooked::{Hooked, Lattice, Place};
 use super::kernels::check_isa;
 use super::{DriverError, ScratchNeed, ScratchPool};
 use crate::cpu::team::Team;
-use bf16::Bf16Conv;
 use direct::Direct;
 use egret_program::driver::hook::EpilogueFn;
 use egret_program::driver::{ConvEngine, ConvForm, ConvInput, ConvProblem, ConvSchedule};
@@ -34,6 +33,7 @@ use image::ImageConv;
 use mapped::MappedConv;
 use weight_gradient::WeightGradient;
 use winograd::Winograd;
+use words::WordConv;
 
 /// Operands of a convolution. Lengths are those of the problem, plus the slack of
 /// [`SLACK`](crate::cpu::memory::SLACK) readable bytes behind each.
@@ -71,7 +71,7 @@ enum Form {
     Mapped(MappedConv),
     WeightGradient(WeightGradient),
     Winograd(Box<Winograd>),
-    Bf16(Box<Bf16Conv>),
+    Words(Box<WordConv>),
 }
 
 impl ConvPlan {
@@ -80,8 +80,9 @@ impl ConvPlan {
     /// # Errors
     /// If the numbers contradict each other, a halo is too small, or the form does not exist: weight gradients of groups
     /// whose channels are not multiples of L (except depthwise), images with groups or three spatial dims, gradients
-    /// with respect to images, Winograd, bf16 and integers of another problem than
-    /// [`ConvProblem::has_winograd`], [`ConvProblem::has_bf16`] and [`ConvProblem::has_shorts`] tell, bf16 on a processor without it.
+    /// with respect to images, Winograd, words and integers of another problem than
+    /// [`ConvProblem::has_winograd`], [`ConvProblem::has_words`] and [`ConvProblem::has_shorts`] tell, words on a processor without
+    /// their unit.
     pub fn new(problem: &ConvProblem, schedule: &ConvSchedule, isa: Isa) -> Result<ConvPlan, DriverError> {
         check_isa(isa, schedule.lanes)?;
         let lanes = isa.lanes_f32();
@@ -105,7 +106,9 @@ impl ConvPlan {
             return Err(DriverError::Unsupported("integers but forward, without an activation"));
         }
         let form = match (problem.form, problem.input) {
-            _ if schedule.engine == ConvEngine::Bf16 => Form::Bf16(Box::new(Bf16Conv::new(problem, schedule, isa)?)),
+            _ if let ConvEngine::Words(words) = schedule.engine => {
+                Form::Words(Box::new(WordConv::new(problem, schedule, words, isa)?))
+            }
             _ if matches!(schedule.engine, ConvEngine::Winograd { .. }) => {
                 Form::Winograd(Box::new(Winograd::new(problem, schedule, isa)?))
             }
@@ -127,7 +130,7 @@ impl ConvPlan {
             Form::Mapped(m) => m.scratch(),
             Form::WeightGradient(w) => w.scratch(),
             Form::Winograd(w) => w.scratch(),
-            Form::Bf16(b) => b.scratch(),
+            Form::Words(w) => w.scratch(),
         }
     }
 
@@ -146,7 +149,7 @@ impl ConvPlan {
                 Form::Mapped(m) => m.run(args, team, scratch),
                 Form::WeightGradient(w) => w.run(args, team, scratch),
                 Form::Winograd(w) => w.run(args, team, scratch),
-                Form::Bf16(b) => b.run(args, team, scratch),
+                Form::Words(w) => w.run(args, team, scratch),
             }
         }
     }

@@ -46,9 +46,9 @@ impl<'a> Chunk<'a> {
     /// As for the plan; nobody else writes this part of C.
     pub(super) unsafe fn run(&self, (m0, m1): (usize, usize), (p0, p1): (usize, usize)) {
         let plan = self.plan;
-        if let Some(bf16) = &plan.bf16 {
+        if let Some(words) = &plan.words {
             // SAFETY: the caller's.
-            return unsafe { self.run_bf16(bf16, (m0, m1), (p0, p1)) };
+            return unsafe { self.run_words(words, (m0, m1), (p0, p1)) };
         }
         let tiles = (m1 - m0).div_ceil(plan.kernels.max_rows());
         // SAFETY: all offsets lie within operands and scratch, whose extents are the plan's.

@@ -1,12 +1,12 @@
 //! Matrix products: panels of B, tiles of A, a sum in registers over as much of k as caches allow.
 
-mod bf16;
-#[cfg(test)]
-mod bf16_tests;
 mod block;
 mod plan;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod word_tests;
+mod words;
 
 use super::{ScratchNeed, ScratchPool, Shared, chunk_count, part};
 use crate::cpu::team::Team;

@@ -1,10 +1,10 @@
 //! Binding of products.
 
-use super::bf16::Bf16;
+use super::words::Narrowed;
 use crate::cpu::drivers::DriverError;
-use crate::cpu::drivers::bf16::unit;
 use crate::cpu::drivers::epilogue::{MAX_BATCH, Strides, check_hook};
 use crate::cpu::drivers::kernels::{Kernels, check_isa};
+use crate::cpu::drivers::words::finishing;
 use egret_program::driver::{
     Activation, BatchDim, Bias, Epilogue, Finisher, GemmProblem, GemmSchedule, MatrixForm, Operand, Products,
 };
@@ -71,8 +71,8 @@ pub struct GemmPlan {
     pub(super) m_block: usize,
     pub(super) k_block: usize,
     pub(super) packed_a: bool,
-    /// Operands are rounded to bf16; then none of A is packed otherwise.
-    pub(super) bf16: Option<Bf16>,
+    /// Operands are narrowed to words; then none of A is packed otherwise.
+    pub(super) words: Option<Narrowed>,
     pub(super) kernels: Kernels,
     pub(super) packer: PanelPacker,
     pub(super) b_source: BSource,
@@ -101,7 +101,8 @@ impl GemmPlan {
     ///
     /// # Errors
     /// If a form does not exist: more than 6 batch dims, hooks or finishers on an output whose columns are not
-    /// contiguous, a hook together with a finisher, a direct activation of integers, bf16 of what is not packed or on a processor without it.
+    /// contiguous, a hook together with a finisher, a direct activation of integers, words of what is
+    /// not packed or on a processor without their unit.
     pub fn new(problem: &GemmProblem, schedule: &GemmSchedule, isa: Isa) -> Result<GemmPlan, DriverError> {
         check_isa(isa, schedule.lanes)?;
         if problem.batch.len() > MAX_BATCH {
@@ -112,20 +113,24 @@ impl GemmPlan {
         let lanes = isa.lanes_f32();
         let panels = p.n.div_ceil(2 * lanes);
         let items = p.batch.iter().map(|d| d.extent).product();
-        let bf16 = match schedule.products {
+        let words = match schedule.products {
             Products::F32 | Products::Shorts => None,
-            Products::Bf16 if p.b == MatrixForm::Packed && lanes == 16 => Some(Bf16::new(unit()?, p.k)),
-            Products::Bf16 => return Err(DriverError::Unsupported("products of bf16 but by packed AVX-512 panels")),
+            Products::Words(words) if p.b == MatrixForm::Packed && lanes == 16 => Some(Narrowed::new(words, p.k)?),
+            Products::Words(_) => {
+                return Err(DriverError::Unsupported("products of words but by packed AVX-512 panels"));
+            }
         };
-        let packed_a = panels >= 3 && p.m > 4 && bf16.is_none();
+        let packed_a = panels >= 3 && p.m > 4 && words.is_none();
         let kind = match p.m {
             _ if packed_a => TileKind::Packed,
-            _ if bf16.is_some() => TileKind::Table,
             1..=3 => TileKind::Few,
             _ => TileKind::Table,
         };
-        let shorts = schedule.products == Products::Shorts;
-        let kernels = if shorts { Kernels::shorts(isa, kind)? } else { Kernels::new(isa, kind)? };
+        let kernels = match schedule.products {
+            Products::F32 => Kernels::new(isa, kind)?,
+            Products::Shorts => Kernels::shorts(isa, kind)?,
+            Products::Words(words) => finishing(isa, words)?,
+        };
         let tile = kernels.max_rows();
         let m_block = if swapped.is_some() { GemmSchedule::choose(p, lanes).m_block } else { schedule.m_block };
         let m_block = m_block.clamp(1, p.m.max(1));
@@ -136,7 +141,9 @@ impl GemmPlan {
             MatrixForm::Strided if row_blocks == 1 => BSource::Local,
             MatrixForm::Strided => BSource::Shared,
         };
-        if shorts && matches!(p.epilogue, Epilogue::Direct { activation, .. } if activation != Activation::None) {
+        if schedule.products.is_integer()
+            && matches!(p.epilogue, Epilogue::Direct { activation, .. } if activation != Activation::None)
+        {
             return Err(DriverError::Unsupported("an activation of integers in registers"));
         }
         let mut c_batch = [0; MAX_BATCH];
@@ -188,7 +195,7 @@ impl GemmPlan {
             m_block,
             k_block,
             packed_a,
-            bf16,
+            words,
             kernels,
             packer: PanelPacker::new(isa).ok_or(DriverError::Unsupported("this instruction set"))?,
             b_source,
@@ -212,14 +219,14 @@ impl GemmPlan {
     }
 
     pub(super) fn worker_layout(&self) -> WorkerLayout {
-        let a = match &self.bf16 {
-            Some(bf16) => bf16.scratch(self.m_block),
+        let a = match &self.words {
+            Some(words) => words.scratch(self.m_block),
             None if self.packed_a => self.m_block.next_multiple_of(16) * self.k,
             None => 0,
         };
         let local_b = matches!(self.b_source, BSource::Local | BSource::Raw);
         let b = if local_b { self.k * self.width() } else { 0 };
-        let blocks = self.k > self.k_block && self.bf16.is_none();
+        let blocks = self.k > self.k_block && self.words.is_none();
         let staged = matches!(self.target, Target::Hook | Target::Scatter);
         let sums = if blocks || staged { self.m_block * self.width() } else { 0 };
         let own = self.target == Target::OwnRows;

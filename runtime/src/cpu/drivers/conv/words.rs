@@ -1,47 +1,48 @@
-//! Direct sums of operands rounded to bf16: the rows that a chunk reads are rounded into scratch, neighbouring channels side by
-//! side, and multiplied by tiles of positions.
+//! Direct sums of operands narrowed to words: the rows that a chunk reads are narrowed into scratch, neighbouring channels side
+//! by side, and multiplied by tiles of positions.
 
 use super::ConvArgs;
 use super::direct::{Bound, Nest};
 use super::geometry::{Shape, Surface};
 use super::hooked::{Lattice, Place};
-use crate::cpu::drivers::bf16::{FLOATS, Sums, unit};
 use crate::cpu::drivers::epilogue::set_activation;
 use crate::cpu::drivers::kernels::Kernels;
+use crate::cpu::drivers::words::{SUMS, Sums, finishing, opened, unit};
 use crate::cpu::drivers::{DriverError, ScratchNeed, ScratchPool, Shared, chunk_count, part};
 use crate::cpu::team::Team;
-use egret_program::driver::{ConvProblem, ConvSchedule, Split};
-use egret_simd::bf16::{Bf16Kernels, COLUMNS, DEPTH, Narrow, PAIRS, PairTile, ROWS};
+use egret_program::driver::{ConvProblem, ConvSchedule, Split, Words};
 use egret_simd::pack::{OutputPanel, output_panels};
-use egret_simd::{Isa, MAX_ROWS, TileKind};
+use egret_simd::words::{COLUMNS, Narrow, ROWS, WORDS, WordKernels, WordTile};
+use egret_simd::{Isa, MAX_ROWS};
 
 /// A forward convolution in one group.
 #[derive(Debug)]
-pub(super) struct Bf16Conv {
+pub(super) struct WordConv {
     isa: Isa,
     lanes: usize,
-    unit: Bf16Kernels,
+    unit: WordKernels,
+    words: Words,
     batch: usize,
     read: Surface,
     write: Surface,
     /// Floats from the input's beginning to the first tap of the first output.
     begin: usize,
     in_blocks: usize,
-    /// Blocks of 32 input channels.
+    /// Taps of input channels.
     depth: usize,
     /// Rows and columns of the output.
     extent: [usize; 2],
-    /// Input rows, and pixels of a row, from one rounded to the next.
+    /// Input rows, and pixels of a row, from one narrowed to the next.
     skip: [usize; 2],
-    /// Rounded pixels of a row, and rounded rows of `n` output rows: `(n - 1) step + more`.
+    /// Narrowed pixels of a row, and narrowed rows of `n` output rows: `(n - 1) step + more`.
     columns: usize,
     step: usize,
     more: usize,
-    /// Pairs of a block of rounded channels.
+    /// Words of a tap of narrowed channels.
     plane: usize,
-    /// Offsets of taps among rounded pixels: all of one block of channels after the other.
+    /// Offsets of taps among narrowed pixels: all of the same channels after the others.
     taps: Vec<usize>,
-    /// From an output position to the next, in pairs; whether rows follow one another as positions do.
+    /// From an output position to the next, in words; whether rows follow one another as positions do.
     position: usize,
     flat: bool,
     channels: usize,
@@ -62,37 +63,43 @@ struct Rows {
     count: usize,
 }
 
-impl Bf16Conv {
-    pub(super) fn new(p: &ConvProblem, schedule: &ConvSchedule, isa: Isa) -> Result<Bf16Conv, DriverError> {
+impl WordConv {
+    pub(super) fn new(
+        p: &ConvProblem,
+        schedule: &ConvSchedule,
+        words: Words,
+        isa: Isa,
+    ) -> Result<WordConv, DriverError> {
         let lanes = isa.lanes_f32();
-        if !p.has_bf16(lanes) || p.in_channels == 0 {
-            return Err(DriverError::Unsupported("bf16 but forward, in one group, of up to two spatial dims"));
+        if !p.has_words(words, lanes) || p.in_channels == 0 {
+            return Err(DriverError::Unsupported("words but forward, in one group, of up to two spatial dims"));
         }
-        let unit = unit()?;
+        let unit = unit(words)?;
         let shape = Shape::new(p)?;
         let read = Surface::new(shape.x, shape.x_halo, lanes, p.in_batch_stride);
         let begin = (1..3).map(|d| (shape.x_halo[d] - shape.pad[d]) * read.step[d]).sum();
         let extent = [shape.y[1], shape.y[2]];
         let taps: usize = p.kernel.iter().product();
-        // A single tap reads every so many pixels: only these are rounded.
+        // A single tap reads every so many pixels: only these are narrowed.
         let dense = taps == 1;
         let skip = if dense { [shape.stride[1], shape.stride[2]] } else { [1, 1] };
         let stride = if dense { [1, 1] } else { [shape.stride[1], shape.stride[2]] };
         let reach = |d: usize| (shape.kernel[d] - 1) * shape.dilation[d] + 1;
         let columns = (extent[1].max(1) - 1) * stride[1] + reach(2);
-        let tap = |y: usize, x: usize| (y * shape.dilation[1] * columns + x * shape.dilation[2]) * PAIRS;
+        let tap = |y: usize, x: usize| (y * shape.dilation[1] * columns + x * shape.dilation[2]) * WORDS;
         let window = (0..shape.kernel[1]).flat_map(|y| (0..shape.kernel[2]).map(move |x| (y, x)));
         let rows = match schedule.split {
             Split::Rows => schedule.block.clamp(1, extent[0].max(1)),
             Split::Panels => extent[0].max(1),
         };
-        let depth = p.in_channels.div_ceil(DEPTH);
-        let plane = ((rows - 1) * stride[0] + reach(1)) * columns * PAIRS;
+        let depth = p.in_channels.div_ceil(words.depth());
+        let plane = ((rows - 1) * stride[0] + reach(1)) * columns * WORDS;
         let window: Vec<usize> = window.map(|(y, x)| tap(y, x)).collect();
-        Ok(Bf16Conv {
+        Ok(WordConv {
             isa,
             lanes,
             unit,
+            words,
             batch: p.batch,
             read,
             write: Surface::new(shape.y, shape.y_halo, lanes, p.out_batch_stride),
@@ -106,21 +113,21 @@ impl Bf16Conv {
             more: reach(1),
             plane,
             taps: (0..depth).flat_map(|block| window.iter().map(move |tap| block * plane + tap)).collect(),
-            position: stride[1] * PAIRS,
+            position: stride[1] * WORDS,
             flat: stride == [1, 1],
             channels: p.out_channels,
             panels: output_panels(1, p.out_channels, lanes),
             rows,
-            kernels: Kernels::new(isa, TileKind::Table)?,
+            kernels: finishing(isa, words)?,
             bound: Bound::new(&p.epilogue, shape.y, lanes)?,
             split: schedule.split,
             prefetch_weights: schedule.prefetch_weights,
         })
     }
 
-    /// Pairs of a chunk's rounded rows; tiles read whole halves beyond them.
-    fn rounded_len(&self) -> usize {
-        self.depth * self.plane + ROWS * self.position + PAIRS
+    /// Words of a chunk's narrowed rows; tiles read whole halves beyond them.
+    fn narrowed_len(&self) -> usize {
+        self.depth * self.plane + ROWS * self.position + WORDS
     }
 
     /// Pixels of a hook's strip.
@@ -134,13 +141,13 @@ impl Bf16Conv {
             Bound::Direct { .. } => 0,
             Bound::Hook(_) => self.strip_len() * 2 * self.lanes,
         };
-        FLOATS + strip
+        SUMS + strip
     }
 
     pub(super) fn scratch(&self) -> ScratchNeed {
         match self.split {
-            Split::Rows => ScratchNeed { per_worker: (self.own_len() + self.rounded_len()) * 4, shared: 0 },
-            Split::Panels => ScratchNeed { per_worker: self.own_len() * 4, shared: self.rounded_len() * 4 },
+            Split::Rows => ScratchNeed { per_worker: (self.own_len() + self.narrowed_len()) * 4, shared: 0 },
+            Split::Panels => ScratchNeed { per_worker: self.own_len() * 4, shared: self.narrowed_len() * 4 },
         }
     }
 
@@ -157,31 +164,31 @@ impl Bf16Conv {
                     let (first, end) = part(height, chunk % chunks, chunks);
                     let rows = Rows { item: chunk / chunks, first, count: end - first };
                     let own = scratch.worker(worker);
-                    let rounded = own.wrapping_add(self.own_len()).cast();
+                    let narrowed = own.wrapping_add(self.own_len()).cast();
                     // SAFETY: the scratch is the worker's; chunks write different rows.
                     unsafe {
-                        self.round(nest, rounded, &rows, (0, self.depth));
-                        self.multiply(nest, rounded, own, &rows, (0, panels));
+                        self.narrow(nest, narrowed, &rows, (0, self.depth));
+                        self.multiply(nest, narrowed, own, &rows, (0, panels));
                     }
                 });
             }
             Split::Panels => {
                 for item in 0..self.batch {
                     let rows = Rows { item, first: 0, count: height };
-                    let rounded = Shared(scratch.shared().cast::<u32>());
+                    let narrowed = Shared(scratch.shared().cast::<u32>());
                     let chunks = chunk_count(self.depth, 1, team.size());
                     team.parallel(chunks, &|chunk, _| {
-                        let rounded = &rounded;
-                        // SAFETY: chunks round different channels.
-                        unsafe { self.round(nest, rounded.0, &rows, part(self.depth, chunk, chunks)) };
+                        let narrowed = &narrowed;
+                        // SAFETY: chunks narrow different channels.
+                        unsafe { self.narrow(nest, narrowed.0, &rows, part(self.depth, chunk, chunks)) };
                     });
                     let chunks = chunk_count(panels, 1, team.size());
                     team.parallel(chunks, &|chunk, worker| {
-                        let rounded = &rounded;
+                        let narrowed = &narrowed;
                         // SAFETY: chunks write different channels.
                         unsafe {
                             let own = scratch.worker(worker);
-                            self.multiply(nest, rounded.0, own, &rows, part(panels, chunk, chunks));
+                            self.multiply(nest, narrowed.0, own, &rows, part(panels, chunk, chunks));
                         }
                     });
                 }
@@ -189,21 +196,24 @@ impl Bf16Conv {
         }
     }
 
-    /// Rounds what output rows read, of blocks `d0..d1` of 32 channels.
-    unsafe fn round(&self, nest: &Nest<'_>, rounded: *mut u32, rows: &Rows, (d0, d1): (usize, usize)) {
+    /// Narrows what output rows read, of taps `d0..d1` of channels.
+    unsafe fn narrow(&self, nest: &Nest<'_>, narrowed: *mut u32, rows: &Rows, (d0, d1): (usize, usize)) {
         let count = (rows.count - 1) * self.step + self.more;
-        for block in d0..d1 {
-            let from = rows.item * self.read.batch + 2 * block * self.read.block + self.begin;
-            let whole = 2 * block + 1 < self.in_blocks;
+        let (blocks, low) = (self.words.depth() / self.lanes, self.words.low());
+        for tap in d0..d1 {
+            let from = rows.item * self.read.batch + tap * blocks * self.read.block + self.begin;
             for row in 0..count {
                 // Before and after dense rows as many input rows are left out as one has steps.
                 let input_row = (rows.first * self.step + row) * self.skip[0];
-                let low = nest.args.input.wrapping_add(from + input_row * self.read.step[1]);
-                let high = if whole { low.wrapping_add(self.read.block) } else { std::ptr::null() };
-                let dst = rounded.wrapping_add(block * self.plane + row * self.columns * PAIRS);
+                let first = nest.args.input.wrapping_add(from + input_row * self.read.step[1]);
+                let parts = std::array::from_fn(|part| match part < blocks && tap * blocks + part < self.in_blocks {
+                    true => first.wrapping_add(part * self.read.block),
+                    false => std::ptr::null(),
+                });
+                let dst = narrowed.wrapping_add(tap * self.plane + row * self.columns * WORDS);
                 let step = self.skip[1] * self.lanes;
-                // SAFETY: these pixels lie within the input and its halo, the rounded ones within the scratch.
-                unsafe { self.unit.narrow(&Narrow { low, high, step, dst, count: self.columns }) };
+                // SAFETY: these pixels lie within the input and its halo, the narrowed ones within the scratch.
+                unsafe { self.unit.narrow(&Narrow { parts, step, low, dst, count: self.columns }) };
             }
         }
     }
@@ -212,14 +222,14 @@ impl Bf16Conv {
     unsafe fn multiply(
         &self,
         nest: &Nest<'_>,
-        rounded: *const u32,
+        narrowed: *const u32,
         own: *mut f32,
         rows: &Rows,
         (p0, p1): (usize, usize),
     ) {
         let (lanes, width) = (self.lanes, self.extent[1]);
-        let (acc, strip) = (own, own.wrapping_add(FLOATS));
-        let panel_len = self.taps.len() * PAIRS * COLUMNS;
+        let (acc, strip) = (own, own.wrapping_add(SUMS));
+        let panel_len = self.words.panel(self.taps.len());
         let lines = if self.flat { 1 } else { rows.count };
         let positions = if self.flat { (rows.count - 1) * self.columns + width } else { width };
         let tiles = positions.div_ceil(ROWS);
@@ -261,26 +271,28 @@ impl Bf16Conv {
                         tile.bias = tail.as_ptr();
                     }
                 }
-                let b = nest.args.weights.cast::<u32>().wrapping_add(panel * panel_len);
+                let packed = nest.args.weights.cast::<u32>().wrapping_add(panel * panel_len);
+                let (start, b) = opened(packed, self.words);
                 let next = if self.prefetch_weights && panel + 1 < p1 { panel_len / 16 } else { 0 };
-                let mut pairs = PairTile {
-                    a: rounded,
+                let mut words = WordTile {
+                    a: narrowed,
                     a_row: self.position,
                     rows: 0,
                     taps: self.taps.as_ptr(),
                     tap_count: self.taps.len(),
                     b,
+                    start,
                     acc,
                     prefetch: b.wrapping_add(panel_len),
                     prefetch_lines: next.div_ceil(tiles * lines * self.taps.len()),
                 };
                 for (line, i) in (0..lines).flat_map(|line| (0..tiles).map(move |i| (line, i))) {
                     let (q0, q1) = (i * ROWS, ((i + 1) * ROWS).min(positions));
-                    pairs.a = rounded.wrapping_add(line * self.step * self.columns * PAIRS + q0 * self.position);
-                    pairs.rows = q1 - q0;
-                    // SAFETY: rounded pixels, weights and sums have these extents.
-                    unsafe { unit.tile(&pairs) };
-                    pairs.prefetch = pairs.prefetch.wrapping_add(pairs.prefetch_lines * pairs.tap_count * 16);
+                    words.a = narrowed.wrapping_add(line * self.step * self.columns * WORDS + q0 * self.position);
+                    words.rows = q1 - q0;
+                    // SAFETY: narrowed pixels, weights and sums have these extents.
+                    unsafe { unit.tile(&words) };
+                    words.prefetch = words.prefetch.wrapping_add(words.prefetch_lines * words.tap_count * 16);
                     let mut q = q0;
                     while q < q1 {
                         let (y, x) = if self.flat { (q / self.columns, q % self.columns) } else { (line, q) };

@@ -1,7 +1,7 @@
 //! AMX, in inline assembly: its intrinsics are not stable. No other code of the process touches tile registers, and each
 //! thread's are configured only within [`Configured`].
 
-use super::{COLUMNS, PAIRS, PairTile};
+use super::{COLUMNS, WORDS, WordTile};
 use crate::vector::prefetch;
 use std::arch::asm;
 use std::sync::OnceLock;
@@ -84,13 +84,13 @@ impl Drop for Configured {
 
 /// # Safety
 /// [`Configured`] on this thread; what the fields name is readable and writable.
-pub(super) unsafe fn tile(t: &PairTile) {
+pub(super) unsafe fn tile(t: &WordTile) {
     // SAFETY: the caller's.
     unsafe { if t.rows > HALF { whole(t) } else { half(t) } }
 }
 
 /// Up to 32 rows: registers 0 to 3 hold the sums.
-unsafe fn whole(t: &PairTile) {
+unsafe fn whole(t: &WordTile) {
     // SAFETY: the caller's.
     unsafe {
         asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
@@ -118,7 +118,7 @@ unsafe fn whole(t: &PairTile) {
                 prefetch(ahead.cast());
                 ahead = ahead.wrapping_add(16);
             }
-            b = b.wrapping_add(PAIRS * COLUMNS);
+            b = b.wrapping_add(WORDS * COLUMNS);
         }
         asm!(
             "tilestored [{acc} + {row}*1], tmm0",
@@ -133,7 +133,7 @@ unsafe fn whole(t: &PairTile) {
 }
 
 /// Up to 16 rows.
-unsafe fn half(t: &PairTile) {
+unsafe fn half(t: &WordTile) {
     // SAFETY: the caller's.
     unsafe {
         asm!("tilezero tmm0", "tilezero tmm1", options(nostack, nomem));
@@ -156,7 +156,7 @@ unsafe fn half(t: &PairTile) {
                 prefetch(ahead.cast());
                 ahead = ahead.wrapping_add(16);
             }
-            b = b.wrapping_add(PAIRS * COLUMNS);
+            b = b.wrapping_add(WORDS * COLUMNS);
         }
         asm!(
             "tilestored [{acc} + {row}*1], tmm0",

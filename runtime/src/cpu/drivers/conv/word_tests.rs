@@ -1,9 +1,9 @@
 use super::tests::{blocked, expected, problem, run_scheduled, sizes};
 use super::*;
-use crate::cpu::drivers::testing::{assert_close, buffer, rounded, values};
+use crate::cpu::drivers::testing::{assert_close, buffer, integer, integers, rounded, values};
 use egret_program::driver::hook::View2;
-use egret_program::driver::{Activation, Bias, Epilogue, Operand, Split};
-use egret_simd::bf16::Bf16Unit;
+use egret_program::driver::{Activation, Bias, Epilogue, Operand, Split, Words};
+use egret_simd::words::WordUnit;
 
 fn problems() -> Vec<ConvProblem> {
     let conv =
@@ -27,7 +27,7 @@ type Finish = Box<dyn Fn(usize, f64) -> f64>;
 
 /// Against exact sums over rounded operands; products of two bf16 are exact in f32.
 fn check(make: impl Fn(&mut ConvProblem) -> (Vec<crate::cpu::memory::Buffer>, Option<EpilogueFn>, Finish)) {
-    if Bf16Unit::detect().is_none() {
+    if WordUnit::bf16().is_none() {
         return println!("skipped: this processor has no products of bf16");
     }
     for mut p in problems() {
@@ -35,9 +35,9 @@ fn check(make: impl Fn(&mut ConvProblem) -> (Vec<crate::cpu::memory::Buffer>, Op
         let (x, w, y) = sizes(&p);
         let (x, w) = (rounded(&values(x, 1)), rounded(&values(w, 2)));
         let want = expected(&p, &x, &w, y);
-        let with = |block, split| ConvSchedule { block, split, ..ConvSchedule::bf16(&p, 16) };
+        let with = |block, split| ConvSchedule { block, split, ..ConvSchedule::words(&p, Words::Bf16, 16) };
         let schedules = [
-            (1, ConvSchedule::bf16(&p, 16)),
+            (1, ConvSchedule::words(&p, Words::Bf16, 16)),
             (2, with(1, Split::Rows)),
             (3, with(4, Split::Rows)),
             (2, with(2, Split::Panels)),
@@ -107,15 +107,46 @@ fn hooked_epilogue() {
     });
 }
 
+/// Exact sums of bytes from two least numbers, with a bias.
+#[test]
+fn sums_of_bytes() {
+    if WordUnit::bytes().is_none() {
+        return println!("skipped: this processor has no products of bytes");
+    }
+    for (mut p, low) in problems().into_iter().flat_map(|p| [(p.clone(), -128), (p, -3)]) {
+        let (x, w, y) = sizes(&p);
+        let (x, w) = (integers(x, 1, (low, low + 255)), integers(w, 2, (-128, 127)));
+        let as_numbers = |bits: &[f32]| bits.iter().map(|x| integer(*x) as f32).collect::<Vec<f32>>();
+        let want = expected(&p, &as_numbers(&x), &as_numbers(&w), y);
+        let bias = integers(p.out_channels, 3, (-1000, 1000));
+        p.epilogue = Epilogue::Direct { bias: Some(Bias::PerColumn), residual: None, activation: Activation::None };
+        let words = Words::Bytes { low };
+        let with = |block, split| ConvSchedule { block, split, ..ConvSchedule::words(&p, words, 16) };
+        let schedules = [
+            (1, ConvSchedule::words(&p, words, 16)),
+            (2, with(1, Split::Rows)),
+            (3, with(4, Split::Rows)),
+            (2, with(2, Split::Panels)),
+        ];
+        let bias_buffer = buffer(&bias);
+        let got = run_scheduled(&p, Isa::Avx512, &schedules, &x, &w, (&[bias_buffer.as_ptr()], None), (&[], None));
+        let pixels: usize = p.out_spatial.iter().product();
+        for (i, got) in got.iter().enumerate() {
+            let want = want[i].0 as i32 + integer(bias[i / pixels % p.out_channels]);
+            assert_eq!(integer(*got), want, "{p} from {low}: {i}");
+        }
+    }
+}
+
 #[test]
 fn what_cannot_be_is_an_error() {
     let (one, kernel) = ([1, 1], [3, 3]);
     let grouped = problem(ConvForm::Forward, 1, (32, 32), 2, &[6, 6], &kernel, &one, &one, (&one, &one), 16);
-    let schedule = ConvSchedule::bf16(&grouped, 16);
+    let schedule = ConvSchedule::words(&grouped, Words::Bf16, 16);
     if Isa::Avx512.is_supported() {
         assert!(matches!(ConvPlan::new(&grouped, &schedule, Isa::Avx512), Err(DriverError::Unsupported(_))));
     }
     let narrow = problem(ConvForm::Forward, 1, (8, 8), 1, &[6, 6], &kernel, &one, &one, (&one, &one), 8);
-    let schedule = ConvSchedule::bf16(&narrow, 8);
+    let schedule = ConvSchedule::words(&narrow, Words::Bf16, 8);
     assert!(matches!(ConvPlan::new(&narrow, &schedule, Isa::Portable), Err(DriverError::Unsupported(_))));
 }
