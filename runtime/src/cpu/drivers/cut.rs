@@ -19,6 +19,15 @@ pub(crate) fn even_rows(units: usize, least: usize, columns: usize, threads: usi
     even.unwrap_or(least)
 }
 
+/// Into how many parts rows are cut, each with as many chunks of panels, so that a team is busy: the fewest that leave the least
+/// waiting, at most four, because each reads the weights again.
+pub(crate) fn row_cuts(chunks: usize, rows: usize, threads: usize) -> usize {
+    const MOST: usize = 4;
+    // the longest thread's share of the work, in rows of all panels
+    let longest = |cuts: usize| (cuts * chunks).div_ceil(threads) * rows.div_ceil(cuts);
+    (1..=MOST.min(rows.max(1))).min_by_key(|cuts| longest(*cuts)).unwrap_or(1)
+}
+
 /// Blocks of lines, the rows of all images, and of blocks of channels: by lines, as convolutions write them, so that a thread
 /// finds in its cache what it reads; by blocks too where lines are few.
 pub(crate) fn lines_by_blocks(lines: usize, blocks: usize, threads: usize) -> (usize, usize) {

@@ -28,7 +28,7 @@ pub use select::{NonZeroPlan, SuppressionArgs, SuppressionPlan, TopKPlan, Unique
 
 use super::memory::{Buffer, OutOfMemory};
 pub(super) use cut::part;
-use cut::{Nest2, chunk_count, even_rows, lines_by_blocks};
+use cut::{Nest2, chunk_count, even_rows, lines_by_blocks, row_cuts};
 
 /// Why a plan cannot be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

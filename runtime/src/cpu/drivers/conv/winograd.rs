@@ -7,7 +7,7 @@ use super::geometry::{Shape, Surface};
 use super::hooked::{Lattice, Place};
 use crate::cpu::drivers::epilogue::bounds;
 use crate::cpu::drivers::kernels::Kernels;
-use crate::cpu::drivers::{DriverError, ScratchNeed, ScratchPool, Shared, chunk_count, even_rows, part};
+use crate::cpu::drivers::{DriverError, ScratchNeed, ScratchPool, Shared, chunk_count, even_rows, part, row_cuts};
 use crate::cpu::team::Team;
 use egret_program::driver::{ConvEngine, ConvProblem, ConvSchedule, Split};
 use egret_simd::pack::{OutputPanel, output_panels};
@@ -204,9 +204,14 @@ impl Winograd {
                         unsafe { self.transform(nest, patches.0, &block, part(self.taps.len(), chunk, parts)) };
                     });
                     let chunks = chunk_count(all_panels, chunks, team.size());
-                    team.parallel(chunks, &|chunk, worker| {
+                    let rows = block.rows.1 - block.rows.0;
+                    let cuts = row_cuts(chunks, rows, team.size());
+                    team.parallel(cuts * chunks, &|index, worker| {
                         let patches = &patches;
-                        panels(patches.0, &block, part(all_panels, chunk, chunks), worker);
+                        let (r0, r1) = part(rows, index / chunks, cuts);
+                        let own = Block { rows: (block.rows.0 + r0, block.rows.0 + r1), ..block };
+                        let patches = patches.0.wrapping_add(r0 * block.width() * self.lanes);
+                        panels(patches, &own, part(all_panels, index % chunks, chunks), worker);
                     });
                 }
             }
