@@ -37,6 +37,7 @@ pub use peak::peak;
 pub use share::kernel_rate;
 pub use strips::{Strips, strips};
 pub use tile::{
-    MAX_ROWS, MICRO_KERNELS, MicroKernel, Tile, TileFn, TileKind, max_rows, short_kernel, strided_kernel, tile_kernel,
+    MAX_ROWS, MICRO_KERNELS, MicroKernel, Tile, TileFn, TileKind, half_kernel, max_rows, short_kernel, strided_kernel,
+    tile_kernel,
 };
 pub use transpose::{TransposeFn, transpose};

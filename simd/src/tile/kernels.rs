@@ -14,6 +14,12 @@ unsafe fn avx512<const M: usize, const N: usize, const KIND: u8>(t: &Tile) {
 }
 
 #[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")]
+unsafe fn avx512_half<const M: usize, const N: usize, const KIND: u8>(t: &Tile) {
+    unsafe { body::tile::<crate::vector::Half, M, N, KIND, 0, 0>(t) }
+}
+
+#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn avx2<const M: usize, const N: usize, const KIND: u8>(t: &Tile) {
     unsafe { body::tile::<__m256, M, N, KIND, 0, 0>(t) }
@@ -92,6 +98,16 @@ pub(super) fn lookup(isa: Isa, kind: TileKind, rows: usize, vectors: usize) -> O
         Isa::Avx512 => family!(avx512, kind, vectors; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
         #[cfg(target_arch = "aarch64")]
         Isa::Neon => family!(neon, kind, vectors; 1 2 3 4 5 6),
+        _ => &[],
+    };
+    kernels.get(rows - 1).copied()
+}
+
+/// The caller has checked that the host supports `isa`.
+pub(super) fn lookup_half(isa: Isa, kind: TileKind, rows: usize) -> Option<TileFn> {
+    let kernels: &[TileFn] = match (isa, kind) {
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512, TileKind::Table) => heights!(avx512_half, 1, TABLE; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
         _ => &[],
     };
     kernels.get(rows - 1).copied()

@@ -112,6 +112,16 @@ pub fn tile_kernel(isa: Isa, kind: TileKind, rows: usize, vectors: usize) -> Opt
     kernels::lookup(isa, kind, rows, vectors)
 }
 
+/// A kernel of one vector that does what [`tile_kernel`]'s does where at most half of its lanes exist
+/// ([`Tile::last_lanes`]): up to twice as fast on processors that compute a vector in halves. `None` if there is none or the
+/// host lacks the instruction set.
+pub fn half_kernel(isa: Isa, kind: TileKind, rows: usize) -> Option<TileFn> {
+    if rows == 0 || rows > max_rows(isa, kind, 1) || !isa.is_supported() {
+        return None;
+    }
+    kernels::lookup_half(isa, kind, rows)
+}
+
 /// The kernel that does with integers what [`tile_kernel`]'s does with floats: `a` and `b` are `i32` that fit `i16`, sums are `i32`
 /// and wrap, and nothing is clamped. `None` if there is none or the host lacks the instruction set.
 pub fn short_kernel(isa: Isa, kind: TileKind, rows: usize, vectors: usize) -> Option<TileFn> {

@@ -17,14 +17,29 @@ fn values(n: usize, seed: u32) -> Vec<f32> {
 fn all_kernels() {
     for kernel in MICRO_KERNELS.iter().filter(|k| k.isa.is_supported()) {
         for rows in 1..=kernel.rows {
+            let f = tile_kernel(kernel.isa, kernel.kind, rows, kernel.vectors).expect("supported");
             for lanes in [kernel.lanes, 1, kernel.lanes - 1] {
-                check(kernel, rows, lanes);
+                check(kernel, f, rows, lanes);
             }
         }
     }
 }
 
-fn check(kernel: &MicroKernel, m: usize, last_lanes: usize) {
+/// Those of half a vector do the same where there is no more.
+#[test]
+fn half_kernels() {
+    for kernel in MICRO_KERNELS.iter().filter(|k| k.isa.is_supported() && k.vectors == 1) {
+        for rows in 1..=kernel.rows {
+            let half = half_kernel(kernel.isa, kernel.kind, rows);
+            assert_eq!(half.is_some(), kernel.isa == Isa::Avx512 && kernel.kind == TileKind::Table);
+            for lanes in [1, 5, kernel.lanes / 2] {
+                half.into_iter().for_each(|f| check(kernel, f, rows, lanes));
+            }
+        }
+    }
+}
+
+fn check(kernel: &MicroKernel, f: TileFn, m: usize, last_lanes: usize) {
     let (l, n) = (kernel.lanes, kernel.vectors);
     let (taps, run, last_run) = ([0usize, 700, 350], 5, 3);
     let steps = 2 * run + last_run;
@@ -51,7 +66,6 @@ fn check(kernel: &MicroKernel, m: usize, last_lanes: usize) {
     (t.residual, t.residual_rows, t.residual_vector) = (residual.as_ptr(), c_rows.as_ptr(), l);
     (t.clamp, t.lo, t.hi) = (true, -0.5, 1.5);
     (t.prefetch, t.prefetch_lines, t.prefetch_a) = (b.as_ptr(), 1, 64);
-    let f = tile_kernel(kernel.isa, kernel.kind, m, n).expect("supported");
     unsafe { f(&t) };
 
     for i in 0..m {

@@ -15,6 +15,8 @@ mod x86;
 pub(crate) use neon::Neon8;
 pub(crate) use portable::Portable8;
 pub(crate) use shorts::Shorts;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::Half;
 
 /// A kernel over one struct for every instruction set: `fn name(isa) -> Option<unsafe fn(&Row)>`, made of a generic
 /// `body::<V>(&Row)`.

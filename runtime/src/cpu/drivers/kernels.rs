@@ -1,7 +1,9 @@
 //! Tile kernels of one kind, looked up once.
 
 use super::DriverError;
-use egret_simd::{Isa, MAX_ROWS, Tile, TileFn, TileKind, max_rows, short_kernel, strided_kernel, tile_kernel};
+use egret_simd::{
+    Isa, MAX_ROWS, Tile, TileFn, TileKind, half_kernel, max_rows, short_kernel, strided_kernel, tile_kernel,
+};
 
 /// The kernels of one instruction set and kind, by height and width.
 #[derive(Clone, Debug)]
@@ -10,6 +12,9 @@ pub(crate) struct Kernels {
     /// They sum integers.
     shorts: bool,
     table: [[Option<TileFn>; MAX_ROWS + 1]; 2],
+    /// For one vector of at most so many lanes.
+    half: [Option<TileFn>; MAX_ROWS + 1],
+    half_lanes: usize,
 }
 
 impl Kernels {
@@ -36,7 +41,8 @@ impl Kernels {
             return Err(DriverError::Isa { isa, scheduled: lanes, actual: lanes });
         }
         let rows = if kind == TileKind::Lanes { 1 } else { 2 };
-        Ok(Kernels { rows: max_rows(isa, kind, rows), shorts, table })
+        let half = std::array::from_fn(|rows| half_kernel(isa, kind, rows).filter(|_| !shorts));
+        Ok(Kernels { rows: max_rows(isa, kind, rows), shorts, table, half, half_lanes: isa.lanes_f32() / 2 })
     }
 
     /// The same for tiles of kind `Table` whose rows lie at these offsets, with the faster kernels where there are any.
@@ -68,7 +74,8 @@ impl Kernels {
     /// As for the kernel: the pointers of the tile are valid for `rows` rows and `vectors` vectors.
     #[inline(always)]
     pub(crate) unsafe fn run(&self, tile: &Tile, rows: usize, vectors: usize) {
-        match self.table[vectors - 1][rows] {
+        let half = if vectors == 1 && tile.last_lanes <= self.half_lanes { self.half[rows] } else { None };
+        match half.or(self.table[vectors - 1][rows]) {
             // SAFETY: the caller's.
             Some(kernel) => unsafe { kernel(tile) },
             None => unreachable!("no tile kernel of {rows} rows and {vectors} vectors"),

@@ -69,7 +69,7 @@ enum Form {
     Direct(Direct),
     Image(ImageConv),
     Mapped(MappedConv),
-    WeightGradient(WeightGradient),
+    WeightGradient(Box<WeightGradient>),
     Winograd(Box<Winograd>),
     Words(Box<WordConv>),
 }
@@ -112,7 +112,9 @@ impl ConvPlan {
             _ if matches!(schedule.engine, ConvEngine::Winograd { .. }) => {
                 Form::Winograd(Box::new(Winograd::new(problem, schedule, isa)?))
             }
-            (ConvForm::WeightGradient, ConvInput::Blocked) => Form::WeightGradient(WeightGradient::new(problem, isa)?),
+            (ConvForm::WeightGradient, ConvInput::Blocked) => {
+                Form::WeightGradient(Box::new(WeightGradient::new(problem, isa)?))
+            }
             (ConvForm::Forward, ConvInput::Image) => Form::Image(ImageConv::new(problem, schedule, isa)?),
             (_, ConvInput::Blocked) => Form::Direct(Direct::new(problem, schedule, isa)?),
             (_, ConvInput::Image) => {
