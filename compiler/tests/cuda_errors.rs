@@ -13,6 +13,7 @@ use std::sync::Arc;
 use egret_compiler::{CompileOptions, compile};
 use egret_program::{DeviceDescription, KernelBody, Program};
 use egret_runtime::RuntimeError;
+use egret_runtime::cuda::cache::Entry;
 use egret_runtime::cuda::{Cache, CudaError, Device, Executable, LoadOptions};
 use support::nvrtc;
 
@@ -188,29 +189,37 @@ fn a_second_load_is_warm_and_damage_costs_time_alone() {
     });
     let report = load(&program, &device, &cache).unwrap().compile_report();
     assert_eq!((report.compiled, report.cached, report.whole), (0, count, true));
-    let (whole, mut entries): (Vec<_>, Vec<_>) =
-        cache.entries().into_iter().partition(|entry| entry.about.starts_with("a program of"));
-    assert_eq!((whole.len(), entries.len()), (1, count));
-    assert!(entries.iter().all(|entry| entry.about.contains("for sm_80 by NVRTC")), "{entries:?}");
+    let about = |what: &'static str| move |entry: &Entry| entry.about.starts_with(what);
+    let (whole, entries): (Vec<_>, Vec<_>) = cache.entries().into_iter().partition(about("a program of"));
+    let (images, kernels): (Vec<_>, Vec<_>) = entries.into_iter().partition(about("an image of"));
+    assert_eq!((whole.len(), kernels.len()), (1, count));
+    assert!(!images.is_empty());
+    assert!(kernels.iter().chain(&images).all(|entry| entry.about.contains("for sm_80 by NVRTC")), "{kernels:?}");
+    let damage = |path: &Path| {
+        let mut bytes = std::fs::read(path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(path, bytes).unwrap();
+    };
     // without the program as a whole its kernels serve
-    let mut bytes = std::fs::read(&whole[0].path).unwrap();
-    *bytes.last_mut().unwrap() ^= 1;
-    std::fs::write(&whole[0].path, bytes).unwrap();
+    damage(&whole[0].path);
     let report = load(&program, &device, &cache).unwrap().compile_report();
     assert_eq!((report.compiled, report.cached, report.whole), (0, count, false));
     std::fs::remove_file(&whole[0].path).unwrap();
     // one is cut short, one has another byte
-    std::fs::write(&entries[0].path, b"EGRETK1\n").unwrap();
-    let mut bytes = std::fs::read(&entries[1].path).unwrap();
-    *bytes.last_mut().unwrap() ^= 1;
-    std::fs::write(&entries[1].path, bytes).unwrap();
+    std::fs::write(&kernels[0].path, b"EGRETK1\n").unwrap();
+    damage(&kernels[1].path);
     let report = load(&program, &device, &cache).unwrap().compile_report();
     assert_eq!((report.compiled, report.cached), (2, count - 2));
+    // without their images kernels are compiled anew
+    std::fs::remove_file(&whole[0].path).unwrap();
+    cache.entries().iter().filter(|entry| about("an image of")(entry)).for_each(|entry| damage(&entry.path));
+    let report = load(&program, &device, &cache).unwrap().compile_report();
+    assert_eq!((report.compiled, report.cached, report.whole), (count, 0, false));
     // what was used last stays
-    entries = cache.entries();
+    let entries = cache.entries();
     cache.trim(entries.iter().map(|entry| entry.bytes).sum::<u64>() - 1);
-    assert_eq!(cache.entries().len(), count);
-    assert_eq!(cache.clear().unwrap(), count);
+    assert_eq!(cache.entries().len(), entries.len() - 1);
+    assert_eq!(cache.clear().unwrap(), entries.len() - 1);
     assert!(cache.entries().is_empty());
     // a folder that cannot be made
     std::fs::write(folder.join("file"), b"").unwrap();

@@ -237,6 +237,30 @@ fn spills_in_loops_are_seen() {
     }
 }
 
+/// Kernels that are compiled together have the code that each has by itself.
+#[test]
+fn kernels_compiled_together_have_the_same_code() {
+    let Some(nvrtc) = nvrtc::nvrtc() else { return };
+    let program = program("cnn training step", &cnn_training_step(), "sm_90a");
+    let made = egret_runtime::cuda::compile(&program, "sm_90a", Image::Cubin, &Cache::none());
+    let (images, report) = made.unwrap_or_else(|e| panic!("{e}"));
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    assert_eq!(report.compiled, program.kernels.len());
+    assert!(report.compilations < report.compiled || processors >= report.compiled, "{report:?}");
+    let mut same = 0;
+    for (at, image) in images.all().iter().enumerate() {
+        let together: BTreeMap<&str, &[u8]> = sass::code(image).expect("a CUBIN").into_iter().collect();
+        for kernel in images.kernels(at).map(|kernel| &program.kernels[kernel]) {
+            let KernelBody::Cuda(code) = &kernel.body else { panic!("{}", kernel.name) };
+            let alone = nvrtc.compile(&code.source, &kernel.name, "sm_90a", &[]).unwrap_or_else(|e| panic!("{e}"));
+            let alone = sass::code(&alone.image).expect("a CUBIN");
+            assert_eq!(together.get(kernel.name.as_str()), Some(&alone[0].1), "{}", kernel.name);
+            same += 1;
+        }
+    }
+    assert_eq!(same, program.kernels.len());
+}
+
 /// Equal kernels have equal texts: ResNet-50's blocks differ in few ways.
 #[test]
 fn resnet_has_few_distinct_texts() {

@@ -273,6 +273,7 @@ fn program(description: &DeviceDescription, source: &str) -> Program {
     program.kernels[0].name = "k".into();
     let KernelBody::Cuda(code) = &mut program.kernels[0].body else { panic!("no CUDA") };
     (code.source, code.threads, code.shared_bytes) = (source.into(), [32, 1, 1], 0);
+    code.prelude.clear();
     let Step::Launch(launch) = &mut program.steps[0] else { panic!("no launch") };
     launch.args.sort_by_key(|arg| arg.writes);
     launch.args.dedup_by_key(|arg| arg.buffer);

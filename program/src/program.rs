@@ -186,14 +186,31 @@ pub struct Code {
 /// CUDA C of a function, and how it is launched.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CudaCode {
-    /// The source: it includes no header.
+    /// The source: it includes no header, and begins with the parts of the prelude that the function uses.
     pub source: String,
+    /// Bytes of each of these parts, in their order: functions that use the same are compiled together with one of it.
+    pub prelude: Vec<u32>,
     /// The architecture that its schedule was made for: what runs it has at least as much.
     pub arch: String,
     /// Threads of a block.
     pub threads: [u32; 3],
     /// Bytes of dynamic shared memory.
     pub shared_bytes: u32,
+}
+
+impl CudaCode {
+    /// The parts of the prelude, and the function.
+    ///
+    /// `None` where the source does not begin with parts of these lengths.
+    pub fn parts(&self) -> Option<(Vec<&str>, &str)> {
+        let (mut parts, mut rest) = (Vec::with_capacity(self.prelude.len()), self.source.as_str());
+        for len in &self.prelude {
+            let (part, after) = rest.split_at_checked(usize::try_from(*len).ok()?)?;
+            parts.push(part);
+            rest = after;
+        }
+        Some((parts, rest))
+    }
 }
 
 /// A place in code that holds the address of a symbol plus an addend.

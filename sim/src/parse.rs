@@ -1,6 +1,6 @@
 //! Modules, entries, declarations and operands.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::decode::{self, Operand};
 use crate::error::ParseError;
@@ -201,7 +201,9 @@ impl<'a> Parser<'_, 'a> {
         for (index, global) in module.globals.iter().enumerate() {
             body.symbol(&global.name, Symbol::Global(index));
         }
-        for (variable, external) in shared {
+        // a variable of the module takes memory of the entries that name it
+        let named = self.words_ahead();
+        for (variable, external) in shared.iter().filter(|(variable, _)| named.contains(variable.name)) {
             body.shared(variable, *external);
         }
         if self.eat(Tok::Sign('(')) {
@@ -259,6 +261,21 @@ impl<'a> Parser<'_, 'a> {
             return Err(self.error(line, "more shared or local memory than a block can have"));
         }
         Ok(entry)
+    }
+
+    /// The words from here to the end of the braces that open next.
+    fn words_ahead(&self) -> HashSet<&'a str> {
+        let (mut words, mut depth) = (HashSet::new(), 0);
+        for token in &self.tokens[self.at..] {
+            match token.tok {
+                Tok::Word(word) => drop(words.insert(word)),
+                Tok::Sign('{') => depth += 1,
+                Tok::Sign('}') if depth <= 1 => break,
+                Tok::Sign('}') => depth -= 1,
+                _ => {}
+            }
+        }
+        words
     }
 
     fn body(&mut self, body: &mut Body<'a>) -> Result<(), ParseError> {

@@ -44,6 +44,26 @@ fn a_reduction_through_shuffles_and_shared_memory() {
     });
 }
 
+#[test]
+fn shared_memory_of_a_module_is_taken_by_the_entries_that_name_it() {
+    let entry = |name: &str, variable: &str| {
+        format!(".visible .entry {name}() {{ .reg .b32 %r<2>; mov.u32 %r1, {variable}; st.shared.u32 [%r1], 1; ret; }}")
+    };
+    let text = format!(
+        ".shared .align 4 .b8 left[4096]; .shared .align 16 .b8 right[512]; {} {}",
+        entry("l", "left"),
+        entry("r", "right")
+    );
+    let module = Module::parse(&text).unwrap();
+    let bytes = ["l", "r"].map(|name| module.entry(name).unwrap().shared_bytes());
+    assert_eq!(bytes, [4096, 512]);
+    orders(|options| {
+        for name in ["l", "r"] {
+            module.launch(name, [1; 3], [1; 3], &[], &mut Memory::new(), options).unwrap();
+        }
+    });
+}
+
 /// A transpose of 32 × 32 through shared memory whose rows are `pitch` bytes apart.
 fn transpose(pitch: u32) -> Report {
     let text = format!(

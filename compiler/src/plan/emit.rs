@@ -102,6 +102,7 @@ fn emit_cuda(program: &mut Program, kernels: &[(KernelId, Kernel)]) -> Result<()
     for (id, source) in sources? {
         if let KernelBody::Cuda(code) = &mut program.kernels[id.0 as usize].body {
             code.source = source.text;
+            code.prelude = source.prelude;
             code.threads = source.threads;
             code.shared_bytes = u32::try_from(source.dynamic_shared_bytes).unwrap_or(u32::MAX);
         }

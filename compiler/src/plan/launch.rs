@@ -184,6 +184,7 @@ impl Planner<'_> {
                 None => KernelBody::Code(code),
                 Some(arch) => KernelBody::Cuda(egret_program::CudaCode {
                     source: String::new(),
+                    prelude: Vec::new(),
                     arch: arch.into(),
                     threads: ir.threads,
                     shared_bytes: 0,

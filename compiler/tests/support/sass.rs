@@ -8,8 +8,8 @@ const LOAD_LOCAL: u128 = 0x983;
 const STORE_LOCAL: u128 = 0x387;
 const BRANCH: u128 = 0x947;
 
-/// The code of each function of a CUBIN, by name of its section; `None` of what is no ELF file of 64 bits.
-fn code(cubin: &[u8]) -> Option<Vec<(&str, &[u8])>> {
+/// The code of each function of a CUBIN, by name; `None` of what is no ELF file of 64 bits.
+pub fn code(cubin: &[u8]) -> Option<Vec<(&str, &[u8])>> {
     let half = |at: usize| Some(usize::from(u16::from_le_bytes(cubin.get(at..at + 2)?.try_into().ok()?)));
     let word = |at: usize| Some(u32::from_le_bytes(cubin.get(at..at + 4)?.try_into().ok()?) as usize);
     let long = |at: usize| Some(u64::from_le_bytes(cubin.get(at..at + 8)?.try_into().ok()?) as usize);
@@ -20,7 +20,7 @@ fn code(cubin: &[u8]) -> Option<Vec<(&str, &[u8])>> {
     for header in (0..count).map(|i| headers + i * size) {
         let name = cubin.get(names + word(header)?..)?;
         let name = std::str::from_utf8(&name[..name.iter().position(|b| *b == 0)?]).ok()?;
-        if name.starts_with(".text.") {
+        if let Some(name) = name.strip_prefix(".text.") {
             let (first, len) = (long(header + 0x18)?, long(header + 0x20)?);
             found.push((name, cubin.get(first..first + len)?));
         }

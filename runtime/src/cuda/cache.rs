@@ -1,5 +1,6 @@
-//! Compiled kernels on disk, so that a second process starts warm: an entry a kernel, which programs share, and one with
-//! all kernels of a program, which is read at once.
+//! Compiled kernels on disk, so that a second process starts warm: an entry an image, which may hold several kernels; an
+//! entry a kernel, which names its image, so that programs share it; and one with all images of a program, which is read at
+//! once.
 //!
 //! An entry's name is the hash of all that its content depends on. It is written beside its place and then renamed, so
 //! that another process sees it whole or not at all; what is read is checked, and what is damaged is removed. A folder that
@@ -96,12 +97,14 @@ impl Cache {
         Some(content.to_vec())
     }
 
-    /// Writes an entry; `about` says what it is, in one line. A failure is not the caller's concern.
-    pub fn put(&self, key: u128, about: &str, content: &[u8]) {
-        let Some(path) = self.path(key) else { return };
-        if let Err(error) = write(&path, about, content) {
-            tracing::debug!(path = %path.display(), %error, "a kernel is not cached");
-            return;
+    /// Writes entries: key, what it is in one line, content. A failure is not the caller's concern.
+    pub fn put<'a>(&self, entries: impl IntoIterator<Item = (u128, String, &'a [u8])>) {
+        for (key, about, content) in entries {
+            let Some(path) = self.path(key) else { return };
+            if let Err(error) = write(&path, &about, content) {
+                tracing::debug!(path = %path.display(), %error, "a kernel is not cached");
+                return;
+            }
         }
         self.trim(MOST_BYTES);
     }

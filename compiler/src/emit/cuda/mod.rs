@@ -28,6 +28,8 @@ pub struct CudaSource {
     pub name: String,
     /// The prelude's parts that the kernel uses, and the kernel.
     pub text: String,
+    /// Bytes of each of these parts.
+    pub prelude: Vec<u32>,
     /// Threads of a block.
     pub threads: [u32; 3],
     /// Bytes of dynamic shared memory to launch with.
@@ -61,16 +63,18 @@ pub fn emit(kernel: &Kernel, provenance: &[String]) -> Result<CudaSource, EmitEr
     let mut printer = Printer { kernel, out: String::new(), depth: 1 };
     printer.function(&name, provenance)?;
     let shared: usize = shared_bytes(kernel);
-    let mut text = String::new();
+    let (mut text, mut prelude) = (String::new(), Vec::new());
     let parts = [(true, TYPES), (true, SCALAR), (reduces, REDUCE), (vectors, VECTOR)];
     for (_, part) in parts.into_iter().chain([(copies, COPY), (matrices, MATRIX)]).filter(|(used, _)| *used) {
         text.push_str(part);
         text.push('\n');
+        prelude.push(part.len() as u32 + 1);
     }
     text.push_str(&printer.out);
     Ok(CudaSource {
         name,
         text,
+        prelude,
         threads: kernel.threads,
         dynamic_shared_bytes: if shared > STATIC_SHARED_BYTES { shared } else { 0 },
     })
