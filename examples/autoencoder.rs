@@ -87,5 +87,5 @@ pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
     let given = some[0].1.as_slice::<f32>().unwrap_or_default();
     common::show(&given.chunks(height * width).collect::<Vec<_>>(), width);
     common::show(&seen.chunks(height * width).collect::<Vec<_>>(), width);
-    Ok(common::learnt(&history))
+    Ok(common::learnt(&history, &trainer))
 }

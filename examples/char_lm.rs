@@ -129,7 +129,7 @@ pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
     println!("all unseen text: {:.4} nats a character", whole.loss);
     let written = write(&mut trainer, &text, args, &mut random)?;
     println!("\n{written}");
-    Ok(Learnt { first, last: whole.loss })
+    Ok(Learnt { first, last: whole.loss, programs: common::programs(&trainer) })
 }
 
 /// Logits of the next character at each place.

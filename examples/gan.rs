@@ -126,6 +126,7 @@ pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
     let device = args.device.clone();
     let [critic, generator, sampler] = [&critic, &generator, &sampler].map(|graph| egret::compile(graph, &device));
     let (critic, generator, sampler) = (critic?, generator?, sampler?);
+    let programs = vec![critic.clone(), generator.clone(), sampler.clone()];
     let state: State = critic.state()?;
     state.add(&generator)?;
     let mut sampler = sampler.session_with(&state)?;
@@ -156,7 +157,7 @@ pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
             last = judge(&mut sampler, features, &mut random)?;
         }
     }
-    Ok(Learnt { first: 1.0, last })
+    Ok(Learnt { first: 1.0, last, programs })
 }
 
 /// Says how good samples are: how many clouds they reach, or what they look like. Gives the share that is in no cloud.

@@ -113,7 +113,7 @@ pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
     }
     let right = pairs.iter().filter(|(said, heard)| said == heard).count();
     println!("{:.1} % of {} words are spelled right", 100.0 * right as f64 / pairs.len().max(1) as f64, pairs.len());
-    Ok(common::learnt(&history))
+    Ok(common::learnt(&history, &trainer))
 }
 
 /// The likeliest class of each frame; repeats are one, and blanks none.

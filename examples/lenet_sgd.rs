@@ -81,5 +81,5 @@ pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
 
     let result = trainer.evaluate(&test, 500)?;
     println!("test accuracy: {:.2} %", 100.0 * result.accuracy().unwrap_or_default());
-    Ok(common::learnt(&history))
+    Ok(common::learnt(&history, &trainer))
 }

@@ -6,10 +6,14 @@
 //!
 //! `DIR` holds MNIST's four IDX files, plain or `.gz`. Without it, digits drawn by the program are learnt.
 
+mod common;
+
 use std::path::PathBuf;
 
 use clap::Parser;
+use common::Learnt;
 use egret::nn::augment::Standardise;
+use egret::nn::data::DataSet;
 use egret::nn::{Adam, Conv2d, Flatten, Init, Layer, Linear, MaxPool2d, Schedule, Sequential, data, loss};
 use egret::{Device, Fit, Objective, Progress, ScalarFn, Trainer, f32, i64, shape};
 
@@ -18,13 +22,16 @@ const MEAN: f64 = 0.1307;
 const DEVIATION: f64 = 0.3081;
 
 #[derive(Parser)]
-struct Args {
+pub(crate) struct Args {
     /// Folder with MNIST's files.
     #[arg(long)]
     data: Option<PathBuf>,
     /// Passes over the training images.
     #[arg(long, default_value_t = 1)]
     epochs: u64,
+    /// Steps of an epoch, at most.
+    #[arg(long)]
+    steps: Option<usize>,
     /// Images of a step.
     #[arg(long, default_value_t = 64)]
     batch: usize,
@@ -46,13 +53,10 @@ struct Args {
 }
 
 fn main() {
-    if let Err(error) = train(&Args::parse()) {
-        eprintln!("error: {}", error.diagnostic());
-        std::process::exit(1);
-    }
+    common::run(|| learn(&Args::parse()));
 }
 
-fn train(args: &Args) -> egret::Result<()> {
+pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
     let (training, test) = match &args.data {
         Some(folder) => data::mnist(folder)?,
         None => {
@@ -85,12 +89,13 @@ fn train(args: &Args) -> egret::Result<()> {
         println!("A training step is {kernels} kernels, compiled in {:.0} ms.", compiled.total().as_secs_f64() * 1e3);
     }
 
+    let training = common::first(&training, args.steps, args.batch);
     let mut fit = Fit::new(args.epochs).batch(args.batch).seed(args.seed).full_batches(true).progress(Progress::Lines);
     fit = fit.clone().schedule(Schedule::cosine(args.rate, fit.steps(training.len())));
     if let Some(folder) = &args.out {
         fit = fit.checkpoints(folder).resume(true).curve(folder.join("loss"));
     }
-    trainer.fit(&training, None, &fit)?;
+    let history = trainer.fit(&training, None, &fit)?;
 
     let result = trainer.evaluate(&test, 500)?;
     let percent = |share: Option<f64>| 100.0 * share.unwrap_or_default();
@@ -100,5 +105,5 @@ fn train(args: &Args) -> egret::Result<()> {
         percent(result.accuracy()),
         percent(result.top(2))
     );
-    Ok(())
+    Ok(common::learnt(&history, &trainer))
 }

@@ -88,7 +88,9 @@ pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
         let p = Params::new(t, Mode::Evaluate, args.seed);
         [("shares", policy.forward(&p, t.input("seen", f32(shape!["carts", 4]))).softmax(-1))]
     })?;
-    let mut acting = egret::compile(&acting, &device)?.session_with(trainer.state())?;
+    let acting = egret::compile(&acting, &device)?;
+    let programs = [common::programs(&trainer), vec![acting.clone()]].concat();
+    let mut acting = acting.session_with(trainer.state())?;
 
     let mut random = Random::new(args.seed);
     // how early poles fell
@@ -109,7 +111,7 @@ pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
         }
     }
     let at = |stood: Option<&f64>| stood.copied().unwrap_or(f64::NAN);
-    Ok(Learnt { first: at(lost.first()), last: at(lost.last()) })
+    Ok(Learnt { first: at(lost.first()), last: at(lost.last()), programs })
 }
 
 /// One episode of each cart, side by side.

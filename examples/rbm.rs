@@ -114,6 +114,7 @@ pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
         [("dreamt", last[0])]
     })?;
     let (step, dream) = (egret::compile(&step, &args.device)?, egret::compile(&dream, &args.device)?);
+    let programs = vec![step.clone(), dream.clone()];
     let state = step.state()?;
     let (mut step, mut dream) = (step.session_with(&state)?, dream.session_with(&state)?);
 
@@ -135,13 +136,13 @@ pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
         }
     }
 
-    let Some((seen, _)) = images.take(3).batches(3).next() else { return Ok(Learnt { first, last }) };
+    let Some((seen, _)) = images.take(3).batches(3).next() else { return Ok(Learnt { first, last, programs }) };
     println!("\nDigits, and what the machine makes of them in 50 turns:");
     common::show(&rows(&seen, pixels), width);
     let outputs = dream.run(&[("images", &seen)])?;
     let dreamt = outputs.get("dreamt").and_then(|o| o.as_slice::<f32>()).unwrap_or_default();
     common::show(&dreamt.chunks(pixels).collect::<Vec<_>>(), width);
-    Ok(Learnt { first, last })
+    Ok(Learnt { first, last, programs })
 }
 
 fn rows(images: &Tensor, pixels: usize) -> Vec<&[f32]> {

@@ -106,7 +106,7 @@ pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
     let liked = batch.iter().find(|(name, _)| name == "liked").and_then(|(_, t)| t.as_slice::<f32>());
     let area = area_under_curve(scores, liked.unwrap_or_default());
     println!("A liked item has the higher score in {:.1} % of the pairs with one that is not.", 100.0 * area);
-    Ok(common::learnt(&history))
+    Ok(common::learnt(&history, &trainer))
 }
 
 impl Ratings {

@@ -128,7 +128,7 @@ pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
     }
     let right = all.iter().filter(|(_, wanted, written)| wanted == written).count();
     println!("{:.1} % of {} are right to the last sign", 100.0 * right as f64 / all.len().max(1) as f64, all.len());
-    Ok(common::learnt(&history))
+    Ok(common::learnt(&history, &trainer))
 }
 
 /// Logits of the sign that follows each one given.

@@ -115,7 +115,7 @@ pub(crate) fn learn(args: &Args) -> egret::Result<Learnt> {
         let said: u64 = seen.iter().map(|row| row[class]).sum();
         println!("class {class}: intersection over union {:.3}", both as f64 / (is + said - both).max(1) as f64);
     }
-    Ok(common::learnt(&history))
+    Ok(common::learnt(&history, &trainer))
 }
 
 /// Grey images under noise, and what is on each pixel: nothing (0), a disc (1) or a square (2).

@@ -1,7 +1,5 @@
-//! What NVRTC makes of every kernel of the shared models and of training steps: no warning of lost performance, nothing
-//! beyond a block's limits, no spill in an innermost loop, and no other but those that `docs/results/spills.tsv` lists with
-//! bytes and reason. That table may only shrink: `EGRET_BLESS=1` writes it anew, and refuses a row that is new or has
-//! more bytes. And how many texts, and bytes, ResNet-50 is.
+//! What NVRTC makes of every kernel of the shared models and of training steps (`support/texts.rs` says what is checked), and
+//! how many texts, and bytes, ResNet-50 is.
 //!
 //! Continuous integration compiles the models of `SMALL` for both architectures and those of `MIDDLE` for one; `EGRET_DEEP=1`,
 //! which `scripts/deep-check` sets, compiles all for all four.
@@ -13,19 +11,18 @@ mod support {
     pub mod models;
     pub mod sass;
     pub mod steps;
+    pub mod texts;
 }
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::path::Path;
 
-use egret_compiler::{CompileOptions, compile};
 use egret_ir::{Bindings, DType, Graph, Tensors};
-use egret_program::{CudaCode, DeviceDescription, Image, KernelBody, Program, Target};
+use egret_program::{Image, KernelBody, Program};
 use egret_runtime::cuda::Cache;
 use support::models::{model, recorded};
 use support::steps::{cnn_training_step, transformer};
+use support::texts::{Texts, program};
 use support::{halves, sass};
 
 const RESNET: &str = "light/test_light_resnet50";
@@ -65,117 +62,12 @@ const LARGE: [&str; 9] = [
     "ultraface_rfb320",
 ];
 
-/// Registers of a multiprocessor.
-const REGISTERS: u32 = 65_536;
-
 fn graph(name: &str) -> Option<Graph> {
     let folder = model(name)?;
     let path = folder.join("model.onnx");
     let names = egret_onnx::inputs(&path).unwrap_or_else(|e| panic!("{name}: {e}"));
     let given: Tensors = names.into_iter().map(|(name, _)| name).zip(recorded(&folder, "input")).collect();
     Some(egret_onnx::load_for(&path, &given).unwrap_or_else(|e| panic!("{name}: {e}")).graph)
-}
-
-fn device(name: &str) -> DeviceDescription {
-    DeviceDescription::named(name).unwrap_or_else(|e| panic!("{e}"))
-}
-
-fn program(name: &str, graph: &Graph, description: &str) -> Program {
-    let compiled = compile(graph, &device(description), &CompileOptions::default());
-    compiled.unwrap_or_else(|e| panic!("{name} for {description}: {e}")).program
-}
-
-/// Which graph, family and architecture spill.
-type Row = (String, String, String);
-/// Bytes, of all kernels of a row, and the reason.
-type Table = BTreeMap<Row, (u32, String)>;
-
-const HEAD: &str = "graph\tfamily\tarchitecture\tbytes\treason";
-
-fn table_path() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/results/spills.tsv")
-}
-
-fn table() -> Table {
-    let text = std::fs::read_to_string(table_path()).unwrap_or_default();
-    let row = |line: &str| {
-        let fields: Vec<&str> = line.split('\t').collect();
-        let [graph, family, arch, bytes, reason] = fields.as_slice() else { panic!("{line}") };
-        assert!(!reason.is_empty(), "no reason for {line}");
-        let key = (graph.to_string(), family.to_string(), arch.to_string());
-        (key, (bytes.parse().expect("bytes"), reason.to_string()))
-    };
-    text.lines().skip(1).map(row).collect()
-}
-
-/// A kernel to compile: where it was met first, and for what.
-struct Text {
-    graph: String,
-    description: &'static str,
-    name: String,
-    family: String,
-    code: CudaCode,
-}
-
-/// Every distinct text once an architecture.
-#[derive(Default)]
-struct Texts(BTreeMap<(String, &'static str), Text>);
-
-impl Texts {
-    fn add(&mut self, name: &str, graph: &Graph, description: &'static str) {
-        for kernel in program(name, graph, description).kernels {
-            let KernelBody::Cuda(code) = kernel.body else { panic!("{}", kernel.name) };
-            self.0.entry((kernel.name.clone(), description)).or_insert_with(|| Text {
-                graph: name.to_string(),
-                description,
-                name: kernel.name,
-                family: kernel.family,
-                code,
-            });
-        }
-    }
-}
-
-/// Bytes that a kernel spills, once it is compiled and found within limits.
-fn spilled(nvrtc: &nvrtc::Nvrtc, text: &Text) -> u32 {
-    let Text { description, name, family, code, .. } = text;
-    let Target::Cuda { arch, shared_bytes, .. } = device(description).target else { panic!("{description}") };
-    // a warning of lost performance is an error here
-    let made = nvrtc.compile(&code.source, name, &arch, &[]).unwrap_or_else(|e| panic!("{family}: {e}"));
-    let resources = made.kernels.first().unwrap_or_else(|| panic!("{}", made.log));
-    let threads: u32 = code.threads.iter().product();
-    assert!(resources.registers * threads <= REGISTERS, "{name} ({family}) for {arch}: {resources:?}");
-    let shared = resources.shared_bytes + code.shared_bytes;
-    assert!(shared <= shared_bytes, "{name} ({family}) for {arch}: {shared} bytes of shared memory");
-    let bytes = resources.spill_bytes.max(resources.stack_bytes);
-    if bytes > 0 {
-        let (all, innermost) = sass::spills(&made.image, &arch).expect("a CUBIN");
-        assert!(all > 0, "{name}: {bytes} bytes are spilled, which its code does not show");
-        assert_eq!(innermost, 0, "{name} ({family}, {}) for {arch} spills in an innermost loop", text.graph);
-    }
-    bytes
-}
-
-fn spills_of(nvrtc: &nvrtc::Nvrtc, work: &[Text]) -> BTreeMap<Row, u32> {
-    let (next, found) = (AtomicUsize::new(0), Mutex::new(BTreeMap::<Row, u32>::new()));
-    let some = || {
-        while let Some(text) = work.get(next.fetch_add(1, Relaxed)) {
-            let bytes = spilled(nvrtc, text);
-            if bytes > 0 {
-                let row = (text.graph.clone(), text.family.clone(), text.description.to_string());
-                *found.lock().unwrap().entry(row).or_default() += bytes;
-            }
-        }
-    };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        let all: Vec<_> = (0..threads).map(|_| scope.spawn(some)).collect();
-        // a panic of any is the test's
-        for one in all {
-            one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        }
-    });
-    found.into_inner().unwrap()
 }
 
 #[test]
@@ -195,25 +87,7 @@ fn kernels_of_models_compile_within_limits() {
         texts.add("cnn training step", &cnn_training_step(), description);
         texts.add("transformer training step", &transformer(2, true), description);
     }
-    let work: Vec<Text> = texts.0.into_values().collect();
-    let started = std::time::Instant::now();
-    let (found, known) = (spills_of(nvrtc, &work), table());
-    println!("{} texts in {:.1} s, {} rows spill", work.len(), started.elapsed().as_secs_f64(), found.len());
-    let bless = std::env::var_os("EGRET_BLESS").is_some();
-    let (mut rows, mut more) = (String::new(), Vec::new());
-    for (row, bytes) in &found {
-        let (most, reason) = known.get(row).map_or((0, "not told yet"), |(most, reason)| (*most, reason.as_str()));
-        if *bytes > most {
-            more.push(format!("{row:?} spills {bytes} bytes, {most} before"));
-        }
-        rows += &format!("{}\t{}\t{}\t{bytes}\t{reason}\n", row.0, row.1, row.2);
-    }
-    let first = bless && !table_path().exists();
-    assert!(first || more.is_empty(), "{}", more.join("\n"));
-    if bless {
-        std::fs::create_dir_all(table_path().parent().expect("a folder")).expect("the folder of results");
-        std::fs::write(table_path(), format!("{HEAD}\n{rows}")).expect("the table is written");
-    }
+    texts.check(nvrtc);
 }
 
 /// The check of innermost loops sees them: a kernel that may have few registers spills in its loop.

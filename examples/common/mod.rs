@@ -3,19 +3,27 @@
 #![allow(dead_code, reason = "each example reads a part of it")]
 
 use egret::nn::data::{Batch, DataSet, Subset};
-use egret::{Epoch, History, Tensor};
+use egret::{Epoch, Executable, History, Tensor, Trainer};
 
-/// What was to become less, at the beginning of a run and at its end: a loss, as a rule.
-#[derive(Clone, Copy, Debug)]
+/// What came of a run.
 pub struct Learnt {
+    /// What was to become less, at the beginning: a loss, as a rule.
     pub first: f64,
+    /// The same at the end.
     pub last: f64,
+    /// What ran.
+    pub programs: Vec<Executable>,
 }
 
 /// The mean losses of the first and of the last epoch.
-pub fn learnt(history: &History) -> Learnt {
+pub fn learnt(history: &History, trainer: &Trainer) -> Learnt {
     let loss = |epoch: Option<&Epoch>| epoch.map_or(f64::NAN, |epoch| epoch.loss);
-    Learnt { first: loss(history.epochs.first()), last: loss(history.epochs.last()) }
+    Learnt { first: loss(history.epochs.first()), last: loss(history.epochs.last()), programs: programs(trainer) }
+}
+
+/// The step of a trainer and its evaluation.
+pub fn programs(trainer: &Trainer) -> Vec<Executable> {
+    vec![trainer.step_program().clone(), trainer.evaluation_program().clone()]
 }
 
 /// Runs an example; an error is said, and ends the process with status 1.

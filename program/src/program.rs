@@ -211,6 +211,30 @@ impl CudaCode {
         }
         Some((parts, rest))
     }
+
+    /// One source of several functions, whose names differ: the parts of the prelude that any of them uses, each once and in
+    /// order, and the functions.
+    ///
+    /// `None` as of [`CudaCode::parts`].
+    pub fn together(codes: &[&CudaCode]) -> Option<String> {
+        let (mut prelude, mut functions): (Vec<&str>, Vec<&str>) = (Vec::new(), Vec::new());
+        for code in codes {
+            let (parts, function) = code.parts()?;
+            let mut after = 0;
+            for part in parts {
+                match prelude.iter().position(|known| *known == part) {
+                    Some(at) => after = at + 1,
+                    None => {
+                        prelude.insert(after, part);
+                        after += 1;
+                    }
+                }
+            }
+            functions.push(function);
+        }
+        prelude.extend(functions);
+        Some(prelude.join("\n"))
+    }
 }
 
 /// A place in code that holds the address of a symbol plus an addend.
@@ -439,5 +463,26 @@ impl Program {
             }
         }
         launches
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn code(parts: &[&str], function: &str) -> CudaCode {
+        let prelude = parts.iter().map(|part| part.len() as u32).collect();
+        let source = parts.concat() + function;
+        CudaCode { source, prelude, arch: "sm_80".into(), threads: [32, 1, 1], shared_bytes: 0 }
+    }
+
+    #[test]
+    fn a_source_of_several_functions_has_each_part_of_the_prelude_once() {
+        let all = [code(&["t;", "m;"], "a"), code(&["t;", "v;"], "b"), code(&["t;", "c;", "m;"], "c")];
+        let codes: Vec<&CudaCode> = all.iter().collect();
+        assert_eq!(CudaCode::together(&codes).unwrap(), "t;\nc;\nv;\nm;\na\nb\nc");
+        // lengths that the source does not have
+        let wrong = CudaCode { prelude: vec![100], ..code(&[], "a") };
+        assert_eq!(CudaCode::together(&[&all[0], &wrong]), None);
     }
 }

@@ -219,27 +219,6 @@ fn batches(mut kernels: Vec<(usize, usize)>, threads: usize) -> Vec<Vec<usize>> 
     batches.into_iter().map(|(_, batch)| batch).collect()
 }
 
-/// One source of several kernels: the parts of the prelude that any of them uses, each once and in order, and the functions.
-fn source(codes: &[&CudaCode]) -> Option<String> {
-    let (mut prelude, mut functions): (Vec<&str>, Vec<&str>) = (Vec::new(), Vec::new());
-    for code in codes {
-        let (parts, function) = code.parts()?;
-        let mut after = 0;
-        for part in parts {
-            match prelude.iter().position(|known| *known == part) {
-                Some(at) => after = at + 1,
-                None => {
-                    prelude.insert(after, part);
-                    after += 1;
-                }
-            }
-        }
-        functions.push(function);
-    }
-    prelude.extend(functions);
-    Some(prelude.join("\n"))
-}
-
 /// Compiles kernels together, or each by itself where that fails: then the error is that of the kernel at fault.
 fn together(
     program: &Program,
@@ -259,7 +238,7 @@ fn together(
         _ => None,
     };
     let codes: Vec<&CudaCode> = kernels.iter().filter_map(code).collect();
-    if let ([first, _, ..], Some(source)) = (kernels, source(&codes))
+    if let ([first, _, ..], Some(source)) = (kernels, CudaCode::together(&codes))
         && let Ok(image) = compile(&source, *first)
     {
         return Ok(vec![(image, kernels.to_vec())]);
@@ -338,22 +317,6 @@ fn refused(program: &Program, kernel: usize, source: NvrtcError) -> CudaError {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn code(parts: &[&str], function: &str) -> CudaCode {
-        let prelude = parts.iter().map(|part| part.len() as u32).collect();
-        let source = parts.concat() + function;
-        CudaCode { source, prelude, arch: "sm_80".into(), threads: [32, 1, 1], shared_bytes: 0 }
-    }
-
-    #[test]
-    fn a_source_has_each_part_of_the_prelude_once_and_in_order() {
-        let all = [code(&["t;", "m;"], "a"), code(&["t;", "v;"], "b"), code(&["t;", "c;", "m;"], "c")];
-        let codes: Vec<&CudaCode> = all.iter().collect();
-        assert_eq!(source(&codes).unwrap(), "t;\nc;\nv;\nm;\na\nb\nc");
-        // lengths that the source does not have
-        let wrong = CudaCode { prelude: vec![100], ..code(&[], "a") };
-        assert_eq!(source(&[&all[0], &wrong]), None);
-    }
 
     #[test]
     fn batches_have_about_as_much_text_each() {
