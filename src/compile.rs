@@ -10,9 +10,10 @@ use egret_program::Program;
 use egret_runtime::LoadOptions;
 
 use crate::device::Device;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::session::Session;
 use crate::state::State;
+use crate::tuner::Tuning;
 
 /// What runs a graph.
 #[derive(Clone)]
@@ -30,6 +31,7 @@ pub struct Executable {
     pub(crate) engine: Engine,
     graph: Graph,
     compiled: Option<Arc<Compiled>>,
+    tuning: Option<Arc<Tuning>>,
     load_time: Duration,
 }
 
@@ -47,23 +49,32 @@ pub fn compile(graph: &Graph, device: &Device) -> Result<Executable> {
 /// As [`compile`].
 pub fn compile_with(graph: &Graph, device: &Device, options: &CompileOptions) -> Result<Executable> {
     let Some(description) = device.description()? else {
-        let expanded = Arc::new(egret_ir::autodiff::expand(graph)?);
-        let engine = Engine::Interpreter(expanded);
-        return Ok(Executable { engine, graph: graph.clone(), compiled: None, load_time: Duration::ZERO });
+        if device.tuner().is_some() {
+            let error = Diagnostic::new("E0808", "the interpreter has no schedules that could be tuned");
+            return Err(error.help("tune for `cpu` or a GPU").into());
+        }
+        let engine = Engine::Interpreter(Arc::new(egret_ir::autodiff::expand(graph)?));
+        return Ok(Executable::bare(engine, graph.clone(), Duration::ZERO));
     };
-    let compiled = egret_compiler::compile(graph, &description, options)?;
+    let mut tuning = None;
+    let compiled = match device.tuner() {
+        None => egret_compiler::compile(graph, &description, options)?,
+        Some(tuner) => egret_compiler::compile_choosing(graph, &description, options, &mut |planned| {
+            let found = tuner.tune(planned, device, &description, &options.plan())?;
+            let schedules = options.schedules.or(&found.schedules());
+            tuning = Some(Arc::new(found));
+            Ok::<_, Error>(schedules)
+        })?,
+    };
     let start = Instant::now();
     let program = Arc::new(compiled.program.clone());
-    Ok(Executable {
-        engine: load(program, device, &|name| weight(graph, name))?,
-        graph: graph.clone(),
-        compiled: Some(Arc::new(compiled)),
-        load_time: start.elapsed(),
-    })
+    let engine = load(program, device, &|name| weight(graph, name))?;
+    let bare = Executable::bare(engine, graph.clone(), start.elapsed());
+    Ok(Executable { compiled: Some(Arc::new(compiled)), tuning, ..bare })
 }
 
 /// Loads a program where it runs.
-fn load(program: Arc<Program>, device: &Device, weights: &dyn Fn(&str) -> Option<Tensor>) -> Result<Engine> {
+pub(crate) fn load(program: Arc<Program>, device: &Device, weights: &dyn Fn(&str) -> Option<Tensor>) -> Result<Engine> {
     #[cfg(feature = "cuda")]
     if let Some((gpu, cache)) = device.gpu()? {
         let options = egret_runtime::cuda::LoadOptions { cache };
@@ -78,6 +89,16 @@ fn weight(graph: &Graph, name: &str) -> Option<Tensor> {
 }
 
 impl Executable {
+    /// What is loaded, without the stages of its compilation.
+    pub(crate) fn bare(engine: Engine, graph: Graph, load_time: Duration) -> Executable {
+        Executable { engine, graph, compiled: None, tuning: None, load_time }
+    }
+
+    /// What was measured to choose its schedules, where its device has a tuner.
+    pub fn tuning(&self) -> Option<&Tuning> {
+        self.tuning.as_deref()
+    }
+
     /// The graph as it was given.
     pub fn graph(&self) -> &Graph {
         &self.graph

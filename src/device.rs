@@ -9,6 +9,7 @@ use egret_simd::Isa;
 use egret_simd::words::WordUnit;
 
 use crate::error::Result;
+use crate::tuner::Tuner;
 
 #[derive(Clone, Debug)]
 enum Kind {
@@ -62,17 +63,18 @@ impl Gpu {
 pub struct Device {
     kind: Kind,
     threads: usize,
+    tuner: Option<Tuner>,
 }
 
 impl Device {
     /// The host's processor, by the instruction set that it has.
     pub fn cpu() -> Device {
-        Device { kind: Kind::Cpu(None), threads: 0 }
+        Device { kind: Kind::Cpu(None), threads: 0, tuner: None }
     }
 
     /// The reference interpreter: slow, and right by definition.
     pub fn interpreter() -> Device {
-        Device { kind: Kind::Interpreter, threads: 1 }
+        Device { kind: Kind::Interpreter, threads: 1, tuner: None }
     }
 
     /// NVIDIA GPU number `ordinal`.
@@ -83,7 +85,7 @@ impl Device {
     pub fn cuda(ordinal: usize) -> Result<Device> {
         let gpu = Gpu::new(Which::Ordinal(ordinal));
         gpu.open()?;
-        Ok(Device { kind: Kind::Cuda(Arc::new(gpu)), threads: 1 })
+        Ok(Device { kind: Kind::Cuda(Arc::new(gpu)), threads: 1, tuner: None })
     }
 
     /// A GPU as described, simulated: slow, but every access to memory is checked. It shares the process with no other kind
@@ -96,7 +98,7 @@ impl Device {
     pub fn cuda_sim(description: DeviceDescription) -> Result<Device> {
         let gpu = Gpu::new(Which::Simulated(description));
         gpu.open()?;
-        Ok(Device { kind: Kind::Cuda(Arc::new(gpu)), threads: 1 })
+        Ok(Device { kind: Kind::Cuda(Arc::new(gpu)), threads: 1, tuner: None })
     }
 
     /// The same GPU with another cache of compiled kernels; a CPU has none.
@@ -119,7 +121,7 @@ impl Device {
 
     /// A processor as described; loading fails where the host is another.
     pub fn described(description: DeviceDescription) -> Device {
-        Device { kind: Kind::Cpu(Some(description)), threads: 0 }
+        Device { kind: Kind::Cpu(Some(description)), threads: 0, tuner: None }
     }
 
     /// That many threads; 0: as many as the process may use. Results have the same bits for any number.
@@ -131,6 +133,44 @@ impl Device {
     /// Threads; 0: as many as the process may use.
     pub fn threads(&self) -> usize {
         self.threads
+    }
+
+    /// The same device, for which compiling measures schedules. Without a tuner the model chooses all of them, and equal
+    /// graphs have equal programs.
+    pub fn with_tuner(mut self, tuner: Tuner) -> Device {
+        self.tuner = Some(tuner);
+        self
+    }
+
+    /// Its tuner.
+    pub fn tuner(&self) -> Option<&Tuner> {
+        self.tuner.as_ref()
+    }
+
+    /// Threads of a session.
+    pub(crate) fn thread_count(&self) -> usize {
+        if self.threads > 0 { self.threads } else { std::thread::available_parallelism().map_or(1, usize::from) }
+    }
+
+    /// Whether its times are modelled.
+    pub(crate) fn is_simulated(&self) -> bool {
+        match &self.kind {
+            #[cfg(feature = "sim")]
+            Kind::Cuda(gpu) => matches!(gpu.which, Which::Simulated(_)),
+            _ => false,
+        }
+    }
+
+    /// What times on it depend on beside its description.
+    ///
+    /// # Errors
+    /// Those of [`Device::cuda`], and where there is no NVRTC.
+    pub(crate) fn environment(&self) -> Result<String> {
+        match &self.kind {
+            #[cfg(feature = "cuda")]
+            Kind::Cuda(gpu) => Ok(gpu.open()?.versions().map_err(egret_runtime::RuntimeError::from)?),
+            _ => Ok(format!("{} threads, {}", self.thread_count(), Isa::detect())),
+        }
     }
 
     /// `cpu`, `cuda` or `interpreter`.
@@ -194,12 +234,12 @@ fn other_device(name: &str) -> Option<Device> {
     #[cfg(feature = "sim")]
     if let Some(description) = name.strip_prefix("cuda-sim:") {
         let which = Which::Simulated(DeviceDescription::named(description).ok().filter(|d| !d.is_cpu())?);
-        return Some(Device { kind: Kind::Cuda(Arc::new(Gpu::new(which))), threads: 1 });
+        return Some(Device { kind: Kind::Cuda(Arc::new(Gpu::new(which))), threads: 1, tuner: None });
     }
     #[cfg(feature = "cuda")]
     if let Some(ordinal) = name.strip_prefix("cuda:") {
         let which = Which::Ordinal(ordinal.parse().ok()?);
-        return Some(Device { kind: Kind::Cuda(Arc::new(Gpu::new(which))), threads: 1 });
+        return Some(Device { kind: Kind::Cuda(Arc::new(Gpu::new(which))), threads: 1, tuner: None });
     }
     let _ = name;
     None

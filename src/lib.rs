@@ -21,6 +21,7 @@
 //!
 //! - [`trace`], [`Tracer`], [`Var`]: build graphs; [`onnx`]: read them.
 //! - [`compile`], [`Device`], [`Executable`], [`Session`], [`State`]: run them.
+//! - [`Tuner`]: schedules chosen by measuring.
 //! - [`nn`] and [`Trainer`]: layers, losses, optimisers, training. Gradients of one's own: [`Tracer::grad`],
 //!   [`Tracer::value_and_grad`], [`Tracer::custom_vjp`], [`Var::stop_gradient`].
 //! - [`interpret`]: the reference that everything is checked against; as a device, [`Device::interpreter`].
@@ -33,11 +34,13 @@ mod session;
 mod state;
 #[cfg(feature = "train")]
 mod trainer;
+mod tuner;
 
 pub use compile::{Executable, compile, compile_with};
 pub use device::Device;
 pub use egret_compiler::{
-    CompileOptions, Compiled, Estimate, F32Products, Level, Policy, RewriteSet, Winograd, estimate, rule,
+    CompileOptions, Compiled, Estimate, F32Products, Level, Policy, ProblemKey, RewriteSet, Schedule, Schedules,
+    Winograd, estimate, rule,
 };
 pub use egret_ir::{
     DType, Diagnostic, Dim, Graph, Literal, Origin, ScalarFn, ScalarValue, Shape, Tensor, TensorType, Tensors, Tracer,
@@ -53,6 +56,8 @@ pub use state::State;
 pub use trainer::{
     Classification, EarlyStopping, Epoch, Evaluation, Fit, History, Maker, Objective, Progress, Trainer,
 };
+
+pub use tuner::{Effort, Measurement, Outcome, Tuned, Tuner, Tuning};
 
 /// Rules of rewriting: the standard ones, and users' own.
 ///

@@ -9,6 +9,7 @@ use crate::cost::engine::Winograd;
 use crate::rematerialise::{self, Policy, Rematerialised};
 use crate::rewrite::direct::{Applied, Direct};
 use crate::rewrite::{Level, Options, RewriteSet, Rewritten};
+use crate::schedule::choice::Schedules;
 use crate::schedule::cuda::F32Products;
 use crate::{plan, raise, rewrite};
 
@@ -28,6 +29,8 @@ pub struct CompileOptions {
     pub products: F32Products,
     /// Which tiles of Winograd's minimal filtering convolutions on a CPU may use; none where `exact` is asked for.
     pub winograd: Winograd,
+    /// Schedules that were chosen elsewhere, by a tuner; the model chooses all others.
+    pub schedules: Schedules,
 }
 
 impl Default for CompileOptions {
@@ -39,6 +42,7 @@ impl Default for CompileOptions {
             remat: Policy::default(),
             products: F32Products::Fma,
             winograd: Winograd::default(),
+            schedules: Schedules::default(),
         }
     }
 }
@@ -51,6 +55,7 @@ impl CompileOptions {
             products: self.products,
             winograd: self.winograd,
             unfused: self.level == Level::None,
+            schedules: self.schedules.clone(),
         }
     }
 }
@@ -115,11 +120,40 @@ pub struct Raised {
 /// What a phase finds wrong, with the nodes at fault.
 pub fn compile(graph: &Graph, device: &DeviceDescription, options: &CompileOptions) -> Result<Compiled, Diagnostic> {
     let mut phases = Vec::new();
-    let Optimised { raised, raise_log, rewritten, rematerialised } =
-        optimise_timed(graph, device, options, &mut phases)?;
+    let optimised = optimise_timed(graph, device, options, &mut phases)?;
+    planned(optimised, device, &options.plan(), phases)
+}
+
+/// [`compile`], with schedules that are chosen when the graph to be planned is known: a tuner's way in, who takes its
+/// [`problems`](crate::tune::problems) and measures them.
+///
+/// # Errors
+/// As [`compile`], and those of `choose`.
+pub fn compile_choosing<E: From<Diagnostic>>(
+    graph: &Graph,
+    device: &DeviceDescription,
+    options: &CompileOptions,
+    choose: &mut dyn FnMut(&Graph) -> Result<Schedules, E>,
+) -> Result<Compiled, E> {
+    let mut phases = Vec::new();
+    let optimised = optimise_timed(graph, device, options, &mut phases)?;
 
     let start = Instant::now();
-    let program = plan::plan(&rematerialised.graph, device, &options.plan())?;
+    let schedules = choose(&optimised.rematerialised.graph)?;
+    phases.push(("tune", start.elapsed()));
+    Ok(planned(optimised, device, &plan::Options { schedules, ..options.plan() }, phases)?)
+}
+
+/// The last phase.
+fn planned(
+    optimised: Optimised,
+    device: &DeviceDescription,
+    options: &plan::Options,
+    mut phases: Vec<(&'static str, Duration)>,
+) -> Result<Compiled, Diagnostic> {
+    let Optimised { raised, raise_log, rewritten, rematerialised } = optimised;
+    let start = Instant::now();
+    let program = plan::plan(&rematerialised.graph, device, options)?;
     phases.push(("plan and emit", start.elapsed()));
 
     Ok(Compiled { program, raised, raise_log, rewritten, rematerialised, phases })

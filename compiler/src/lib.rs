@@ -14,10 +14,12 @@ pub mod range;
 pub mod rematerialise;
 pub mod rewrite;
 pub mod schedule;
+pub mod tune;
 
-pub use compile::{CompileOptions, Compiled, Optimised, Raised, compile, optimise};
+pub use compile::{CompileOptions, Compiled, Optimised, Raised, compile, compile_choosing, optimise};
 pub use cost::engine::Winograd;
 pub use estimate::{Estimate, estimate};
 pub use rematerialise::Policy;
 pub use rewrite::{Level, RewriteSet};
+pub use schedule::choice::{ProblemKey, Schedule, Schedules};
 pub use schedule::cuda::F32Products;

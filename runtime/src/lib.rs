@@ -5,6 +5,7 @@
 
 pub mod artefact;
 mod binding;
+pub mod cache;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -17,6 +18,7 @@ mod session;
 mod state;
 mod validate;
 
+pub use cache::Cache;
 pub use error::RuntimeError;
 pub use executable::{Executable, LoadOptions};
 pub use outputs::{Copied, MemoryReport, Output, Outputs, Span, StepTime};

@@ -9,12 +9,14 @@
 use std::fmt;
 
 use egret_ir::DType;
+use serde::{Deserialize, Serialize};
 
 use super::expr::{Expr, Memory};
 use super::ir::Strip;
 
 /// Element types and rounding of a product of matrices: 16 rows, 8 columns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum MatrixKind {
     /// 16 terms of `f16`, sums in `f32`.
     F16,

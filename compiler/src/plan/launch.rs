@@ -1,14 +1,17 @@
 //! Launches: generated kernels and drivers as steps, each kernel text once.
 
 use egret_ir::{DType, Diagnostic, Dim, NodeId, Op};
+use egret_program::driver::Driver;
 use egret_program::{Arg, BufferId, Halo, Kernel, KernelBody, KernelId, Launch, Place, SizeValue, Step};
 use smallvec::SmallVec;
 
+use super::choice::Decision;
 use super::conv::has_relayout;
 use super::frame::{Copies, Frame};
 use super::{DriverLaunch, Planner};
 use crate::layout::Layout;
 use crate::partition::{Family, Group};
+use crate::schedule::choice::Schedule;
 use crate::schedule::cuda::Target;
 use crate::schedule::scope::{Stored, Value};
 use crate::schedule::{Generated, Passes, Temporary};
@@ -56,6 +59,7 @@ impl Planner<'_> {
             Some(view) => view,
             None => &*frame,
         };
+        let mut decision = None;
         let passes: Passes = if self.device.is_cpu() {
             let made = schedule::generate(&frame.graph, stored, group, self.exact).map_err(|findings| {
                 let node = frame.graph.node(group.root);
@@ -66,13 +70,29 @@ impl Planner<'_> {
             })?;
             made.into()
         } else {
-            let target = Target { device: self.device, exact: self.exact, products: self.products };
+            let target = Target { device: self.device, exact: self.exact, products: self.products, schedule: None };
             let copy = |value: Value| view.as_ref().and_then(|view| view.copy(value));
             let aligned = |value: Value| match copy(value).or(frame.buffers.get(&value).copied()) {
                 Some(buffer) => self.starts_at(buffer, 16),
                 None => true,
             };
-            schedule::cuda::generate(&frame.graph, &Aligned { stored, aligned: &aligned }, group, &target)?
+            let stored = &Aligned { stored, aligned: &aligned };
+            let mut passes = schedule::cuda::generate(&frame.graph, stored, group, &target)?;
+            decision =
+                self.decide(|| text_of(&passes), || schedule::cuda::candidates(&frame.graph, stored, group, &target));
+            if let Some(decision) = &mut decision
+                && let Some(schedule) = decision.other()
+            {
+                let target = Target { schedule: Some(schedule), ..target };
+                match schedule::cuda::generate(&frame.graph, stored, group, &target) {
+                    Ok(other) => passes = other,
+                    Err(error) => {
+                        tracing::warn!(problem = %decision.key, %schedule, %error, "a schedule makes no kernel");
+                        decision.chosen = 0;
+                    }
+                }
+            }
+            passes
         };
         let parts = frame.graph.ty(group.root).parts().len();
         let mut left = Dim::ZERO;
@@ -82,19 +102,28 @@ impl Planner<'_> {
             let buffer = self.buffer(Place::Arena, dtype, bytes.clone(), bytes);
             frame.store((group.root, parts + i), buffer, Layout::RowMajor);
         }
-        let mut told = passes.told;
+        let (mut told, mut names, first) = (passes.told, Vec::new(), steps.len());
         for (i, made) in passes.kernels.into_iter().enumerate() {
             if let Some(told) = told.take_if(|told| told.after == i) {
                 let buffer = frame.buffers[&(group.root, parts + told.temporary)];
                 let count = Arg { buffer, offset: told.at * Dim::from(DType::I64.size()), writes: false };
                 self.tell(frame, group.root, &told.size, SizeValue::Read(count), steps);
             }
+            let own = |value: &Value| value.0 != group.root || value.1 < parts;
+            let values: Vec<Value> = made.args.iter().map(|(value, _)| *value).collect();
             let mut launch = self.pass(frame, group, made, &copies);
+            let named = values.iter().zip(&launch.args).filter(|(value, _)| own(value));
+            names.extend(named.map(|((id, part), arg)| (arg.buffer, format!("{}.{part}", id.index()))));
             if i > 0 {
                 // the work is counted with the first
                 (launch.flops, launch.bytes) = (Dim::ZERO, left.clone());
             }
             steps.push(Step::Launch(launch));
+        }
+        if let Some(decision) = decision {
+            let launch = |step: &Step| if let Step::Launch(launch) = step { Some(launch.clone()) } else { None };
+            let launches: Vec<Launch> = steps[first..].iter().filter_map(launch).collect();
+            self.record(frame, group.root, decision, &launches, names);
         }
         Ok(())
     }
@@ -227,16 +256,15 @@ impl Planner<'_> {
 
     pub(super) fn drive(&mut self, frame: &Frame, id: NodeId, launch: DriverLaunch, steps: &mut Vec<Step>) {
         let DriverLaunch { driver, hook, finisher, args, clear, family } = launch;
-        let mut text = driver.to_string();
-        let mut add = |planner: &mut Planner, hook: Option<kernel::Kernel>| {
-            hook.map(|ir| {
-                text.push_str("\n\n");
-                text.push_str(&ir.text());
-                planner.code(ir, "hook")
-            })
+        let [hook, finisher] = [hook, finisher].map(|ir| ir.map(|ir| self.code(ir, "hook")));
+        let hooks = [hook, finisher].into_iter().flatten().map(|id| &self.program.kernel(id).text);
+        let hooks: String = hooks.flat_map(|text| ["\n\n", text.as_str()]).collect();
+        let decision = self.decide(|| format!("{driver}{hooks}"), || schedules_of(&driver));
+        let driver = match decision.as_ref().and_then(Decision::other) {
+            Some(Schedule::Driver(schedule)) => driver.with_schedule(schedule),
+            _ => driver,
         };
-        let hook = add(self, hook);
-        let finisher = add(self, finisher);
+        let text = format!("{driver}{hooks}");
         let kernel = match self.known.get(&text) {
             Some(id) => *id,
             None => {
@@ -249,6 +277,11 @@ impl Planner<'_> {
             }
         };
         let launch = self.launch(frame, id, kernel, args, clear);
+        if let Some(decision) = decision {
+            let name = |(i, arg): (usize, &Arg)| (arg.buffer, i.to_string());
+            let names = launch.args.iter().enumerate().map(name).collect();
+            self.record(frame, id, decision, std::slice::from_ref(&launch), names);
+        }
         steps.push(Step::Launch(launch));
     }
 
@@ -297,6 +330,21 @@ impl Stored for Aligned<'_> {
     fn is_aligned(&self, value: Value) -> bool {
         (self.aligned)(value)
     }
+}
+
+/// The schedules that a driver may have for extents as they are expected.
+fn schedules_of(driver: &Driver<Dim>) -> Vec<Schedule> {
+    let numbers = driver.map(&mut |dim| dim.hint(cost::SYMBOL_HINT).max(0) as usize);
+    numbers.candidates().into_iter().map(Schedule::Driver).collect()
+}
+
+/// The text of the kernels of a group, and of what they are launched on.
+fn text_of(passes: &Passes) -> String {
+    let kernel = |made: &Generated| {
+        let dims: Vec<String> = made.dims.iter().map(Dim::to_string).collect();
+        format!("{}\non {}\n", made.kernel.text(), dims.join(", "))
+    };
+    passes.kernels.iter().map(kernel).collect()
 }
 
 /// A grid extent as a dim: a constant or a parameter.

@@ -6,6 +6,7 @@
 mod attention;
 mod channels;
 mod channels_last;
+pub(crate) mod choice;
 mod control;
 mod conv;
 mod emit;
@@ -29,11 +30,14 @@ use crate::cost::engine::Winograd;
 use crate::layout::{self, Layout, Part};
 use crate::partition::{self, Family, Group, Maps, is_inline, is_movement};
 use crate::rewrite::term::BindingTime;
+use crate::schedule::choice::Schedules;
 use crate::schedule::cuda::F32Products;
 use crate::schedule::scope::{Value, value_of};
 use crate::{kernel, rematerialise};
 pub(crate) use attention::has_driver as attention_has_driver;
+use choice::Site;
 pub use emit::Listing;
+pub(crate) use emit::emit;
 use frame::Frame;
 
 /// What planning may do.
@@ -47,6 +51,8 @@ pub struct Options {
     pub winograd: Winograd,
     /// Each operator is a kernel of its own: level `none`.
     pub unfused: bool,
+    /// Schedules that were chosen elsewhere.
+    pub schedules: Schedules,
 }
 
 /// A value of a tensor: where it starts.
@@ -88,6 +94,9 @@ struct Planner<'d> {
     products: F32Products,
     winograd: Winograd,
     unfused: bool,
+    schedules: Schedules,
+    /// Problems that have a choice of schedule, if they are to be recorded.
+    sites: Option<Vec<Site>>,
     program: Program,
     known: FxHashMap<String, KernelId>,
     generated: Vec<(KernelId, kernel::Kernel)>,
@@ -104,7 +113,7 @@ struct Planner<'d> {
 /// `E0461` when a kernel is beyond the bounds of the kernel IR, `E0462` when code cannot be made, `E0465` for a form that
 /// the device has no kernel for, `E0466` for products that it has not.
 pub fn plan(graph: &Graph, device: &DeviceDescription, options: &Options) -> Result<Program, Diagnostic> {
-    let mut planner = planned(graph, device, options)?;
+    let mut planner = planned(graph, device, options, false)?;
     emit::emit(&mut planner.program, planner.generated, device)?;
     Ok(planner.program)
 }
@@ -118,8 +127,25 @@ pub fn kernels(
     device: &DeviceDescription,
     options: &Options,
 ) -> Result<(Program, Vec<(KernelId, kernel::Kernel)>), Diagnostic> {
-    let planner = planned(graph, device, options)?;
+    let planner = planned(graph, device, options, false)?;
     Ok((planner.program, planner.generated))
+}
+
+/// A program without its code, with what its code is made from and the problems that have a choice of schedule.
+pub(crate) struct Recorded {
+    /// The program.
+    pub program: Program,
+    /// The kernels that its code is made from.
+    pub generated: Vec<(KernelId, kernel::Kernel)>,
+    /// Each problem once.
+    pub sites: Vec<Site>,
+}
+
+/// [`kernels`], and the problems that have a choice of schedule.
+pub(crate) fn recorded(graph: &Graph, device: &DeviceDescription, options: &Options) -> Result<Recorded, Diagnostic> {
+    let planner = planned(graph, device, options, true)?;
+    let sites = planner.sites.unwrap_or_default();
+    Ok(Recorded { program: planner.program, generated: planner.generated, sites })
 }
 
 /// Each generated kernel and hook of the program that [`plan`] makes as text, for dumps.
@@ -132,11 +158,16 @@ pub fn list(
     options: &Options,
     listing: Listing,
 ) -> Result<Vec<(KernelId, String)>, Diagnostic> {
-    emit::list(&planned(graph, device, options)?.generated, device, listing)
+    emit::list(&planned(graph, device, options, false)?.generated, device, listing)
 }
 
 /// The program without machine code, and the kernels that it is made from.
-fn planned<'d>(graph: &Graph, device: &'d DeviceDescription, options: &Options) -> Result<Planner<'d>, Diagnostic> {
+fn planned<'d>(
+    graph: &Graph,
+    device: &'d DeviceDescription,
+    options: &Options,
+    record: bool,
+) -> Result<Planner<'d>, Diagnostic> {
     engine::check(device, options)?;
     let graph = rematerialise::opened(graph);
     let mut planner = Planner {
@@ -146,6 +177,8 @@ fn planned<'d>(graph: &Graph, device: &'d DeviceDescription, options: &Options) 
         products: options.products,
         winograd: options.winograd,
         unfused: options.unfused,
+        schedules: options.schedules.clone(),
+        sites: record.then(Vec::new),
         program: Program {
             version: egret_program::program::VERSION,
             device: device.name.clone(),

@@ -4,6 +4,7 @@
 //! put together by [`crate::plan`].
 
 pub mod attention;
+pub mod choice;
 pub mod contract;
 pub mod cuda;
 mod cumulative;

@@ -7,6 +7,7 @@
 //! All strides and offsets are in elements and not negative.
 
 mod attention;
+mod candidates;
 mod channels;
 mod conv;
 mod engine;
@@ -21,6 +22,7 @@ mod tests;
 mod words;
 
 pub use attention::{AttentionGradProblem, AttentionOperand, AttentionProblem, AttentionSchedule, Mask, Score};
+pub use candidates::DriverSchedule;
 pub use channels::{ChannelSource, ChannelsProblem};
 pub use conv::{ConvForm, ConvInput, ConvProblem, ConvSchedule, Prologue, Split};
 pub use engine::ConvEngine;

@@ -6,8 +6,9 @@ use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute};
 use egret_program::{DeviceDescription, Image, Target};
 
-use super::driver::{check, load};
+use super::driver::{check, driver_version, load};
 use super::error::CudaError;
+use super::nvrtc::Nvrtc;
 
 /// A GPU that is ready for use; it may be shared by threads and sessions.
 #[derive(Debug)]
@@ -83,6 +84,16 @@ impl Device {
     /// Its name, as the driver gives it.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What its kernels are compiled and launched by: NVRTC and the driver with their versions, and the GPU.
+    ///
+    /// # Errors
+    /// No NVRTC, or a driver that does not tell.
+    pub fn versions(&self) -> Result<String, CudaError> {
+        let (major, minor) = Nvrtc::get()?.version();
+        let driver = driver_version()?;
+        Ok(format!("NVRTC {major}.{minor}, driver {}.{}, {}", driver / 1000, driver % 1000 / 10, self.name))
     }
 
     /// Bytes of its memory.

@@ -24,9 +24,7 @@ pub(super) fn load() -> Result<(), CudaError> {
     if !unsafe { sys::is_culib_present() } {
         return Err(CudaError::NoDriver);
     }
-    let mut found = 0;
-    // SAFETY: writes an integer; every driver has this function.
-    check("cuDriverGetVersion", unsafe { sys::cuDriverGetVersion(&mut found) }.result())?;
+    let found = driver_version()?;
     if found < LEAST_VERSION {
         return Err(CudaError::OldDriver { found });
     }
@@ -38,6 +36,14 @@ pub(super) fn load() -> Result<(), CudaError> {
     }
     *loaded = true;
     Ok(())
+}
+
+/// The version of the driver's API: 1000 × major + 10 × minor. The driver is there.
+pub(super) fn driver_version() -> Result<i32, CudaError> {
+    let mut found = 0;
+    // SAFETY: writes an integer; every driver has this function.
+    check("cuDriverGetVersion", unsafe { sys::cuDriverGetVersion(&mut found) }.result())?;
+    Ok(found)
 }
 
 /// A result of the driver's, as ours.

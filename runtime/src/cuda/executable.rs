@@ -7,7 +7,6 @@ use egret_program::program::VERSION;
 use egret_program::{BufferId, KernelBody, Place, Program, Step};
 use egret_simd::Isa;
 
-use super::cache::Cache;
 use super::device::Device;
 use super::driver::Stream;
 use super::error::CudaError;
@@ -16,6 +15,7 @@ use super::kernels::Functions;
 use super::launch::{Addresses, Queue, fault, largest, reported, step_count};
 use super::memory::{ALIGNMENT, DeviceBuffer, Pinned};
 use super::{Session, State};
+use crate::cache::Cache;
 use crate::cpu::bind::{Binder, Bound, Entry, bind};
 use crate::cpu::memory::OutOfMemory;
 use crate::executable::constant_bytes;

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use egret_program::{CudaCode, Image, Kernel, KernelBody, Program, Step};
 
-use super::cache::Cache;
 use super::error::CudaError;
 use super::nvrtc::{Nvrtc, NvrtcError};
+use crate::cache::Cache;
 use crate::cpu::bind::every_step;
 
 /// Bytes of functions that are compiled together, about: enough that what they share is a small part of the time, few enough

@@ -2,10 +2,12 @@
 //! a profiled run.
 
 use std::ffi::c_void;
+use std::sync::Arc;
 
 use egret_ir::Bindings;
 use egret_program::{Program, SizeValue, Step};
 
+use super::device::Device;
 use super::driver::{Event, Stream};
 use super::kernels::Functions;
 use super::memory::Pinned;
@@ -54,12 +56,21 @@ impl Addresses {
 #[derive(Debug, Default)]
 pub(super) struct Times {
     begun: Vec<(usize, Event)>,
+    end: Option<Event>,
 }
 
 impl Times {
+    /// Nothing that is measured comes any more.
+    pub(super) fn finish(&mut self, device: &Arc<Device>, stream: &Stream) -> Result<(), RuntimeError> {
+        let end = Event::new(device)?;
+        end.record(stream)?;
+        self.end = Some(end);
+        Ok(())
+    }
+
     /// Nanoseconds and executions by step, and each execution.
-    pub(super) fn read(&self, end: &Event, by_step: &mut [(u64, u64)]) -> Result<Vec<Span>, RuntimeError> {
-        let ends = self.begun.iter().skip(1).map(|(_, event)| event).chain([end]);
+    pub(super) fn read(&self, by_step: &mut [(u64, u64)]) -> Result<Vec<Span>, RuntimeError> {
+        let ends = self.begun.iter().skip(1).map(|(_, event)| event).chain(&self.end);
         let (mut spans, mut begin) = (Vec::with_capacity(self.begun.len()), 0);
         for ((step, begun), ended) in self.begun.iter().zip(ends) {
             let ns = ended.since(begun)?;

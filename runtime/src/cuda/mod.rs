@@ -1,6 +1,5 @@
 //! The CUDA device: finding and compiling with NVRTC, a cache of compiled kernels, GPUs, and programs on them.
 
-pub mod cache;
 mod device;
 mod driver;
 mod error;
@@ -14,7 +13,7 @@ mod session;
 mod stand_in;
 mod state;
 
-pub use cache::Cache;
+pub use crate::cache::{self, Cache};
 pub use device::Device;
 pub use error::CudaError;
 pub use executable::{Executable, LoadOptions};

@@ -5,7 +5,7 @@ use std::sync::{Arc, MutexGuard};
 use egret_ir::{Bindings, Tensor};
 use egret_program::Place;
 
-use super::driver::{Event, Graph, Stream};
+use super::driver::{Graph, Stream};
 use super::executable::Executable;
 use super::launch::{Addresses, Queue, Times, fault, is_recordable, largest, reported, step_count};
 use super::memory::{ALIGNMENT, DeviceBuffer, Pinned};
@@ -271,11 +271,9 @@ impl Session {
         }
         let mut times = Times::default();
         let sizes = self.queue(stream, Some(&mut times))?;
-        let end = Event::new(self.exe.device())?;
-        end.record(stream)?;
         stream.wait()?;
         let mut by_step = vec![(0, 0); self.timings.len()];
-        self.spans = times.read(&end, &mut by_step)?;
+        self.spans = times.read(&mut by_step)?;
         let work = &self.bindings[self.current].binding.bound.work;
         for ((timing, (ns, calls)), work) in self.timings.iter_mut().zip(by_step).zip(work) {
             (timing.ns, timing.calls, timing.flops, timing.bytes) = (ns, calls, work.0, work.1);
@@ -284,7 +282,7 @@ impl Session {
     }
 
     /// Queues the copies of inputs, the steps, and the copies of outputs and status words.
-    fn queue(&mut self, stream: &Stream, times: Option<&mut Times>) -> Result<Bindings, RuntimeError> {
+    fn queue(&mut self, stream: &Stream, mut times: Option<&mut Times>) -> Result<Bindings, RuntimeError> {
         let exe = self.exe.clone();
         let program = exe.program();
         let Kept { binding, .. } = &self.bindings[self.current];
@@ -321,9 +319,12 @@ impl Session {
                 status: self.status.address(),
                 word: &self.word,
                 sizes: &mut sizes,
-                times,
+                times: times.as_deref_mut(),
             };
             queue.run(0, binding.bound.ops.len())?;
+            if let Some(times) = times {
+                times.finish(exe.device(), stream)?;
+            }
             download(OutputPlace::After, &self.addresses)?;
             stream.download(self.told.as_ptr(), self.status.address(), 4 * self.steps)?;
         }

@@ -35,7 +35,8 @@ unsafe extern "C" fn egret_sim_add_device(
     }
     // SAFETY: the caller's: it ends with NUL.
     let name = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
-    let gpu = Gpu { name, capability: (major, minor), cores, shared_bytes, memory_bytes, used: 0, lost: None };
+    let gpu =
+        Gpu { name, capability: (major, minor), cores, shared_bytes, memory_bytes, used: 0, clock: 0, lost: None };
     let mut driver = driver();
     driver.gpus.push(gpu);
     driver.gpus.len() as c_int - 1
@@ -404,7 +405,7 @@ unsafe extern "C" fn cuEventElapsedTime(ms: *mut f32, start: u64, end: u64) -> S
         let at = |event| driver.events.get(&event).ok_or(INVALID_HANDLE)?.ok_or(NOT_READY);
         let (start, end) = (at(start)?, at(end)?);
         // SAFETY: the caller's: room for a number.
-        unsafe { *ms = end.saturating_duration_since(start).as_secs_f32() * 1e3 };
+        unsafe { *ms = end.saturating_sub(start) as f32 / 1e6 };
         Ok(())
     })
 }

@@ -26,6 +26,8 @@ pub struct Gpu {
     pub memory_bytes: u64,
     /// Bytes in use.
     pub(crate) used: u64,
+    /// Nanoseconds that its work took, as they are modelled.
+    pub(crate) clock: u64,
     /// What every call gives since something went wrong on it.
     pub(crate) lost: Option<Status>,
 }
@@ -80,8 +82,8 @@ pub(crate) struct Driver {
     /// Host memory that was allocated here: start and bytes.
     pub pinned: Vec<(usize, usize)>,
     pub streams: HashMap<u64, Stream>,
-    /// When it happened.
-    pub events: HashMap<u64, Option<std::time::Instant>>,
+    /// When it happened, by the GPU's clock.
+    pub events: HashMap<u64, Option<u64>>,
     pub modules: HashMap<u64, (usize, Module)>,
     pub functions: HashMap<u64, Function>,
     /// Recorded work, executable or not.

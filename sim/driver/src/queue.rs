@@ -1,9 +1,8 @@
 //! Work that streams are given, and doing it.
 
-use std::time::Instant;
-
 use egret_sim::{Arg, LaunchOptions, WarpOrder};
 
+use crate::clock;
 use crate::driver::{Driver, Function};
 use crate::status::*;
 
@@ -74,16 +73,20 @@ impl Driver {
                     // SAFETY: the caller of the copy keeps the memory until it is done.
                     Source::Late(from, bytes) => unsafe { std::slice::from_raw_parts(*from as *const u8, *bytes) },
                 };
+                self.gpus[gpu].clock += clock::copy(bytes.len());
                 match self.memory.write(*to, bytes.len()) {
                     Ok(place) => place.copy_from_slice(bytes),
                     Err(kind) => return Err(illegal(self, kind)),
                 }
             }
-            Work::Download { to, from, bytes } => match self.memory.read(*from, *bytes) {
-                // SAFETY: the caller of the copy keeps the memory until it is done.
-                Ok(place) => unsafe { std::ptr::copy_nonoverlapping(place.as_ptr(), *to as *mut u8, *bytes) },
-                Err(kind) => return Err(illegal(self, kind)),
-            },
+            Work::Download { to, from, bytes } => {
+                self.gpus[gpu].clock += clock::copy(*bytes);
+                match self.memory.read(*from, *bytes) {
+                    // SAFETY: the caller of the copy keeps the memory until it is done.
+                    Ok(place) => unsafe { std::ptr::copy_nonoverlapping(place.as_ptr(), *to as *mut u8, *bytes) },
+                    Err(kind) => return Err(illegal(self, kind)),
+                }
+            }
             Work::Copy { to, from, bytes } => {
                 let copied = self.memory.read(*from, *bytes).map(<[u8]>::to_vec);
                 match copied
@@ -98,7 +101,7 @@ impl Driver {
                 Err(kind) => return Err(illegal(self, kind)),
             },
             Work::Record(event) => {
-                self.events.insert(*event, Some(Instant::now()));
+                self.events.insert(*event, Some(self.gpus[gpu].clock));
             }
             Work::Launch { function, grid, block, shared, args } => {
                 self.launches += 1;
@@ -113,10 +116,16 @@ impl Driver {
                 let args: Vec<Arg> = args.iter().map(|bytes| Arg::Bytes(bytes.clone())).collect();
                 let Some((_, module)) = self.modules.get(&function.module) else { return Err(INVALID_HANDLE) };
                 let ran = module.launch(&function.name, *grid, *block, &args, &mut self.memory, &options);
-                if let Err(fault) = ran {
-                    let fault = format!("kernel {}: {fault}", function.name);
-                    return Err(self.lose(gpu, LAUNCH_FAILED, fault));
-                }
+                let report = match ran {
+                    Ok(report) => report,
+                    Err(fault) => {
+                        let fault = format!("kernel {}: {fault}", function.name);
+                        return Err(self.lose(gpu, LAUNCH_FAILED, fault));
+                    }
+                };
+                let blocks = grid.iter().map(|&n| u64::from(n)).product();
+                let gpu = &mut self.gpus[gpu];
+                gpu.clock += clock::kernel(&report, blocks, gpu.cores.unsigned_abs().into());
             }
         }
         Ok(())

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use egret::{CompileOptions, Device, F32Products, Level, Policy, RewriteSet, Winograd};
+use egret::{CompileOptions, Device, Effort, F32Products, Level, Policy, RewriteSet, Tuner, Winograd};
 
 /// A kernel compiler for neural-network graphs.
 ///
@@ -83,6 +83,10 @@ pub struct TargetArgs {
     /// What gradients keep of the forward pass: save_everything, save_nothing, save_contractions, min_cut.
     #[arg(long, value_name = "POLICY", default_value_t)]
     pub remat: Policy,
+    /// Choose schedules by measuring them on the device: 1 a few of each problem, 2 more. What was measured is kept, and
+    /// taken from there by later compilations.
+    #[arg(long, value_name = "EFFORT")]
+    pub tune: Option<Effort>,
 }
 
 fn rule_name(name: &str) -> Result<String, String> {
@@ -97,7 +101,11 @@ impl TargetArgs {
 
     /// The device with that many threads.
     pub fn device_with(&self, threads: usize) -> Device {
-        self.device.clone().with_threads(threads)
+        let device = self.device.clone().with_threads(threads);
+        match self.tune {
+            Some(effort) => device.with_tuner(Tuner::new(effort)),
+            None => device,
+        }
     }
 
     /// Options of the compiler.
@@ -112,6 +120,7 @@ impl TargetArgs {
             remat: self.remat,
             products: self.f32_products,
             winograd: self.winograd,
+            ..CompileOptions::default()
         }
     }
 }

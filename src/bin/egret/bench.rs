@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::args::{BenchArgs, threads};
 use crate::failure::Failure;
-use crate::{model, roofline, sample};
+use crate::{model, roofline, sample, tuning};
 
 /// Steps that a roofline shows.
 const STEPS_SHOWN: usize = 25;
@@ -23,7 +23,9 @@ fn millis(time: Duration) -> f64 {
 pub fn bench(args: &BenchArgs, as_json: bool) -> Result<(), Failure> {
     let model::Given { graph, inputs, .. } = model::given(&args.compile.model, &args.inputs)?;
     let given = model::borrowed(&inputs);
-    let exe = egret::compile_with(&graph, &args.compile.target.device(), &args.compile.target.options())?;
+    let device = tuning::for_inputs(&args.compile.target.device(), &graph, &inputs)?;
+    let exe = egret::compile_with(&graph, &device, &args.compile.target.options())?;
+    tuning::report(&exe);
     let mut session = exe.session()?;
     for _ in 0..WARM_UP {
         session.run(&given)?;
@@ -83,6 +85,7 @@ pub fn bench(args: &BenchArgs, as_json: bool) -> Result<(), Failure> {
         "flops": flops, "bytes": bytes, "arena_bytes": memory.arena_bytes,
         "live_bytes_bound": memory.live_bytes_bound, "peak_gflops": peak, "peak_share": peak_share,
         "peak_share_interval": [interval.0, interval.1],
+        "tuning": tuning::as_value(exe.tuning()),
     });
     if as_json {
         value["roofline"] = roofline.map_or(Value::Null, |roofline| roofline.json());

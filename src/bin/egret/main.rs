@@ -25,6 +25,7 @@ mod tensors;
 mod trace;
 mod train;
 mod train_data;
+mod tuning;
 mod verify;
 
 use std::process::ExitCode;

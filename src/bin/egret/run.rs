@@ -11,7 +11,7 @@ use crate::batch::batch;
 use crate::failure::Failure;
 use crate::model;
 use crate::tensors::{self, Difference};
-use crate::trace;
+use crate::{trace, tuning};
 
 /// One run of a model.
 pub struct Run {
@@ -25,6 +25,8 @@ pub struct Run {
     pub took: Duration,
     /// What a profiled run measured, as a trace.
     pub trace: Option<Value>,
+    /// What tuning measured.
+    pub tuned: Value,
 }
 
 /// Compiles a model and runs it once; inputs come from the folder in `from`, or are drawn.
@@ -39,7 +41,10 @@ pub fn once(
     traced: bool,
 ) -> Result<Run, Failure> {
     let model::Given { graph, inputs, fixed } = model::given(model, from)?;
+    let device = &tuning::for_inputs(device, &graph, &inputs)?;
     let exe = egret::compile_with(&graph, device, options)?;
+    tuning::report(&exe);
+    let tuned = tuning::as_value(exe.tuning());
     let mut session = exe.session()?;
     session.profile(traced);
     let start = Instant::now();
@@ -47,7 +52,7 @@ pub fn once(
     let outputs = outputs.iter().map(|output| (output.name().to_string(), output.to_tensor())).collect();
     let took = start.elapsed();
     let trace = traced.then(|| trace::chrome(session.timings(), session.spans(), device.name()));
-    Ok(Run { inputs, fixed, outputs, took, trace })
+    Ok(Run { inputs, fixed, outputs, took, trace, tuned })
 }
 
 /// Runs a model once, and compares or summarises its outputs; or a batch of models.
@@ -56,7 +61,7 @@ pub fn run(args: &RunArgs, as_json: bool) -> Result<(), Failure> {
         return batch(list, args, as_json);
     }
     let Some(model) = &args.model else { return Err(Failure::usage("no model is named")) };
-    let Run { inputs, fixed, outputs, took, trace } =
+    let Run { inputs, fixed, outputs, took, trace, tuned } =
         once(model, &args.inputs, &args.target.device(), &args.target.options(), args.trace.is_some())?;
     if let (Some(path), Some(trace)) = (&args.trace, trace) {
         std::fs::write(path, trace.to_string()).map_err(|e| Failure::file(path, &e))?;
@@ -79,7 +84,9 @@ pub fn run(args: &RunArgs, as_json: bool) -> Result<(), Failure> {
     let of = |i: usize| differences.as_ref().map(|all| &all[i]);
     if as_json {
         let outputs: Vec<Value> = outputs.iter().enumerate().map(|(i, (n, t))| as_value(n, t, of(i))).collect();
-        println!("{:#}", json!({ "ok": ok, "fixed": fixed, "run_ms": took.as_secs_f64() * 1e3, "outputs": outputs }));
+        let run_ms = took.as_secs_f64() * 1e3;
+        let value = json!({ "ok": ok, "fixed": fixed, "run_ms": run_ms, "outputs": outputs, "tuning": tuned });
+        println!("{value:#}");
     } else {
         if args.inputs.inputs.is_none() {
             let shapes: Vec<String> = inputs.iter().map(|(name, t)| format!("{name} {}", typed(t))).collect();

@@ -12,6 +12,7 @@ use crate::args::{Against, VerifyArgs};
 use crate::failure::Failure;
 use crate::model;
 use crate::tensors::{self, Difference};
+use crate::tuning;
 
 /// Values by name.
 type Named = Vec<(String, Tensor)>;
@@ -48,7 +49,7 @@ impl Check {
         options: &CompileOptions,
         inputs: &[(String, Tensor)],
     ) -> Result<Named, Failure> {
-        let exe = egret::compile_with(graph, device, options)?;
+        let exe = egret::compile_with(graph, &tuning::for_inputs(device, graph, inputs)?, options)?;
         let mut session = exe.session()?;
         let outputs = session.run(&model::borrowed(inputs))?;
         Ok(outputs.iter().map(|output| (output.name().to_string(), output.to_tensor())).collect())

@@ -5,9 +5,11 @@ use egret_ir::{Diagnostic, Dim, Graph, NodeId, Op};
 use smallvec::SmallVec;
 
 use super::problem::{Index, Problem};
+use super::tiles::Tiles;
 use super::{Target, finished, fma, map, matrix, tiles, unsupported};
 use crate::kernel::Expr;
 use crate::schedule::Passes;
+use crate::schedule::choice::Schedule;
 use crate::schedule::row::anchor;
 use crate::schedule::scope::{Scope, Stored};
 
@@ -68,6 +70,14 @@ fn few_channels(graph: &Graph, id: NodeId) -> bool {
     conv.groups > 1 && few(&weights[1]) && few(&weights[0].floor_div(&Dim::from(conv.groups)))
 }
 
+/// The schedules of a product, as [`super::candidates`] has them.
+pub fn candidates(graph: &Graph, stored: &dyn Stored, id: NodeId, target: &Target) -> Vec<Schedule> {
+    let mut scope = Scope::on_gpu(graph, stored, target.exact, fma::THREADS as u32);
+    let Some(problem) = Problem::new(&mut scope, id).filter(|_| !few_channels(graph, id)) else { return Vec::new() };
+    let schedule = |tiles: Option<Tiles>| tiles.map_or(Schedule::OneStage, Schedule::Stages);
+    tiles::ranked(&scope, &problem, target).into_iter().map(schedule).collect()
+}
+
 /// Builds the kernel of a product, and where blocks sum parts of it, the one that adds these up.
 ///
 /// # Errors
@@ -81,14 +91,19 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, id: NodeId, target: &Target)
         crate::schedule::contract::build(&mut scope, id);
         return Ok(finished(scope, id)?.into());
     }
-    let Some(tiles) = tiles::choose(&scope, &problem, target) else {
+    let chosen = match target.schedule {
+        Some(Schedule::Stages(tiles)) => Some(*tiles),
+        Some(Schedule::OneStage) => None,
+        _ => tiles::choose(&scope, &problem, target),
+    };
+    let Some(tiles) = chosen else {
         fma::build(&mut scope, &problem);
         return Ok(finished(scope, id)?.into());
     };
     matrix::build(&mut scope, &problem, tiles);
     let kernel = match finished(scope, id) {
         // what a thread brings of a large tile may be more index arithmetic than one body holds
-        Err(error) if error.code == "E0461" => {
+        Err(error) if error.code == "E0461" && target.schedule.is_none() => {
             let mut scope = Scope::on_gpu(graph, stored, target.exact, fma::THREADS as u32);
             let problem = Problem::new(&mut scope, id).ok_or_else(form)?;
             fma::build(&mut scope, &problem);

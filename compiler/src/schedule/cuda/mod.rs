@@ -29,6 +29,7 @@ use egret_ir::{Diagnostic, Dim, Graph, NodeId, Op};
 use egret_program::DeviceDescription;
 use smallvec::SmallVec;
 
+use super::choice::Schedule;
 use super::row::anchor;
 use super::scope::{Scope, Stored};
 use super::{Generated, Passes};
@@ -73,6 +74,8 @@ pub struct Target<'d> {
     pub exact: bool,
     /// Products of `f32`.
     pub products: F32Products,
+    /// The schedule, of [`candidates`]; the model's choice where there is none.
+    pub schedule: Option<&'d Schedule>,
 }
 
 /// Builds the CUDA kernels of a group.
@@ -94,7 +97,7 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, target: &Targ
         Op::Cumulative(op) if cumulative::is_long(&graph.tensor_type(id).shape, op.axis) => {
             return cumulative::generate(graph, stored, id, op, exact);
         }
-        Op::Attention(_) | Op::AttentionGrad(_) => return attention::generate(graph, stored, id, exact),
+        Op::Attention(_) | Op::AttentionGrad(_) => return attention::generate(graph, stored, id, target),
         _ if group.family == Family::Reduce => return reduce::generate(graph, stored, id, exact),
         _ if matches!(group.family, Family::Dot | Family::Conv) => {
             return contract::generate(graph, stored, id, target);
@@ -141,6 +144,16 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, target: &Targ
         }
     }
     Ok(finished(scope, id)?.into())
+}
+
+/// The schedules that a group's kernel may have: the model's choice first, then what it thinks best; fewer than two where
+/// there is no choice.
+pub fn candidates(graph: &Graph, stored: &dyn Stored, group: &Group, target: &Target) -> Vec<Schedule> {
+    match group.family {
+        Family::Dot | Family::Conv => contract::candidates(graph, stored, group.root, target),
+        Family::Attention | Family::AttentionGrad => attention::candidates(graph, group.root, target.device),
+        _ => Vec::new(),
+    }
 }
 
 /// The buffers of what a node writes, by result.

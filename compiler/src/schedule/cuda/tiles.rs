@@ -1,7 +1,10 @@
 //! Schedules of products in stages: plain data, chosen from extents and the device's description.
 
+use std::fmt;
+
 use egret_ir::{DType, Dim, Op};
 use egret_program::DeviceDescription;
+use serde::{Deserialize, Serialize};
 
 use super::problem::{Problem, Which};
 use super::{F32Products, Target, expected};
@@ -26,7 +29,8 @@ const FMA_SHARES: (f64, f64) = (0.8, 0.4);
 const MAX_SPLITS: i64 = 16;
 
 /// What multiplies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Engine {
     /// Tensor cores.
     Matrix(MatrixKind),
@@ -43,6 +47,17 @@ impl Engine {
         }
     }
 
+    /// Time of its products, in units of those of halves by tensor cores.
+    pub fn slower(self, device: &DeviceDescription) -> f64 {
+        match self {
+            Engine::Matrix(MatrixKind::F16 | MatrixKind::BF16) => 1.0,
+            Engine::Matrix(MatrixKind::Tf32) => 2.0,
+            Engine::Matrix(MatrixKind::Tf32x3) => 6.0,
+            Engine::Matrix(MatrixKind::Int8 { .. }) => 0.5,
+            Engine::Fma => device.block_limits().2 / device.core_gflops,
+        }
+    }
+
     /// Type of a sum.
     pub fn sum(self) -> DType {
         match self {
@@ -53,7 +68,7 @@ impl Engine {
 }
 
 /// How a product is computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tiles {
     /// What multiplies.
     pub engine: Engine,
@@ -73,6 +88,11 @@ pub struct Tiles {
     /// sides in the second cache; 1: row by row.
     pub band: i64,
 }
+
+/// Numbers of stages that may be measured; the model's choice has the first.
+const STAGES: [i64; 3] = [3, 4, 2];
+/// Rows and columns of other blocks of multiply-adds.
+const FMA_SIDES: [(i64, i64); 4] = [(128, 128), (128, 64), (64, 128), (64, 64)];
 
 /// Rows and columns of a block, and rows of a warp; where equally good, the first is taken.
 const CANDIDATES: [(i64, i64, i64); 6] =
@@ -106,49 +126,110 @@ pub struct Extents {
     pub sums: i64,
 }
 
+impl fmt::Display for Tiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Tiles { engine, rows, columns, step, warp_rows, stages, splits, band } = self;
+        let engine = match engine {
+            Engine::Matrix(kind) => kind.name(),
+            Engine::Fma => "fma",
+        };
+        write!(f, "{engine} {rows}x{columns}x{step} warps of {warp_rows} stages {stages} splits {splits} band {band}")
+    }
+}
+
+/// What the schedule of a problem in stages is chosen by.
+struct Facts {
+    /// `None`: multiply-adds.
+    kind: Option<MatrixKind>,
+    /// Bytes of an element.
+    size: usize,
+    extents: Extents,
+    /// Rows and columns that a tile has at least.
+    least: (i64, i64),
+}
+
+impl Facts {
+    /// `None` where a problem has tiles of one stage alone ([`super::fma`]).
+    fn new(scope: &Scope, problem: &Problem, target: &Target) -> Option<Facts> {
+        let graph = scope.graph;
+        let node = graph.node(problem.id);
+        let dtypes = [0, 1].map(|i| graph.tensor_type(node.operands[i]).dtype);
+        let signed = |which| match problem.side_dtype(scope, which) {
+            DType::I8 => Some(true),
+            DType::U8 => Some(false),
+            _ => None,
+        };
+        let kind = match (dtypes[0], target.products) {
+            (DType::I8 | DType::U8, _) if problem.is_wide(scope) => {
+                Some(MatrixKind::Int8 { signed: [signed(Which::Left)?, signed(Which::Right)?] })
+            }
+            (DType::F16, _) => Some(MatrixKind::F16),
+            (DType::BF16, _) => Some(MatrixKind::BF16),
+            (DType::F32, F32Products::Tf32) if !target.exact => Some(MatrixKind::Tf32),
+            (DType::F32, F32Products::Tf32x3) if !target.exact => Some(MatrixKind::Tf32x3),
+            (DType::F32, _) => None,
+            _ => return None,
+        };
+        // a row operator needs whole rows of results, which the other engine has
+        let whole_rows = matches!(&node.op, Op::Fused(fused) if fused.rows.is_some());
+        let alike = dtypes[0] == dtypes[1] || problem.is_wide(scope);
+        if !alike || whole_rows || kind.is_some() && !problem.has_neighbours() {
+            return None;
+        }
+        let extent = |parts: &[Dim]| expected(&parts.iter().fold(Dim::ONE, |n, d| n * d.clone())).max(1);
+        let extents = Extents {
+            batch: extent(&problem.batch),
+            rows: extent(&problem.rows),
+            columns: extent(&problem.columns),
+            sums: extent(&problem.sums),
+        };
+        // of a matrix of 16 × 8 most would be padding
+        let wasted = extents.rows < 8 || extents.columns < 8;
+        if kind.is_some() && wasted {
+            return None;
+        }
+        let least = kind.map_or((0, 0), |kind| least(scope, problem, kind));
+        Some(Facts { kind, size: dtypes[0].size(), extents, least })
+    }
+
+    fn choose(&self, device: &DeviceDescription) -> Option<Tiles> {
+        let tiles = match self.kind {
+            None => multiply_adds(self.extents, device)?,
+            Some(kind) => best(kind, self.size, self.extents, self.least, device),
+        };
+        Some(self.banded(tiles, device))
+    }
+
+    fn banded(&self, tiles: Tiles, device: &DeviceDescription) -> Tiles {
+        Tiles { band: band(&tiles, self.size, self.extents, device), ..tiles }
+    }
+}
+
 /// The schedule of a problem; `None` where it is computed in tiles of one stage ([`super::fma`]).
 pub fn choose(scope: &Scope, problem: &Problem, target: &Target) -> Option<Tiles> {
-    let graph = scope.graph;
-    let node = graph.node(problem.id);
-    let dtypes = [0, 1].map(|i| graph.tensor_type(node.operands[i]).dtype);
-    let signed = |which| match problem.side_dtype(scope, which) {
-        DType::I8 => Some(true),
-        DType::U8 => Some(false),
-        _ => None,
-    };
-    let kind = match (dtypes[0], target.products) {
-        (DType::I8 | DType::U8, _) if problem.is_wide(scope) => {
-            Some(MatrixKind::Int8 { signed: [signed(Which::Left)?, signed(Which::Right)?] })
+    Facts::new(scope, problem, target)?.choose(target.device)
+}
+
+/// All schedules of a problem: [`choose`]'s, then the others, of tensor cores the fastest by the model first. `None` is
+/// tiles of one stage.
+pub fn ranked(scope: &Scope, problem: &Problem, target: &Target) -> Vec<Option<Tiles>> {
+    let device = target.device;
+    let Some(facts) = Facts::new(scope, problem, target) else { return vec![None] };
+    let own = facts.choose(device);
+    let mut others: Vec<Option<Tiles>> = match facts.kind {
+        None => std::iter::once(None).chain(fma_tiles(facts.extents).map(Some)).collect(),
+        Some(kind) => {
+            let mut timed: Vec<(f64, Tiles)> = tensor_tiles(kind, facts.size, facts.extents, facts.least, &STAGES)
+                .filter(|tiles| tiles.shared_bytes(facts.size) <= i64::from(device.block_limits().0))
+                .map(|tiles| (time(&tiles, facts.size, facts.extents, device), tiles))
+                .collect();
+            timed.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+            timed.into_iter().map(|(_, tiles)| Some(tiles)).collect()
         }
-        (DType::F16, _) => Some(MatrixKind::F16),
-        (DType::BF16, _) => Some(MatrixKind::BF16),
-        (DType::F32, F32Products::Tf32) if !target.exact => Some(MatrixKind::Tf32),
-        (DType::F32, F32Products::Tf32x3) if !target.exact => Some(MatrixKind::Tf32x3),
-        (DType::F32, _) => None,
-        _ => return None,
     };
-    // a row operator needs whole rows of results, which the other engine has
-    let whole_rows = matches!(&node.op, Op::Fused(fused) if fused.rows.is_some());
-    let alike = dtypes[0] == dtypes[1] || problem.is_wide(scope);
-    if !alike || whole_rows || kind.is_some() && !problem.has_neighbours() {
-        return None;
-    }
-    let extent = |parts: &[Dim]| expected(&parts.iter().fold(Dim::ONE, |n, d| n * d.clone())).max(1);
-    let extents = Extents {
-        batch: extent(&problem.batch),
-        rows: extent(&problem.rows),
-        columns: extent(&problem.columns),
-        sums: extent(&problem.sums),
-    };
-    let size = dtypes[0].size();
-    // of a matrix of 16 × 8 most would be padding
-    let wasted = extents.rows < 8 || extents.columns < 8;
-    let tiles = match kind {
-        None => multiply_adds(extents, target.device)?,
-        Some(_) if wasted => return None,
-        Some(kind) => best(kind, size, extents, least(scope, problem, kind), target.device),
-    };
-    Some(Tiles { band: band(&tiles, size, extents, target.device), ..tiles })
+    others.iter_mut().flatten().for_each(|tiles| *tiles = facts.banded(*tiles, device));
+    others.retain(|tiles| *tiles != own);
+    std::iter::once(own).chain(others).collect()
 }
 
 /// Rows and columns that a tile has at least: lines of bytes that lie along these are of 64, so that the loads of a warp
@@ -200,22 +281,67 @@ pub fn multiply_adds(extents: Extents, device: &DeviceDescription) -> Option<Til
     let (large, small) = FMA_SHARES;
     let wins = time((rows, columns), 2, large) < time((64, 64), 4, small);
     let tiles = Tiles { engine: Engine::Fma, rows, columns, step, warp_rows: 64, stages, splits: 1, band: 1 };
-    (wins && extents.sums >= 4 * step).then_some(tiles)
+    (wins && has_stages(extents)).then_some(tiles)
+}
+
+/// Whether sums are long enough for the stages of multiply-adds.
+fn has_stages(extents: Extents) -> bool {
+    let (_, _, step, _) = FMA_TILE;
+    extents.sums >= 4 * step
+}
+
+/// Blocks of multiply-adds in stages.
+fn fma_tiles(extents: Extents) -> impl Iterator<Item = Tiles> {
+    let (_, _, step, stages) = FMA_TILE;
+    FMA_SIDES.into_iter().filter(move |_| has_stages(extents)).map(move |(rows, columns)| Tiles {
+        engine: Engine::Fma,
+        rows,
+        columns,
+        step,
+        warp_rows: 64,
+        stages,
+        splits: 1,
+        band: 1,
+    })
+}
+
+/// Blocks of tensor cores with so many stages, of at least so many rows and columns.
+fn tensor_tiles(
+    kind: MatrixKind,
+    size: usize,
+    extents: Extents,
+    least: (i64, i64),
+    stages: &[i64],
+) -> impl Iterator<Item = Tiles> {
+    let step = STEP_BYTES / size as i64;
+    let steps = (extents.sums + step - 1) / step;
+    let splits = move || (0..).map(|n| 1 << n).take_while(move |s| *s <= MAX_SPLITS && (*s == 1 || steps / *s >= 4));
+    let sides = CANDIDATES.into_iter().filter(move |(m, n, _)| *m >= least.0 && *n >= least.1);
+    let engine = Engine::Matrix(kind);
+    sides.flat_map(move |(rows, columns, warp_rows)| {
+        splits().flat_map(move |splits| {
+            stages.iter().map(move |stages| Tiles {
+                engine,
+                rows,
+                columns,
+                step,
+                warp_rows,
+                stages: *stages,
+                splits,
+                band: 1,
+            })
+        })
+    })
 }
 
 /// The fastest schedule by [`time`], of tiles of at least so many rows and columns.
 pub fn best(kind: MatrixKind, size: usize, extents: Extents, least: (i64, i64), device: &DeviceDescription) -> Tiles {
     let step = STEP_BYTES / size as i64;
-    let steps = (extents.sums + step - 1) / step;
     let mut found: Option<(f64, Tiles)> = None;
-    for (rows, columns, warp_rows) in CANDIDATES.into_iter().filter(|(m, n, _)| *m >= least.0 && *n >= least.1) {
-        for splits in (0..).map(|n| 1 << n).take_while(|s| *s <= MAX_SPLITS && (*s == 1 || steps / *s >= 4)) {
-            let tiles =
-                Tiles { engine: Engine::Matrix(kind), rows, columns, step, warp_rows, stages: 3, splits, band: 1 };
-            let time = time(&tiles, size, extents, device);
-            if found.is_none_or(|(best, _)| time < best) {
-                found = Some((time, tiles));
-            }
+    for tiles in tensor_tiles(kind, size, extents, least, &STAGES[..1]) {
+        let time = time(&tiles, size, extents, device);
+        if found.is_none_or(|(best, _)| time < best) {
+            found = Some((time, tiles));
         }
     }
     let engine = Engine::Matrix(kind);
@@ -235,13 +361,7 @@ fn time(tiles: &Tiles, size: usize, extents: Extents, device: &DeviceDescription
     let waves = ceil(blocks, cores * resident) as f64;
     let steps = ceil(ceil(extents.sums, tiles.step), tiles.splits) as f64;
     let (rows, columns, step) = (tiles.rows as f64, tiles.columns as f64, tiles.step as f64);
-    let slower = match tiles.engine {
-        Engine::Matrix(MatrixKind::F16 | MatrixKind::BF16) => 1.0,
-        Engine::Matrix(MatrixKind::Tf32) => 2.0,
-        Engine::Matrix(MatrixKind::Tf32x3) => 6.0,
-        Engine::Matrix(MatrixKind::Int8 { .. }) => 0.5,
-        Engine::Fma => rate / device.core_gflops,
-    };
+    let slower = tiles.engine.slower(device);
     let products = 2.0 * rows * columns * step * steps * active * slower / rate;
     let copies = (rows + columns) * step * size as f64 * steps * active * cores as f64 / device.cache_gbps;
     let latency = LATENCY * steps / (tiles.stages - 1) as f64;

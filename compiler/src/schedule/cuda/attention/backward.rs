@@ -22,7 +22,7 @@ const MOST_KEPT: i64 = 128;
 const WARP: i64 = 32;
 
 /// Rows of a tile that streams.
-fn columns(attend: &Attend) -> i64 {
+pub fn columns(attend: &Attend) -> i64 {
     let wide = padded(attend.head.max(attend.value)) > 128;
     match (attend.dtype, wide) {
         (DType::F32, false) => 16,
@@ -38,16 +38,18 @@ struct Gradient<'a> {
     lse: NodeId,
     d_o: NodeId,
     slope: ScalarExpr,
+    /// Rows of a tile that streams.
+    columns: i64,
 }
 
-/// Builds the kernels.
-pub fn generate(attend: &Attend, stored: &dyn Stored, exact: bool) -> Result<Passes, Diagnostic> {
+/// Builds the kernels, with tiles of so many rows.
+pub fn generate(attend: &Attend, stored: &dyn Stored, exact: bool, columns: i64) -> Result<Passes, Diagnostic> {
     let operands = &attend.graph.node(attend.id).operands;
     let mut dtypes: Vec<DType> = vec![attend.dtype];
     dtypes.extend(attend.extras.iter().map(|extra| attend.graph.tensor_type(*extra).dtype));
     let slope = attend.of.score.derivative(0, &dtypes);
     let slope = slope.map_or_else(|| ScalarExpr::float(0.0, DType::F32), |slope| widened(&slope));
-    let gradient = Gradient { attend, o: operands[3], lse: operands[4], d_o: operands[5], slope };
+    let gradient = Gradient { attend, o: operands[3], lse: operands[4], d_o: operands[5], slope, columns };
     let kernel = |build: &dyn Fn(&mut Scope)| {
         let mut scope = Scope::on_gpu(attend.graph, stored, exact, THREADS as u32);
         build(&mut scope);
@@ -152,7 +154,7 @@ impl Gradient<'_> {
     fn of_queries(&self, scope: &mut Scope) {
         let attend = self.attend;
         let of = attend.of;
-        let (own_rows, columns) = (owned(attend.dtype), columns(attend));
+        let (own_rows, columns) = (owned(attend.dtype), self.columns);
         let (head, value) = (padded(attend.head), padded(attend.value));
         let out = scope.write((attend.id, 0));
         let sums = scope.temporary(attend.id, 0, DType::F32, false);
@@ -227,7 +229,7 @@ impl Gradient<'_> {
     fn of_keys(&self, scope: &mut Scope) {
         let attend = self.attend;
         let of = attend.of;
-        let (own_rows, columns) = (owned(attend.dtype), columns(attend));
+        let (own_rows, columns) = (owned(attend.dtype), self.columns);
         // a block has a slice of the gradients' channels, and makes all of the scores
         let widest = padded(attend.head.max(attend.value));
         let slices = if attend.dtype == DType::F32 { 1 } else { (widest + MOST_KEPT - 1) / MOST_KEPT };

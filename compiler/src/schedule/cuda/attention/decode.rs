@@ -34,12 +34,16 @@ struct Decode<'a> {
     each: Dim,
 }
 
+/// Blocks that the keys of a row are dealt to: enough to fill a GPU.
+pub fn parts(attend: &Attend) -> i64 {
+    let rows = expected(&attend.row_shape().elements()).max(1);
+    (ENOUGH / rows).min(expected(&attend.keys) / LEAST).max(1)
+}
+
 /// Builds the kernels.
-pub fn generate(attend: &Attend, stored: &dyn Stored, exact: bool) -> Result<Passes, Diagnostic> {
+pub fn generate(attend: &Attend, stored: &dyn Stored, exact: bool, parts: i64) -> Result<Passes, Diagnostic> {
     let channels = attend.head.max(attend.value) as u64;
     let lanes = (channels.div_ceil(OWN as u64).next_power_of_two() as i64).max(2);
-    let rows = expected(&attend.row_shape().elements()).max(1);
-    let parts = (ENOUGH / rows).min(expected(&attend.keys) / LEAST).max(1);
     let each = match attend.keys.as_const() {
         Some(keys) => Dim::from((keys as u64).div_ceil(parts as u64) as i64),
         None => attend.keys.ceil_div(&Dim::from(parts)),

@@ -11,7 +11,7 @@ use crate::schedule::cuda::finished;
 use crate::schedule::scope::{Scope, Stored};
 
 /// Keys of a tile: fewer where channels are many, for registers and shared memory.
-fn columns(attend: &Attend) -> i64 {
+pub fn columns(attend: &Attend) -> i64 {
     let wide = padded(attend.head.max(attend.value)) > 128;
     match (attend.dtype, wide) {
         (DType::F32, false) => 32,
@@ -51,16 +51,15 @@ impl Softmax {
     }
 }
 
-/// Builds the kernel.
-pub fn generate(attend: &Attend, stored: &dyn Stored, exact: bool) -> Result<Passes, Diagnostic> {
+/// Builds the kernel, with tiles of so many keys.
+pub fn generate(attend: &Attend, stored: &dyn Stored, exact: bool, columns: i64) -> Result<Passes, Diagnostic> {
     let mut scope = Scope::on_gpu(attend.graph, stored, exact, THREADS as u32);
-    build(attend, &mut scope);
+    build(attend, &mut scope, columns);
     Ok(finished(scope, attend.id)?.into())
 }
 
-fn build(attend: &Attend, scope: &mut Scope) {
+fn build(attend: &Attend, scope: &mut Scope, columns: i64) {
     let own_rows = owned(attend.dtype);
-    let columns = columns(attend);
     let (head, value) = (padded(attend.head), padded(attend.value));
     let (out, lse) = (scope.write((attend.id, 0)), scope.write((attend.id, 1)));
     let groups = attend.outer.iter().fold(Dim::ONE, |n, d| n * d.clone());

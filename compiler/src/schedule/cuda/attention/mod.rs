@@ -11,12 +11,15 @@ mod tiles;
 
 use egret_ir::ops::{Attention, Labels};
 use egret_ir::{DType, Diagnostic, Dim, Graph, NodeId, Op, ScalarExpr, Shape, TensorType};
+use egret_program::DeviceDescription;
 use smallvec::SmallVec;
 
+use super::{Target, expected};
 use crate::kernel::Expr;
 use crate::raise::spell::widened;
 use crate::schedule::Passes;
 use crate::schedule::attention::Roles;
+use crate::schedule::choice::Schedule;
 use crate::schedule::scope::{Scope, Stored};
 
 /// Most channels of a head.
@@ -40,13 +43,37 @@ pub fn fits(attention: &Attention, roles: &Roles, [q, k, v]: [&TensorType; 3]) -
 ///
 /// # Errors
 /// As [`super::generate`].
-pub fn generate(graph: &Graph, stored: &dyn Stored, id: NodeId, exact: bool) -> Result<Passes, Diagnostic> {
+pub fn generate(graph: &Graph, stored: &dyn Stored, id: NodeId, target: &Target) -> Result<Passes, Diagnostic> {
     let Some(attend) = Attend::new(graph, id) else { return Err(super::unsupported(graph, id, "of this form")) };
-    match &graph.node(id).op {
-        Op::AttentionGrad(_) => backward::generate(&attend, stored, exact),
-        _ if attend.queries.is(1) => decode::generate(&attend, stored, exact),
-        _ => forward::generate(&attend, stored, exact),
+    let exact = target.exact;
+    match (&graph.node(id).op, target.schedule) {
+        (Op::AttentionGrad(_), Some(Schedule::Stream { columns })) => {
+            backward::generate(&attend, stored, exact, *columns)
+        }
+        (Op::AttentionGrad(_), _) => backward::generate(&attend, stored, exact, backward::columns(&attend)),
+        (_, Some(Schedule::Deal { parts })) => decode::generate(&attend, stored, exact, *parts),
+        _ if attend.queries.is(1) => decode::generate(&attend, stored, exact, decode::parts(&attend)),
+        (_, Some(Schedule::Stream { columns })) => forward::generate(&attend, stored, exact, *columns),
+        _ => forward::generate(&attend, stored, exact, forward::columns(&attend)),
     }
+}
+
+/// The schedules of an attention or its gradient, as [`super::candidates`] has them.
+pub fn candidates(graph: &Graph, id: NodeId, device: &DeviceDescription) -> Vec<Schedule> {
+    let Some(attend) = Attend::new(graph, id) else { return Vec::new() };
+    let gradient = matches!(graph.node(id).op, Op::AttentionGrad(_));
+    if !gradient && attend.queries.is(1) {
+        let own = decode::parts(&attend);
+        let most = expected(&attend.keys).max(1);
+        let parts = [own, 2 * own, own / 2, 4 * own, own / 4].into_iter().filter(|parts| (1..=most).contains(parts));
+        return parts.map(|parts| Schedule::Deal { parts }).collect();
+    }
+    let own = if gradient { backward::columns(&attend) } else { forward::columns(&attend) };
+    // the products of halves have steps of 16 columns, those of `f32` of 4
+    let least = if attend.dtype == DType::F32 { 4 } else { 16 };
+    let fits = |columns: i64| tiles::shared_bytes(&attend, columns, gradient) <= i64::from(device.block_limits().0);
+    let others = [own / 2, 2 * own].into_iter().filter(|columns| *columns >= least && fits(*columns));
+    std::iter::once(own).chain(others).map(|columns| Schedule::Stream { columns }).collect()
 }
 
 /// What is attended to.

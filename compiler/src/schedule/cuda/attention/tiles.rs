@@ -82,6 +82,17 @@ pub fn owned(dtype: DType) -> i64 {
     if dtype == DType::F32 { 32 } else { 64 }
 }
 
+/// Bytes of shared memory of a block past which tiles of so many rows stream.
+pub fn shared_bytes(attend: &Attend, columns: i64, gradient: bool) -> i64 {
+    let (head, value) = (padded(attend.head), padded(attend.value));
+    let pitch = |width: i64| width + chunk(attend.dtype);
+    let own = if gradient { pitch(head) + pitch(value) } else { pitch(head.max(value)) };
+    let passed = if attend.dtype == DType::F32 { (columns + 1) * owned(attend.dtype) } else { 0 };
+    // of the gradient a row's log-sum-exp and sum too
+    let rows = if gradient { 8 * columns } else { 0 };
+    (owned(attend.dtype) * own + columns * (pitch(head) + pitch(value)) + passed) * attend.dtype.size() as i64 + rows
+}
+
 /// Elements of 16 bytes.
 fn chunk(dtype: DType) -> i64 {
     16 / dtype.size() as i64

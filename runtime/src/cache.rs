@@ -1,6 +1,6 @@
-//! Compiled kernels on disk, so that a second process starts warm: an entry an image, which may hold several kernels; an
-//! entry a kernel, which names its image, so that programs share it; and one with all images of a program, which is read at
-//! once.
+//! What is kept on disk, so that a second process starts warm. Compiled kernels: an entry an image, which may hold several
+//! kernels; an entry a kernel, which names its image, so that programs share it; and one with all images of a program, which is
+//! read at once. What a tuner measured: an entry a problem.
 //!
 //! An entry's name is the hash of all that its content depends on. It is written beside its place and then renamed, so
 //! that another process sees it whole or not at all; what is read is checked, and what is damaged is removed. A folder that
@@ -18,7 +18,7 @@ const MOST_BYTES: u64 = 1 << 30;
 /// How the files are called.
 const EXTENSION: &str = "image";
 
-/// A folder of compiled kernels.
+/// A folder of entries.
 #[derive(Clone, Debug)]
 pub struct Cache {
     folder: Option<PathBuf>,
@@ -29,7 +29,7 @@ pub struct Cache {
 pub struct Entry {
     /// Its file.
     pub path: PathBuf,
-    /// The kernel or program, the architecture, and what compiled it.
+    /// What it is, in one line: the kernel or program, the architecture, and what compiled it.
     pub about: String,
     /// Bytes of the file.
     pub bytes: u64,
@@ -38,13 +38,23 @@ pub struct Entry {
 }
 
 impl Cache {
-    /// The user's: below `EGRET_CACHE`, `XDG_CACHE_HOME` or `~/.cache`; none where there is no such folder.
+    /// The user's, of compiled kernels: below `EGRET_CACHE`, `XDG_CACHE_HOME` or `~/.cache`; none where there is no such
+    /// folder.
     pub fn standard() -> Cache {
+        Cache::of_user("kernels")
+    }
+
+    /// The user's, of what was measured to choose schedules: beside that of kernels.
+    pub fn tuning() -> Cache {
+        Cache::of_user("tuning")
+    }
+
+    fn of_user(name: &str) -> Cache {
         let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         let folder = variable("EGRET_CACHE")
             .or_else(|| variable("XDG_CACHE_HOME").map(|f| f.join("egret")))
             .or_else(|| variable("HOME").map(|f| f.join(".cache").join("egret")));
-        Cache { folder: folder.map(|f| f.join("kernels")) }
+        Cache { folder: folder.map(|f| f.join(name)) }
     }
 
     /// A cache in a folder, which is made when something is first written.
@@ -64,13 +74,7 @@ impl Cache {
 
     /// The key of what `parts` make.
     pub fn key(parts: &[&[u8]]) -> u128 {
-        // FNV-1a, 128 bits; lengths keep parts apart
-        let mut hash: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
-        let mut byte = |b: u8| hash = (hash ^ u128::from(b)).wrapping_mul(0x0100_0000_0000_0000_0000_013b);
-        for part in parts {
-            (part.len() as u64).to_le_bytes().into_iter().chain(part.iter().copied()).for_each(&mut byte);
-        }
-        hash
+        egret_program::fingerprint(parts)
     }
 
     fn path(&self, key: u128) -> Option<PathBuf> {
@@ -102,7 +106,7 @@ impl Cache {
         for (key, about, content) in entries {
             let Some(path) = self.path(key) else { return };
             if let Err(error) = write(&path, &about, content) {
-                tracing::debug!(path = %path.display(), %error, "a kernel is not cached");
+                tracing::debug!(path = %path.display(), %error, "an entry is not kept");
                 return;
             }
         }
