@@ -218,6 +218,20 @@ fn attention_on_gpus() {
     }
 }
 
+#[test]
+fn rows_on_gpus() {
+    let Some((description, device)) = simulated("sm_80") else { return };
+    let run = |program: &Program| on_gpu(program, &device);
+    for dtype in [DType::F32, DType::BF16] {
+        let graph = trace(|t| {
+            let x = t.input("x", of(dtype, &[3, 5, 200]));
+            vec![x.softmax(-1) * t.input("s", of(dtype, &[200])), x.layer_norm(-1, 1e-5), x.softmax(1)]
+        });
+        let counts = agree(&graph.unwrap(), &description, &CompileOptions::default(), ALL, &run);
+        assert!(counts.len() == 3 && counts.iter().all(|n| *n > 1), "{dtype}: {counts:?}");
+    }
+}
+
 /// Equal products, whatever their weights, are one problem; what is chosen for it changes both, and nothing else.
 #[test]
 fn equal_problems_are_one() {

@@ -28,6 +28,11 @@ pub enum Schedule {
         /// Rows of a tile that streams through shared memory.
         columns: i64,
     },
+    /// A softmax or norm on a GPU.
+    Rows {
+        /// Threads of a row.
+        threads: u32,
+    },
     /// Attention of one query on a GPU.
     Deal {
         /// Blocks that its keys are dealt to.
@@ -42,6 +47,7 @@ impl fmt::Display for Schedule {
             Schedule::Stages(tiles) => write!(f, "{tiles}"),
             Schedule::OneStage => f.write_str("64x64x16 stages 1"),
             Schedule::Stream { columns } => write!(f, "columns {columns}"),
+            Schedule::Rows { threads } => write!(f, "threads {threads}"),
             Schedule::Deal { parts } => write!(f, "parts {parts}"),
         }
     }

@@ -12,6 +12,7 @@ use egret_program::DeviceDescription;
 use super::inputs::drawn;
 use crate::cost::{self, SYMBOL_HINT};
 use crate::schedule::attention::Roles;
+use crate::schedule::row::anchor;
 
 /// How results under two schedules agree.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -71,6 +72,7 @@ pub fn agreement(graph: &Graph, id: NodeId, device: &DeviceDescription) -> Agree
     }
     let sampled = match &graph.node(id).op {
         Op::Attention(_) | Op::AttentionGrad(_) => attention(graph, id),
+        op if matches!(anchor(op), Op::Softmax(_) | Op::Norm(_)) => rows(graph, id),
         op => product(graph, id, op),
     };
     match sampled {
@@ -205,6 +207,34 @@ fn sum_bound(dtype: DType, terms: f64) -> Result<Option<f64>, Diagnostic> {
     let of = |a: i64, b: i64| TensorType { dtype, shape: [Dim::from(a), Dim::from(b)].into_iter().collect() };
     let graph = trace(|t| t.input("left", of(ROWS as i64, terms)).matmul(t.input("right", of(terms, COLUMNS))))?;
     Ok(greatest(&graph, &draw(&graph, None)))
+}
+
+/// The bound of a softmax or norm of a few whole rows.
+fn rows(graph: &Graph, id: NodeId) -> Result<Option<f64>, Diagnostic> {
+    let node = graph.node(id);
+    let shape = &graph.ty(id).parts()[0].shape;
+    let own = match anchor(&node.op) {
+        Op::Softmax(softmax) => softmax.axis..softmax.axis + 1,
+        Op::Norm(norm) => norm.axis..shape.rank(),
+        _ => return Ok(None),
+    };
+    let extent = |axis: usize| match own.contains(&axis) {
+        true => shape[axis].hint(SYMBOL_HINT),
+        false if axis + 1 == own.start => ROWS as i64,
+        false => 1,
+    };
+    let mut small = Graph::new();
+    let mut operands = Vec::new();
+    for (i, operand) in node.operands.iter().enumerate() {
+        let Some(ty) = graph.ty(*operand).tensor() else { return Ok(None) };
+        let lead = shape.rank().saturating_sub(ty.shape.rank());
+        let axis = |(axis, dim): (usize, &Dim)| if dim.is(1) { Dim::ONE } else { Dim::from(extent(axis + lead)) };
+        let shape: Shape = ty.shape.iter().enumerate().map(axis).collect();
+        operands.push(input(&mut small, &format!("operand{i}"), ty.dtype, shape)?);
+    }
+    let value = small.add(node.op.clone(), &operands)?;
+    small.add_output("result", value);
+    Ok(greatest(&small, &draw(&small, None)))
 }
 
 /// The bound of a plain attention of as many keys and channels, or of its gradient.

@@ -104,7 +104,11 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, target: &Targ
         }
         _ => {}
     }
-    let mut scope = Scope::on_gpu(graph, stored, exact, threads(graph, group));
+    let threads = match target.schedule {
+        Some(Schedule::Rows { threads }) => *threads,
+        _ => threads(graph, group),
+    };
+    let mut scope = Scope::on_gpu(graph, stored, exact, threads);
     match group.family {
         Family::Map => {
             super::map::build_all(&mut scope, &group.maps());
@@ -152,6 +156,9 @@ pub fn candidates(graph: &Graph, stored: &dyn Stored, group: &Group, target: &Ta
     match group.family {
         Family::Dot | Family::Conv => contract::candidates(graph, stored, group.root, target),
         Family::Attention | Family::AttentionGrad => attention::candidates(graph, group.root, target.device),
+        Family::Row if matches!(anchor(&graph.node(group.root).op), Op::Softmax(_) | Op::Norm(_)) => {
+            row::candidates(threads(graph, group)).map(|threads| Schedule::Rows { threads }).collect()
+        }
         _ => Vec::new(),
     }
 }

@@ -18,6 +18,11 @@ pub fn threads(length: &Dim) -> u32 {
     threads.clamp(32, 512) as u32
 }
 
+/// Threads of a row that may be measured, beginning with these.
+pub fn candidates(threads: u32) -> impl Iterator<Item = u32> {
+    [threads, threads / 2, threads * 2, threads / 4].into_iter().filter(|threads| (32..=1024).contains(threads))
+}
+
 /// A loop of the block's threads over a row. Elements of staged operands come from shared memory: each thread reads
 /// only what it wrote, so no barrier is needed.
 pub fn each(
