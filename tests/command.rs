@@ -330,3 +330,48 @@ fn machines_are_measured_and_described() {
     assert_eq!(status(&output), 2, "a description that is not there is wrong usage");
     assert!(String::from_utf8_lossy(&output.stderr).contains("nowhere.json"));
 }
+
+/// What is measured is kept, read again, told and cleared; the interpreter has nothing to tune.
+#[test]
+fn schedules_are_tuned_where_asked() {
+    let folder = folder("tune");
+    let model = model(&folder);
+    let dims = ["--dim", "n=400", "--dim", "three=3"];
+    let egret = |args: &[&str]| {
+        let program = env!("CARGO_BIN_EXE_egret");
+        Command::new(program).env("EGRET_CACHE", folder.join("cache")).args(args).output().unwrap()
+    };
+    let run = |more: &[&str]| {
+        let output = egret(&[&["run", text(&model), "--json", "--threads", "1"], &dims[..], more].concat());
+        assert_eq!(status(&output), 0, "{}", String::from_utf8_lossy(&output.stderr));
+        let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        (value, String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (plain, said) = run(&[]);
+    assert!(plain["tuning"].is_null() && said.is_empty(), "{said}");
+    let (first, said) = run(&["--tune", "1"]);
+    assert!(said.contains("tuned: 1 problems measured, 0 from the table"), "{said}");
+    let measurements = first["tuning"][0]["measurements"].as_array().unwrap();
+    assert!((2..=4).contains(&measurements.len()), "{first}");
+    assert!(measurements.iter().all(|m| !m["us"].as_array().unwrap().is_empty()), "{first}");
+    assert_eq!(first["outputs"], plain["outputs"]);
+    let (second, said) = run(&["--tune", "1"]);
+    assert!(said.contains("tuned: 0 problems measured, 1 from the table"), "{said}");
+    assert_eq!(second["tuning"][0]["measurements"], first["tuning"][0]["measurements"]);
+
+    let list = egret(&["cache", "list"]);
+    let listed = String::from_utf8_lossy(&list.stdout).into_owned();
+    assert!(listed.contains("tuning: 1 entries") && listed.contains("by the model"), "{listed}");
+    assert_eq!(status(&egret(&["cache", "clear"])), 0);
+    let listed = egret(&["cache", "list", "--json"]);
+    let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+    assert_eq!(listed["tuning"]["entries"].as_array().map(Vec::len), Some(0), "{listed}");
+
+    let wrong = egret(&["run", text(&model), "--tune", "3"]);
+    assert_eq!(status(&wrong), 2);
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("no effort of tuning"));
+    let refused = egret(&[&["run", text(&model), "--device", "interpreter", "--tune", "1"], &dims[..]].concat());
+    assert_eq!(status(&refused), 1);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("E0808"));
+    std::fs::remove_dir_all(&folder).unwrap();
+}

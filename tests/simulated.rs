@@ -1,6 +1,6 @@
 //! Simulated GPUs through the façade: devices by name, a trained model, states and the device that they belong to.
 
-use egret::{Device, Error, Tensor, f32, shape};
+use egret::{Device, Effort, Error, Tensor, Tuner, f32, shape};
 use egret_runtime::cuda::{Cache, nvrtc::Nvrtc};
 
 /// A GPU with a cache of the tests' own; `None` where this machine has no NVRTC, which continuous integration must have.
@@ -61,6 +61,47 @@ fn a_trained_model() {
     for (a, b) in have.values().zip(want.values()) {
         assert!((a.as_f64() - b.as_f64()).abs() <= 1e-5 * most, "{a:?} for {b:?}");
     }
+}
+
+/// Schedules are measured by the simulator's clock, which is the same in every run; the table gives the same program again.
+#[test]
+fn schedules_are_tuned() {
+    let Some(device) = device() else { return };
+    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("tuning-{}", std::process::id()));
+    let graph = egret::trace(|t| {
+        let of = |shape: [i64; 2]| egret::TensorType { dtype: egret::DType::BF16, shape: shape.into() };
+        let product = t.input("x", of([40, 96])).matmul(t.input("w", of([96, 264])));
+        (product * 0.125).tanh()
+    });
+    let graph = graph.unwrap();
+    let bf16 = |shape: &[usize]| {
+        let (from, mut to) = (values(shape), Tensor::zeros(egret::DType::BF16, shape));
+        (0..to.elements()).for_each(|i| to.set(i, from.get(i)));
+        to
+    };
+    let (x, w) = (bf16(&[40, 96]), bf16(&[96, 264]));
+    let run = |device: &Device| {
+        let exe = egret::compile(&graph, device).unwrap_or_else(|e| panic!("{e}"));
+        let mut session = exe.session().unwrap_or_else(|e| panic!("{e}"));
+        let y = session.run(&[("x", &x), ("w", &w)]).unwrap().at(0).unwrap().to_tensor();
+        (y, exe.tuning().cloned(), exe.program().unwrap().clone())
+    };
+    let (want, _, plain) = run(&device);
+    let tuned = |table: Cache| run(&device.clone().with_tuner(Tuner::new(Effort::Many).with_table(table)));
+    let (have, tuning, program) = tuned(Cache::at(&folder));
+    let tuning = tuning.unwrap();
+    assert_eq!((tuning.sources(), tuning.dropped().count()), ((1, 0), 0), "{tuning:?}");
+    let measured = &tuning.problems[0].measurements;
+    assert!(measured.len() > 4, "{measured:?}");
+    // sums of sixty-fourths are exact: another schedule gives the same bits
+    assert_eq!(have.bytes(), want.bytes());
+    assert_eq!(program == plain, tuning.problems[0].other().is_none());
+
+    let (_, again, same) = tuned(Cache::at(&folder));
+    assert_eq!((again.unwrap().sources(), &same), ((0, 1), &program));
+    let (_, anew, _) = tuned(Cache::none());
+    assert_eq!(&anew.unwrap().problems[0].measurements, measured, "the clock is modelled");
+    std::fs::remove_dir_all(&folder).unwrap();
 }
 
 #[test]

@@ -46,8 +46,7 @@ pub enum Command {
     Export(ExportArgs),
     /// Model time and memory on devices that need not be there.
     Estimate(EstimateArgs),
-    /// List, explain or clear what is kept of kernels compiled for GPUs.
-    #[cfg(feature = "cuda")]
+    /// List, explain or clear what is kept: kernels compiled for GPUs, and what tuning measured.
     Cache(CacheArgs),
     /// Compile the kernels of a model for GPUs, and run them on simulated ones with all checks.
     #[cfg(feature = "sim")]
@@ -363,7 +362,6 @@ pub struct SaveArgs {
 }
 
 /// `egret cache`.
-#[cfg(feature = "cuda")]
 #[derive(Args)]
 pub struct CacheArgs {
     /// What is done.
@@ -372,12 +370,12 @@ pub struct CacheArgs {
 }
 
 /// What is done with the cache.
-#[cfg(feature = "cuda")]
 #[derive(Subcommand)]
 pub enum CacheAction {
     /// Says what is kept, the latest first.
     List,
     /// Says of each kernel of a model whether it is kept.
+    #[cfg(feature = "cuda")]
     Explain {
         /// The model.
         model: PathBuf,

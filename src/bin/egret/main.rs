@@ -3,7 +3,6 @@
 mod args;
 mod batch;
 mod bench;
-#[cfg(feature = "cuda")]
 mod cache;
 #[cfg(feature = "sim")]
 mod check;
@@ -59,7 +58,6 @@ fn main() -> ExitCode {
         Command::Compile(args) => compile::compile(args, json),
         Command::Export(args) => export::export(args, json),
         Command::Estimate(args) => estimate::run(args, json),
-        #[cfg(feature = "cuda")]
         Command::Cache(args) => cache::cache(args, json),
         #[cfg(feature = "sim")]
         Command::CheckKernels(args) => check::check(args, json),
