@@ -61,6 +61,9 @@ pub fn compile_with(graph: &Graph, device: &Device, options: &CompileOptions) ->
         None => egret_compiler::compile(graph, &description, options)?,
         Some(tuner) => egret_compiler::compile_choosing(graph, &description, options, &mut |planned| {
             let found = tuner.tune(planned, device, &description, &options.plan())?;
+            for (tuned, why) in found.left_out() {
+                tracing::warn!(problem = %tuned.key, origin = tuned.origin, why, "a problem was not tuned");
+            }
             for (tuned, schedule, why) in found.dropped() {
                 tracing::warn!(problem = %tuned.key, origin = tuned.origin, %schedule, why, "a schedule was dropped");
             }

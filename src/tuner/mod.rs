@@ -155,23 +155,27 @@ impl Tuner {
         let mut outcomes: Vec<Outcome> = Vec::with_capacity(runs.len());
         let mut reference: Option<Vec<Tensor>> = None;
         for runs in &mut runs {
-            let failed = |error: &dyn std::fmt::Display| Outcome::Failed { why: error.to_string() };
+            let failed = |error: &crate::Error| Outcome::Failed { why: error.to_string() };
             let results = match runs {
                 Ok(runs) => runs.results().map_err(|error| failed(&error)),
                 Err(error) => Err(failed(error)),
             };
-            outcomes.push(match (results, &reference) {
-                (Err(failed), _) => failed,
-                (Ok(results), None) if outcomes.is_empty() => {
+            match (results, &reference) {
+                (Ok(results), None) => {
                     reference = Some(results);
-                    Outcome::Timed { us: Vec::new() }
+                    outcomes.push(Outcome::Timed { us: Vec::new() });
                 }
-                (Ok(_), None) => Outcome::Failed { why: "the model's choice did not run".into() },
-                (Ok(results), Some(reference)) => match problem.agreement.difference(reference, &results) {
-                    None => Outcome::Timed { us: Vec::new() },
-                    Some(by) => Outcome::Wrong { by },
-                },
-            });
+                (Ok(results), Some(reference)) => {
+                    let difference = problem.agreement.difference(reference, &results);
+                    outcomes.push(difference.map_or(Outcome::Timed { us: Vec::new() }, |by| Outcome::Wrong { by }));
+                }
+                (Err(failed), Some(_)) => outcomes.push(failed),
+                // without the model's choice there is nothing to compare with
+                (Err(failed), None) => {
+                    outcomes.push(failed);
+                    break;
+                }
+            }
         }
         let least_us = problem.least_us(&bench.roofline());
         let rounds = if bench.is_steady() { 1 } else { self.effort.rounds() };
@@ -223,12 +227,16 @@ impl Tuning {
     /// Schedules that were dropped, with why.
     pub fn dropped(&self) -> impl Iterator<Item = (&Tuned, &Schedule, String)> {
         self.problems.iter().flat_map(|tuned| {
-            let why = |m: &Measurement| match &m.outcome {
-                Outcome::Timed { .. } => None,
-                Outcome::Wrong { by } => Some(format!("its results differ by {by:e}")),
-                Outcome::Failed { why } => Some(why.clone()),
-            };
-            tuned.measurements.iter().filter_map(move |m| Some((tuned, &m.schedule, why(m)?)))
+            let others = tuned.measurements.iter().skip(1);
+            others.filter_map(move |m| Some((tuned, &m.schedule, m.outcome.why_not()?)))
+        })
+    }
+
+    /// Problems that were not tuned, because the model's choice does not run alone, with why.
+    pub fn left_out(&self) -> impl Iterator<Item = (&Tuned, String)> {
+        self.problems.iter().filter_map(|tuned| match tuned.measurements.first() {
+            Some(own) => Some((tuned, own.outcome.why_not()?)),
+            None => Some((tuned, "it makes no program of its own".into())),
         })
     }
 }
@@ -305,6 +313,15 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// Why no time counts; `None` where it does.
+    fn why_not(&self) -> Option<String> {
+        match self {
+            Outcome::Timed { .. } => None,
+            Outcome::Wrong { by } => Some(format!("its results differ by {by:e}")),
+            Outcome::Failed { why } => Some(why.clone()),
+        }
+    }
+
     /// The median of its times, µs.
     pub fn median(&self) -> Option<f64> {
         match self {

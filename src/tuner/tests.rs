@@ -42,6 +42,8 @@ struct Made {
     times: Vec<f64>,
     /// Whose result is made wrong.
     wrong: Option<usize>,
+    /// Whether the first does not load.
+    fails: bool,
     /// How often something was loaded.
     loaded: Cell<usize>,
     description: DeviceDescription,
@@ -87,6 +89,9 @@ impl Bench for Made {
         self.loaded.set(self.loaded.get() + 1);
         let real = OnDevice::new(&self.device, &self.description).unwrap().load(programs);
         let one = |(at, real): (usize, Result<Box<dyn Runs>>)| {
+            if self.fails && at == 0 {
+                return Err(not_loaded());
+            }
             let us = self.times.get(at).copied().unwrap_or(1e6);
             real.map(|real| Box::new(MadeRuns { us, wrong: self.wrong == Some(at), real }) as Box<dyn Runs>)
         };
@@ -101,7 +106,7 @@ fn made(times: &[f64], wrong: Option<usize>) -> Made {
     description.core_gflops *= 1e3;
     description.cache_gbps *= 1e3;
     description.memory_gbps *= 1e3;
-    Made { times: times.to_vec(), wrong, loaded: Cell::new(0), description, device }
+    Made { times: times.to_vec(), wrong, fails: false, loaded: Cell::new(0), description, device }
 }
 
 /// Two products of which the problems differ, one twice.
@@ -174,6 +179,19 @@ fn what_is_wrong_is_dropped_and_told() {
     }
     let told: Vec<String> = tuning.dropped().map(|(_, _, why)| why).collect();
     assert_eq!(told, ["its results differ by 5e-1", "its results differ by 5e-1"]);
+}
+
+/// Nothing is chosen of what cannot be compared, and nothing is kept of it.
+#[test]
+fn a_problem_whose_own_schedule_fails_is_left_out() {
+    let folder = Folder::new("failed");
+    let mut bench = made(&[50.0, 1.0], None);
+    bench.fails = true;
+    let (tuning, program) = tuned(&Tuner::new(Effort::Few).with_table(folder.table()), &bench);
+    assert_eq!((tuning.left_out().count(), tuning.dropped().count()), (2, 0), "{tuning:?}");
+    assert!(tuning.problems.iter().all(|problem| problem.measurements.len() == 1 && problem.chosen == 0));
+    assert_eq!(program, untuned(&bench));
+    assert!(folder.files().is_empty());
 }
 
 #[test]

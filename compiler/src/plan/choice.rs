@@ -17,10 +17,21 @@ pub(crate) struct Site {
     pub launches: Vec<Launch>,
     /// Buffers that it reads or writes, by what they are to it: the same whatever its schedule is.
     pub names: Vec<(BufferId, String)>,
-    /// How results under two schedules agree.
-    pub agreement: Agreement,
+    /// How results under two schedules agree, if that is asked for.
+    pub agreement: Option<Agreement>,
     /// How often it is launched, loops counted once.
     pub uses: usize,
+}
+
+/// What is kept of problems that have a choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Record {
+    /// Nothing.
+    Nothing,
+    /// What launches them.
+    Launches,
+    /// That, and how results agree, which takes samples of their results.
+    Agreement,
 }
 
 /// A choice that was made.
@@ -49,7 +60,7 @@ impl Planner<'_> {
         text: impl FnOnce() -> String,
         candidates: impl FnOnce() -> Vec<Schedule>,
     ) -> Option<Decision> {
-        if self.schedules.is_empty() && self.sites.is_none() {
+        if self.schedules.is_empty() && self.recorded == Record::Nothing {
             return None;
         }
         let candidates = candidates();
@@ -76,13 +87,14 @@ impl Planner<'_> {
     ) {
         // of what has several names the first is taken
         names.sort_by(|(_, a), (_, b)| a.cmp(b));
-        let device = self.device;
-        let Some(sites) = &mut self.sites else { return };
-        if let Some(site) = sites.iter_mut().find(|site| site.decision.key == decision.key) {
+        if self.recorded == Record::Nothing {
+            return;
+        }
+        if let Some(site) = self.sites.iter_mut().find(|site| site.decision.key == decision.key) {
             site.uses += 1;
             return;
         }
-        let agreement = agreement(&frame.graph, id, device);
-        sites.push(Site { decision, launches: launches.to_vec(), names, agreement, uses: 1 });
+        let agreement = (self.recorded == Record::Agreement).then(|| agreement(&frame.graph, id, self.device));
+        self.sites.push(Site { decision, launches: launches.to_vec(), names, agreement, uses: 1 });
     }
 }

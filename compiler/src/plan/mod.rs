@@ -35,7 +35,7 @@ use crate::schedule::cuda::F32Products;
 use crate::schedule::scope::{Value, value_of};
 use crate::{kernel, rematerialise};
 pub(crate) use attention::has_driver as attention_has_driver;
-use choice::Site;
+use choice::{Record, Site};
 pub use emit::Listing;
 pub(crate) use emit::emit;
 use frame::Frame;
@@ -95,8 +95,9 @@ struct Planner<'d> {
     winograd: Winograd,
     unfused: bool,
     schedules: Schedules,
-    /// Problems that have a choice of schedule, if they are to be recorded.
-    sites: Option<Vec<Site>>,
+    /// What is kept of problems that have a choice of schedule, and those.
+    recorded: Record,
+    sites: Vec<Site>,
     program: Program,
     known: FxHashMap<String, KernelId>,
     generated: Vec<(KernelId, kernel::Kernel)>,
@@ -113,7 +114,7 @@ struct Planner<'d> {
 /// `E0461` when a kernel is beyond the bounds of the kernel IR, `E0462` when code cannot be made, `E0465` for a form that
 /// the device has no kernel for, `E0466` for products that it has not.
 pub fn plan(graph: &Graph, device: &DeviceDescription, options: &Options) -> Result<Program, Diagnostic> {
-    let mut planner = planned(graph, device, options, false)?;
+    let mut planner = planned(graph, device, options, Record::Nothing)?;
     emit::emit(&mut planner.program, planner.generated, device)?;
     Ok(planner.program)
 }
@@ -127,7 +128,7 @@ pub fn kernels(
     device: &DeviceDescription,
     options: &Options,
 ) -> Result<(Program, Vec<(KernelId, kernel::Kernel)>), Diagnostic> {
-    let planner = planned(graph, device, options, false)?;
+    let planner = planned(graph, device, options, Record::Nothing)?;
     Ok((planner.program, planner.generated))
 }
 
@@ -142,10 +143,14 @@ pub(crate) struct Recorded {
 }
 
 /// [`kernels`], and the problems that have a choice of schedule.
-pub(crate) fn recorded(graph: &Graph, device: &DeviceDescription, options: &Options) -> Result<Recorded, Diagnostic> {
-    let planner = planned(graph, device, options, true)?;
-    let sites = planner.sites.unwrap_or_default();
-    Ok(Recorded { program: planner.program, generated: planner.generated, sites })
+pub(crate) fn recorded(
+    graph: &Graph,
+    device: &DeviceDescription,
+    options: &Options,
+    record: Record,
+) -> Result<Recorded, Diagnostic> {
+    let planner = planned(graph, device, options, record)?;
+    Ok(Recorded { program: planner.program, generated: planner.generated, sites: planner.sites })
 }
 
 /// Each generated kernel and hook of the program that [`plan`] makes as text, for dumps.
@@ -158,7 +163,7 @@ pub fn list(
     options: &Options,
     listing: Listing,
 ) -> Result<Vec<(KernelId, String)>, Diagnostic> {
-    emit::list(&planned(graph, device, options, false)?.generated, device, listing)
+    emit::list(&planned(graph, device, options, Record::Nothing)?.generated, device, listing)
 }
 
 /// The program without machine code, and the kernels that it is made from.
@@ -166,7 +171,7 @@ fn planned<'d>(
     graph: &Graph,
     device: &'d DeviceDescription,
     options: &Options,
-    record: bool,
+    record: Record,
 ) -> Result<Planner<'d>, Diagnostic> {
     engine::check(device, options)?;
     let graph = rematerialise::opened(graph);
@@ -178,7 +183,8 @@ fn planned<'d>(
         winograd: options.winograd,
         unfused: options.unfused,
         schedules: options.schedules.clone(),
-        sites: record.then(Vec::new),
+        recorded: record,
+        sites: Vec::new(),
         program: Program {
             version: egret_program::program::VERSION,
             device: device.name.clone(),

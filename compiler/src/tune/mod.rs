@@ -18,7 +18,7 @@ pub use agreement::{Agreement, agreement};
 pub use inputs::inputs;
 
 use crate::cost::{self, SYMBOL_HINT, Sketch};
-use crate::plan::choice::Site;
+use crate::plan::choice::{Record, Site};
 use crate::plan::{self, Recorded};
 use crate::schedule::choice::{ProblemKey, Schedule, Schedules};
 use crate::schedule::cuda::tiles::Engine;
@@ -98,7 +98,7 @@ impl<'g> Tunable<'g> {
     /// # Errors
     /// Those of [`plan::plan`].
     pub fn problems(&self, most: usize) -> Result<Vec<Problem>, Diagnostic> {
-        let made = plan::recorded(self.graph, self.device, &self.options)?;
+        let made = plan::recorded(self.graph, self.device, &self.options, Record::Agreement)?;
         Ok(made.sites.iter().filter_map(|site| self.problem(&made, site, most)).collect())
     }
 
@@ -113,7 +113,8 @@ impl<'g> Tunable<'g> {
         for number in 0..most {
             let one = |problem: &&Problem| Some((problem.key, problem.schedules.get(number)?.clone()));
             let schedules: Schedules = problems.iter().filter_map(one).collect();
-            let made = plan::recorded(self.graph, self.device, &plan::Options { schedules, ..self.options.clone() })?;
+            let options = plan::Options { schedules, ..self.options.clone() };
+            let made = plan::recorded(self.graph, self.device, &options, Record::Launches)?;
             let alone: Vec<Option<Candidate>> = problems
                 .par_iter()
                 .map(|problem| {
@@ -143,7 +144,7 @@ impl<'g> Tunable<'g> {
             uses: site.uses,
             flops: total(&|launch| &launch.flops)?,
             bytes: total(&|launch| &launch.bytes)?,
-            agreement: site.agreement,
+            agreement: site.agreement.unwrap_or(Agreement::Bits),
             schedules: site.decision.candidates.iter().take(most.max(1)).cloned().collect(),
         })
     }

@@ -24,6 +24,9 @@ pub fn report(exe: &Executable) {
             eprintln!("  {family} of {} (×{uses}): {schedule}, {chosen:.1} µs for {model:.1}", tuned.origin);
         }
     }
+    for (tuned, why) in tuning.left_out() {
+        eprintln!("warning: not tuned: {} of {}: {why}", tuned.family, tuned.origin);
+    }
     for (tuned, schedule, why) in tuning.dropped() {
         eprintln!("warning: dropped for {} of {}: {schedule}: {why}", tuned.family, tuned.origin);
     }
