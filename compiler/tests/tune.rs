@@ -75,10 +75,11 @@ fn agree(
         assert_eq!(candidates[0].schedule, problem.schedules[0], "the model's choice is the first");
         assert_eq!(device.is_cpu(), problem.agreement == Agreement::Bits, "{:?}", problem.agreement);
         assert!(problem.least_us(device) > 0.0 && problem.flops > 0.0, "{problem:?}");
-        let want = run(&candidates[0].program);
+        let program = |at: usize| candidates[at].program.as_ref().unwrap_or_else(|e| panic!("{e}"));
+        let want = run(program(0));
         assert!(!want.is_empty() && want.iter().any(|t| t.values().any(|v| v.as_f64() != 0.0)));
-        for candidate in &candidates[1..] {
-            let difference = problem.agreement.difference(&want, &run(&candidate.program));
+        for (at, candidate) in candidates.iter().enumerate().skip(1) {
+            let difference = problem.agreement.difference(&want, &run(program(at)));
             assert_eq!(difference, None, "{}: {} {:?}", problem.origin, candidate.schedule, problem.agreement);
         }
         counts.push(candidates.len());

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use egret_compiler::tune;
+use egret_compiler::tune::{self, Candidate};
 use egret_ir::{Diagnostic, Graph, Tensor};
 use egret_program::{DeviceDescription, Program};
 
@@ -24,7 +24,7 @@ pub(super) trait Bench {
     fn is_steady(&self) -> bool;
 
     /// Makes the candidates of a problem ready.
-    fn load(&self, programs: Vec<Program>) -> Vec<Result<Box<dyn Runs>>>;
+    fn load(&self, candidates: Vec<Candidate>) -> Vec<Result<Box<dyn Runs>>>;
 }
 
 /// A candidate that is ready to run.
@@ -68,12 +68,15 @@ impl Bench for OnDevice<'_> {
         self.device.is_simulated()
     }
 
-    fn load(&self, programs: Vec<Program>) -> Vec<Result<Box<dyn Runs>>> {
-        let one = |program: Program| Alone::new(program, self.device).map(|alone| Box::new(alone) as Box<dyn Runs>);
+    fn load(&self, candidates: Vec<Candidate>) -> Vec<Result<Box<dyn Runs>>> {
+        let one = |candidate: Candidate| {
+            let alone = Alone::new(candidate.program?, self.device)?;
+            Ok(Box::new(alone) as Box<dyn Runs>)
+        };
         if !self.description.is_cpu() {
             // NVRTC takes its time: all at once
             return std::thread::scope(|scope| {
-                let threads: Vec<_> = programs.into_iter().map(|program| scope.spawn(|| one(program))).collect();
+                let threads: Vec<_> = candidates.into_iter().map(|candidate| scope.spawn(|| one(candidate))).collect();
                 let ended = |thread: std::thread::ScopedJoinHandle<'_, Result<Box<dyn Runs>>>| {
                     thread
                         .join()
@@ -82,7 +85,7 @@ impl Bench for OnDevice<'_> {
                 threads.into_iter().map(ended).collect()
             });
         }
-        programs.into_iter().map(one).collect()
+        candidates.into_iter().map(one).collect()
     }
 }
 

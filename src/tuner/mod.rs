@@ -134,8 +134,8 @@ impl Tuner {
                 continue;
             }
             let candidates = candidates.next().unwrap_or_default();
-            let (schedules, programs) = candidates.into_iter().map(|c| (c.schedule, c.program)).unzip();
-            let made = self.measure(problem, schedules, bench.load(programs), bench);
+            let schedules = candidates.iter().map(|candidate| candidate.schedule.clone()).collect();
+            let made = self.measure(problem, schedules, bench.load(candidates), bench);
             if made.is_complete() {
                 table.put(&made, &problem.schedules);
             }

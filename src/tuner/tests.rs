@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use egret_compiler::CompileOptions;
+use egret_compiler::tune::Candidate;
 use egret_ir::{ScalarValue, f32, trace};
 use egret_program::Program;
 
@@ -85,9 +86,9 @@ impl Bench for Made {
         false
     }
 
-    fn load(&self, programs: Vec<Program>) -> Vec<Result<Box<dyn Runs>>> {
+    fn load(&self, candidates: Vec<Candidate>) -> Vec<Result<Box<dyn Runs>>> {
         self.loaded.set(self.loaded.get() + 1);
-        let real = OnDevice::new(&self.device, &self.description).unwrap().load(programs);
+        let real = OnDevice::new(&self.device, &self.description).unwrap().load(candidates);
         let one = |(at, real): (usize, Result<Box<dyn Runs>>)| {
             if self.fails && at == 0 {
                 return Err(not_loaded());

@@ -50,8 +50,8 @@ pub struct Candidate {
     /// The schedule.
     pub schedule: Schedule,
     /// The program that launches it alone: inputs are what it reads, outputs what it writes, under the same names whatever
-    /// the schedule is.
-    pub program: Program,
+    /// the schedule is. Else why there is none.
+    pub program: Result<Program, Diagnostic>,
 }
 
 impl Problem {
@@ -102,8 +102,8 @@ impl<'g> Tunable<'g> {
         Ok(made.sites.iter().filter_map(|site| self.problem(&made, site, most)).collect())
     }
 
-    /// The candidates of problems, by problem: a plan for each place in their lists of schedules. A schedule that makes no
-    /// kernel, or the same as one before it, is left out.
+    /// The candidates of problems, by problem: a plan for each place in their lists of schedules. A schedule that makes the
+    /// same kernels as one before it is left out.
     ///
     /// # Errors
     /// Those of [`plan::plan`].
@@ -115,20 +115,42 @@ impl<'g> Tunable<'g> {
             let schedules: Schedules = problems.iter().filter_map(one).collect();
             let options = plan::Options { schedules, ..self.options.clone() };
             let made = plan::recorded(self.graph, self.device, &options, Record::Launches)?;
-            let alone: Vec<Option<Candidate>> = problems
+            let candidates: Vec<Option<Candidate>> = problems
                 .par_iter()
                 .map(|problem| {
-                    let schedule = problem.schedules.get(number)?;
-                    let site = made.sites.iter().find(|site| site.decision.key == problem.key)?;
-                    (site.decision.candidates.get(site.decision.chosen) == Some(schedule)).then_some(())?;
-                    self.candidate(&made, site, schedule)
+                    let schedule = problem.schedules.get(number)?.clone();
+                    let program = self.alone(&made, problem.key, &schedule);
+                    Some(Candidate { schedule, program })
                 })
                 .collect();
-            for (list, candidate) in all.iter_mut().zip(alone) {
+            for (list, candidate) in all.iter_mut().zip(candidates) {
                 list.extend(candidate.filter(|candidate| list.iter().all(|have: &Candidate| !have.is_same(candidate))));
             }
         }
         Ok(all)
+    }
+
+    /// The program that launches a problem alone, cut out of a plan.
+    fn alone(&self, made: &Recorded, key: ProblemKey, schedule: &Schedule) -> Result<Program, Diagnostic> {
+        let unmade = |why: &str| Diagnostic::new("E0461", format!("{schedule} makes no kernel: {why}"));
+        let site = made.sites.iter().find(|site| site.decision.key == key);
+        let site = site.ok_or_else(|| unmade("the problem is another under the other schedules"))?;
+        if site.decision.candidates.get(site.decision.chosen) != Some(schedule) {
+            return Err(unmade("it is beyond the bounds of kernels"));
+        }
+        let taken = Taken { launches: &site.launches, names: &site.names, sizes: &self.sizes };
+        let (mut program, numbers) =
+            excerpt(&made.program, &taken).map_err(|error| Diagnostic::new("E0206", error.to_string()))?;
+        let is_generated =
+            |body: &KernelBody| matches!(body, KernelBody::Code(_) | KernelBody::Hook(_) | KernelBody::Cuda(_));
+        let generated = numbers.iter().enumerate().filter(|(at, _)| is_generated(&program.kernels[*at].body));
+        let kernel = |(at, id): (usize, &KernelId)| {
+            let (_, kernel) = made.generated.iter().find(|(have, _)| have == id)?;
+            Some((KernelId(at as u32), kernel.clone()))
+        };
+        let generated: Vec<_> = generated.filter_map(kernel).collect();
+        plan::emit(&mut program, generated, self.device)?;
+        Ok(program)
     }
 
     /// `None` where a size is not known.
@@ -148,36 +170,12 @@ impl<'g> Tunable<'g> {
             schedules: site.decision.candidates.iter().take(most.max(1)).cloned().collect(),
         })
     }
-
-    /// A site of a plan as a program, with its code.
-    fn candidate(&self, made: &Recorded, site: &Site, schedule: &Schedule) -> Option<Candidate> {
-        let taken = Taken { launches: &site.launches, names: &site.names, sizes: &self.sizes };
-        let (mut program, numbers) = match excerpt(&made.program, &taken) {
-            Ok(alone) => alone,
-            Err(error) => {
-                tracing::debug!(problem = %site.decision.key, %error, "a problem cannot be run alone");
-                return None;
-            }
-        };
-        let generated = numbers.iter().enumerate().filter_map(|(at, id)| {
-            matches!(program.kernels[at].body, KernelBody::Code(_) | KernelBody::Hook(_) | KernelBody::Cuda(_))
-                .then_some(())?;
-            let (_, kernel) = made.generated.iter().find(|(have, _)| have == id)?;
-            Some((KernelId(at as u32), kernel.clone()))
-        });
-        let generated: Vec<_> = generated.collect();
-        if let Err(error) = plan::emit(&mut program, generated, self.device) {
-            tracing::debug!(problem = %site.decision.key, %error, "a problem has no code");
-            return None;
-        }
-        Some(Candidate { schedule: schedule.clone(), program })
-    }
 }
 
 impl Candidate {
     fn is_same(&self, other: &Candidate) -> bool {
-        let texts = |of: &Candidate| of.program.kernels.iter().map(|kernel| kernel.text.clone()).collect::<Vec<_>>();
-        texts(self) == texts(other)
+        let (Ok(own), Ok(other)) = (&self.program, &other.program) else { return false };
+        own.kernels.iter().map(|kernel| &kernel.text).eq(other.kernels.iter().map(|kernel| &kernel.text))
     }
 }
 
