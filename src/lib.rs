@@ -47,7 +47,7 @@ pub use egret_ir::{
     Type, Var, Weight, Weights, f32, i64, interpret, trace,
 };
 pub use egret_program::{DeviceDescription, Program};
-pub use egret_runtime::{Copied, MemoryReport, Span, StepTime};
+pub use egret_runtime::{Cache, Copied, MemoryReport, Span, StepTime};
 pub use error::{Error, Result};
 pub use outputs::{Output, Outputs};
 pub use session::Session;

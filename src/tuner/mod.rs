@@ -65,8 +65,7 @@ impl std::str::FromStr for Effort {
 /// Chooses schedules by measuring them; [`Device::with_tuner`] takes one.
 ///
 /// ```
-/// use egret::{Device, Effort, Tuner, f32};
-/// use egret_runtime::Cache;
+/// use egret::{Cache, Device, Effort, Tuner, f32};
 ///
 /// let graph = egret::trace(|t| t.input("x", f32([96, 64])).matmul(t.input("w", f32([64, 256]))).relu())?;
 /// // measured anew each time; without this, in the user's cache
