@@ -252,7 +252,7 @@ fn a_table_that_is_damaged_or_foreign_is_measured_again() {
         "not even JSON",
         r#"{"asked": [], "measurements": [], "chosen": 9, "least_us": 1, "at_roofline": false}"#,
     ] {
-        names.iter().for_each(|key| folder.table().put(*key, "foreign", content.as_bytes()));
+        names.iter().for_each(|key| folder.table().put([(*key, "foreign".into(), content.as_bytes())]));
         let (tuning, again) = tuned(&tuner, &bench);
         assert_eq!((tuning.sources(), &again), ((2, 0), &program), "{content}");
     }
@@ -262,7 +262,7 @@ fn a_table_that_is_damaged_or_foreign_is_measured_again() {
         let text = String::from_utf8(table.get(*key).unwrap()).unwrap();
         let mut record: serde_json::Value = serde_json::from_str(&text).unwrap();
         record["measurements"][2]["schedule"]["driver"]["gemm"]["m_block"] = 12_345.into();
-        table.put(*key, "foreign", record.to_string().as_bytes());
+        table.put([(*key, "foreign".into(), record.to_string().as_bytes())]);
     }
     let (tuning, plain) = tuned(&tuner, &bench);
     assert_eq!(tuning.sources(), (0, 2));

@@ -8,7 +8,7 @@ use egret_program::{DeviceDescription, Image, Target};
 
 use super::driver::{check, driver_version, load};
 use super::error::CudaError;
-use super::nvrtc::Nvrtc;
+use super::nvrtc::{Nvrtc, NvrtcError};
 
 /// A GPU that is ready for use; it may be shared by threads and sessions.
 #[derive(Debug)]
@@ -91,7 +91,12 @@ impl Device {
     /// # Errors
     /// No NVRTC, or a driver that does not tell.
     pub fn versions(&self) -> Result<String, CudaError> {
-        let (major, minor) = Nvrtc::get()?.version();
+        let failed = |source: NvrtcError| CudaError::Compile {
+            kernel: String::new(),
+            origin: String::new(),
+            source: Box::new(source),
+        };
+        let (major, minor) = Nvrtc::get().map_err(failed)?.version();
         let driver = driver_version()?;
         Ok(format!("NVRTC {major}.{minor}, driver {}.{}, {}", driver / 1000, driver % 1000 / 10, self.name))
     }
