@@ -195,7 +195,7 @@ impl Cut<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::driver::{Driver, GemmProblem, GemmSchedule};
+    use crate::driver::{Driver, GemmProblem, GemmSchedule, Products};
     use egret_ir::DType;
 
     /// A product of `n` rows, its operand in a state, its result a part of something larger.
@@ -204,7 +204,7 @@ mod tests {
         let buffer =
             |place: Place, bytes: Dim| Buffer { place, dtype: DType::F32, bytes: bytes.clone(), logical_bytes: bytes };
         let problem = GemmProblem::plain(1, 4, 3);
-        let schedule = GemmSchedule::choose(&problem, 8);
+        let schedule = GemmSchedule::choose(&problem, Products::F32, 8);
         let mut problem = problem.map(&mut |d| Dim::from(*d));
         problem.m = n.clone();
         let kernel = crate::program::Kernel {

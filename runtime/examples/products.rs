@@ -1,5 +1,5 @@
 //! Products and attention through the drivers, beside the multiply-add peak of the same minute; best of several rounds. Usage:
-//! `products [THREADS] [ISA] [M]`, M leaving only products of so many rows.
+//! `products [THREADS] [ISA] [M]`, M leaving only products of so many rows. Products of `f64` are beside half of the peak.
 
 use egret_program::driver::{
     AttentionOperand, AttentionProblem, AttentionSchedule, GemmProblem, GemmSchedule, MatrixForm, PackForm,
@@ -33,30 +33,34 @@ fn main() {
     for (m, n, k) in shapes.into_iter().filter(|s| only == shapes.len() || s.0 == only) {
         let of_words = [(Words::Bf16, WordUnit::bf16()), (Words::Bytes { low: 0 }, WordUnit::bytes())];
         let there = of_words.into_iter().filter(|(_, unit)| isa == Isa::Avx512 && unit.is_some());
-        let packed_forms =
-            [Products::F32, Products::Shorts].into_iter().chain(there.map(|(words, _)| Products::Words(words)));
-        for packed in std::iter::once(None).chain(packed_forms.map(Some)) {
+        let strided = [Products::F32, Products::F64].map(|products| (products, MatrixForm::Strided));
+        let packed = [Products::F32, Products::F64, Products::Shorts].into_iter();
+        let packed = packed.chain(there.map(|(words, _)| Products::Words(words)));
+        for (products, form) in strided.into_iter().chain(packed.map(|products| (products, MatrixForm::Packed))) {
             let flops = 2.0 * (m * n * k) as f64;
-            let time = product((m, n, k), packed, isa, &team);
-            let form = match packed {
-                None => String::new(),
-                Some(Products::F32) => ", B packed at load".into(),
-                Some(Products::Words(words)) => format!(", B packed at load, {words}"),
-                Some(Products::Shorts) => ", B packed at load, integers".into(),
+            let time = product((m, n, k), products, form, isa, &team);
+            let packed = if form == MatrixForm::Packed { ", B packed at load" } else { "" };
+            let of = match products {
+                Products::F32 => String::new(),
+                Products::F64 => ", f64".into(),
+                Products::Words(words) => format!(", {words}"),
+                Products::Shorts => ", integers".into(),
             };
-            let what = format!("{m} x {n} x {k}{form}");
-            report(&what, flops, time, isa, &team);
+            let what = format!("{m} x {n} x {k}{packed}{of}");
+            let share = 4.0 / products.element_bytes() as f64;
+            report(&what, flops, time, share, isa, &team);
         }
     }
     for (rows, causal) in [(128, false), (1024, false), (1024, true)] {
         let (flops, time) = attention(rows, causal, isa, &team);
         let what = format!("attention 12 x {rows} x 64{}", if causal { ", causal" } else { "" });
-        report(&what, flops, time, isa, &team);
+        report(&what, flops, time, 1.0, isa, &team);
     }
 }
 
-fn report(what: &str, flops: f64, time: f64, isa: Isa, team: &Team) {
-    let ceiling = peak(isa, Duration::from_millis(20)).expect("supported") * team.size() as f64;
+/// `share`: the part of the peak of `f32` that the element type's is.
+fn report(what: &str, flops: f64, time: f64, share: f64, isa: Isa, team: &Team) {
+    let ceiling = peak(isa, Duration::from_millis(20)).expect("supported") * team.size() as f64 * share;
     let rate = flops / time / 1e9;
     let share = rate / ceiling * 100.0;
     println!("{what:44} {:9.1} us {rate:7.1} GFLOP/s {share:4.0} %", time * 1e6);
@@ -89,23 +93,34 @@ fn filled(n: usize) -> Buffer {
     b
 }
 
-fn product((m, n, k): (usize, usize, usize), packed: Option<Products>, isa: Isa, team: &Team) -> f64 {
-    let lanes = isa.lanes_f32();
+/// A buffer of numbers of the products' type.
+fn operand(products: Products, n: usize) -> Buffer {
+    if products.element_bytes() == 4 {
+        return filled(n);
+    }
+    let b = Buffer::new(n * 8).expect("memory");
+    // SAFETY: as long, and aligned to a page.
+    let all = unsafe { std::slice::from_raw_parts_mut(b.as_ptr::<f64>(), n) };
+    all.iter_mut().enumerate().for_each(|(i, x)| *x = (i % 17) as f64 * 0.1 - 0.8);
+    b
+}
+
+fn product((m, n, k): (usize, usize, usize), products: Products, form: MatrixForm, isa: Isa, team: &Team) -> f64 {
     let mut problem = GemmProblem::plain(m, n, k);
-    let (a, mut b, c) = (filled(m * k), filled(k * n), filled(m * n));
-    if let Some(products) = packed {
-        problem.b = MatrixForm::Packed;
+    let (a, mut b, c) = (operand(products, m * k), operand(products, k * n), operand(products, m * n));
+    problem.b = form;
+    if form == MatrixForm::Packed {
+        let lanes = products.lanes(isa.lanes_f32());
         let form = PackForm::Columns { products, count: 1, matrix_stride: 0, k, n, row: n, col: 1 };
         let pack = PackPlan::new(&PackProblem { lanes, form }, isa).expect("a plan");
-        let to = filled(pack.packed_len());
+        let to = operand(products, pack.packed_len());
         // SAFETY: as long as the problem says.
         unsafe { pack.run(b.as_ptr(), to.as_ptr(), team) };
         b = to;
     }
-    let schedule = match packed {
-        Some(Products::Words(words)) => GemmSchedule::words(&problem, words, lanes),
-        Some(products @ Products::Shorts) => GemmSchedule { products, ..GemmSchedule::choose(&problem, lanes) },
-        _ => GemmSchedule::choose(&problem, lanes),
+    let schedule = match products {
+        Products::Words(words) => GemmSchedule::words(&problem, words, isa.lanes_f32()),
+        _ => GemmSchedule::choose(&problem, products, isa.lanes_f32()),
     };
     let plan = GemmPlan::new(&problem, &schedule, isa).expect("a plan");
     let scratch = ScratchPool::new(team.size(), plan.scratch()).expect("memory");

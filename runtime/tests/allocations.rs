@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use egret_ir::{DType, Dim, Tensor};
 use egret_program::driver::{
     ConvForm, ConvInput, ConvProblem, ConvSchedule, Direction, Driver, Epilogue, GemmProblem, GemmSchedule,
-    PackProblem, RelayoutProblem,
+    PackProblem, Products, RelayoutProblem,
 };
 use egret_program::{Carried, Loop, Place, Step};
 use egret_runtime::State;
@@ -49,7 +49,7 @@ fn program() -> Builder {
     let mut b = Builder::new();
     let n = Dim::symbol("n");
     let plain = GemmProblem::plain(4, 16, 8).map(&mut |d: &usize| Dim::from(*d));
-    let schedule = GemmSchedule::choose(&GemmProblem::plain(4, 16, 8), 8);
+    let schedule = GemmSchedule::choose(&GemmProblem::plain(4, 16, 8), Products::F32, 8);
     let a = b.input("a", egret_ir::f32(["n".into(), Dim::from(8)]));
     let w = b.param("w", egret_ir::f32([8, 16]));
     let c = b.output("c", egret_ir::f32(["n".into(), Dim::from(16)]));

@@ -195,7 +195,7 @@ fn products_with_packed_weights() {
         let packed = b.buffer(Place::Prepared, DType::F32, Dim::from(4 * pack.packed_len()));
         let pack = b.driver("pack", Driver::Pack(pack.map(&mut symbolic)));
         b.0.prepare = vec![launch(pack, vec![reads(w), writes(packed)], vec![], 0)];
-        let schedule = GemmSchedule::choose(&plain, 8);
+        let schedule = GemmSchedule::choose(&plain, Products::F32, 8);
         let problem = GemmProblem { m: "m".into(), ..plain.map(&mut symbolic) };
         let gemm = b.driver("gemm", Driver::Gemm(problem, schedule));
         b.0.steps = vec![launch(gemm, vec![reads(a), reads(packed), writes(c), reads(bias)], vec![], 0)];
@@ -247,7 +247,7 @@ fn hooks_and_finishers_of_products() {
         let out = ["h0", "h1", "f0", "f1"].map(|name| b.output(name, floats([m, n])));
         let hook = b.hook("hook", twice_plus);
         for (problem, finisher) in [(&hooked, false), (&finished, true)] {
-            let schedule = GemmSchedule::choose(problem, 8);
+            let schedule = GemmSchedule::choose(problem, Products::F32, 8);
             let gemm = b.driver("gemm", Driver::Gemm(problem.map(&mut symbolic), schedule));
             let KernelBody::Driver { hook: h, finisher: f, .. } = &mut b.0.kernels[gemm.0 as usize].body else {
                 return b;
@@ -277,7 +277,7 @@ fn hooks_and_finishers_of_products() {
 fn drivers_that_refuse_name_the_kernel() {
     let mut b = Builder::new();
     let (a, c) = (b.input("a", floats([4, 4])), b.output("c", floats([4, 4])));
-    let schedule = GemmSchedule::choose(&GemmProblem::plain(4, 4, 4), 8);
+    let schedule = GemmSchedule::choose(&GemmProblem::plain(4, 4, 4), Products::F32, 8);
     let gemm = b.driver("gemm_1", Driver::Gemm(GemmProblem::plain(4, 4, 4).map(&mut symbolic), schedule));
     b.0.steps = vec![launch(gemm, vec![reads(a), writes(c)], vec![], 0)];
     let error = b.load(&nothing, 1).session().unwrap().run(&[("a", &f32s(&[4, 4], 1))]).unwrap_err();

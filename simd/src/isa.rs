@@ -1,5 +1,6 @@
 //! Instruction sets.
 
+use crate::Element;
 use std::fmt;
 
 /// An instruction set for which this crate has kernels.
@@ -52,6 +53,11 @@ impl Isa {
             Isa::Avx512 => 16,
             Isa::Avx2 | Isa::Neon | Isa::Portable => 8,
         }
+    }
+
+    /// Elements in one vector of a type: half of [`lanes_f32`](Isa::lanes_f32) for `f64`.
+    pub const fn lanes<E: Element>(self) -> usize {
+        self.lanes_f32() * size_of::<f32>() / size_of::<E>()
     }
 
     /// The lower-case name, as in device descriptions.

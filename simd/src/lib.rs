@@ -15,6 +15,7 @@
 pub mod affine;
 mod bandwidth;
 pub mod channels;
+mod element;
 mod isa;
 pub mod pack;
 mod peak;
@@ -31,6 +32,7 @@ pub mod words;
 pub mod math;
 
 pub use bandwidth::{copy_bandwidth, read_bandwidth};
+pub use element::Element;
 pub use isa::Isa;
 pub use math::{VectorFn, VectorFunction, vector_function};
 pub use peak::peak;

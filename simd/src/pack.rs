@@ -10,7 +10,7 @@
 //! Panels and segments are those of [`ConvPanels`]. Rows, columns and outputs that do not exist are zero. A *phase* is a set of kernel taps that are used together: a
 //! forward convolution has one with all taps, the gradient of a strided one has several.
 
-use crate::{Isa, TransposeFn, transpose};
+use crate::{Element, Isa, TransposeFn, transpose};
 
 /// The shape of packed convolution weights.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,20 +140,20 @@ pub fn depthwise_weights(
     }
 }
 
-/// Floats in `[columns/2L][k][2L]`.
+/// Elements in `[columns/2L][k][2L]`.
 pub fn column_panels_len(k: usize, columns: usize, lanes: usize) -> usize {
     columns.div_ceil(2 * lanes) * 2 * lanes * k
 }
 
 /// A packer of matrix panels.
 #[derive(Clone, Copy, Debug)]
-pub struct PanelPacker {
-    transpose: TransposeFn,
+pub struct PanelPacker<E = f32> {
+    transpose: TransposeFn<E>,
 }
 
-impl PanelPacker {
+impl<E: Element> PanelPacker<E> {
     /// `None` if the host lacks the instruction set.
-    pub fn new(isa: Isa) -> Option<PanelPacker> {
+    pub fn new(isa: Isa) -> Option<PanelPacker<E>> {
         Some(PanelPacker { transpose: transpose(isa)? })
     }
 
@@ -161,12 +161,12 @@ impl PanelPacker {
     /// other `j < width`.
     ///
     /// # Safety
-    /// `dst` is writable for `k * width` floats, `src` readable at the elements named.
+    /// `dst` is writable for `k * width` elements, `src` readable at the elements named.
     pub unsafe fn panel(
         &self,
-        dst: *mut f32,
+        dst: *mut E,
         width: usize,
-        src: *const f32,
+        src: *const E,
         k_stride: usize,
         stride: usize,
         k: usize,
@@ -234,21 +234,26 @@ mod tests {
         );
     }
 
-    #[test]
-    fn panels() {
+    fn panels<E: Element + std::fmt::Debug>() {
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
             let packer = PanelPacker::new(isa).unwrap();
-            let src: Vec<f32> = (0..2000).map(|x| x as f32).collect();
+            let src: Vec<E> = (0..2000).map(|x| E::from(x as f32)).collect();
             for (ks, s) in [(1, 40), (40, 1), (3, 40)] {
-                let mut dst = vec![-1.0; 10 * 16];
+                let mut dst = vec![E::from(-1.0); 10 * 16];
                 unsafe { packer.panel(dst.as_mut_ptr(), 16, src.as_ptr(), ks, s, 10, 11) };
                 for i in 0..10 {
                     for j in 0..16 {
-                        let want = if j < 11 { src[i * ks + j * s] } else { 0.0 };
+                        let want = if j < 11 { src[i * ks + j * s] } else { E::ZERO };
                         assert_eq!(dst[i * 16 + j], want);
                     }
                 }
             }
         }
+    }
+
+    #[test]
+    fn panels_of_floats_and_doubles() {
+        panels::<f32>();
+        panels::<f64>();
     }
 }

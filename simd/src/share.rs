@@ -1,5 +1,6 @@
 //! What a micro-kernel reaches on panels that lie in the first-level cache.
 
+use crate::Element;
 use crate::tile::{MicroKernel, Tile, TileKind, tile_kernel};
 use std::time::{Duration, Instant};
 
@@ -10,13 +11,17 @@ const RUN: usize = 8;
 
 /// Rate of a kernel at its greatest height in GFLOP/s, over `span`; `None` if the host lacks the instruction set.
 pub fn kernel_rate(kernel: &MicroKernel, span: Duration) -> Option<f64> {
+    if kernel.bytes == size_of::<f64>() { rate::<f64>(kernel, span) } else { rate::<f32>(kernel, span) }
+}
+
+fn rate<E: Element>(kernel: &MicroKernel, span: Duration) -> Option<f64> {
     let (rows, vectors, lanes) = (kernel.rows, kernel.vectors, kernel.lanes);
-    let run = tile_kernel(kernel.isa, kernel.kind, rows, vectors)?;
+    let run = tile_kernel::<E>(kernel.isa, kernel.kind, rows, vectors)?;
     let row_len = if kernel.kind == TileKind::Lanes { lanes } else { 1 };
-    let steps = PANELS / (4 * (rows * row_len + vectors * lanes)) / RUN * RUN;
-    let a = vec![0.5f32; steps * rows * row_len + lanes];
-    let b = vec![0.25f32; steps * vectors * lanes];
-    let mut c = vec![0f32; rows * vectors * lanes];
+    let steps = PANELS / (kernel.bytes * (rows * row_len + vectors * lanes)) / RUN * RUN;
+    let a = vec![E::from(0.5); steps * rows * row_len + lanes];
+    let b = vec![E::from(0.25); steps * vectors * lanes];
+    let mut c = vec![E::ZERO; rows * vectors * lanes];
     let offsets: Vec<usize> = (0..rows).map(|row| row * row_len).collect();
     let taps: Vec<usize> = (0..steps / RUN).map(|tap| tap * RUN * rows * row_len).collect();
     let c_rows: Vec<usize> = (0..rows).map(|row| row * vectors * lanes).collect();

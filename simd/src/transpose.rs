@@ -1,31 +1,29 @@
 //! Transposition of matrices, by register blocks.
 
-use crate::Isa;
-use crate::vector::{Portable8, Vector};
+use crate::vector::{Block, Portable4, Portable8};
+use crate::{Element, Isa};
 
-/// `dst[j * dst_row + i] = src[i * src_row + j]` for `i < rows`, `j < cols`; strides in floats.
+/// `dst[j * dst_row + i] = src[i * src_row + j]` for `i < rows`, `j < cols`; strides in elements.
 ///
 /// # Safety
 /// The host has the instruction set; `src` is readable and `dst` writable for exactly those elements.
-pub type TransposeFn =
-    unsafe fn(dst: *mut f32, dst_row: usize, src: *const f32, src_row: usize, rows: usize, cols: usize);
+pub type TransposeFn<E = f32> =
+    unsafe fn(dst: *mut E, dst_row: usize, src: *const E, src_row: usize, rows: usize, cols: usize);
 
 /// The transposition for `isa`; `None` if the host lacks it.
-pub fn transpose(isa: Isa) -> Option<TransposeFn> {
-    isa.is_supported().then_some(match isa {
-        Isa::Portable => portable,
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => avx2,
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => avx512,
-        #[cfg(target_arch = "aarch64")]
-        Isa::Neon => neon,
-        _ => portable,
-    })
+pub fn transpose<E: Element>(isa: Isa) -> Option<TransposeFn<E>> {
+    isa.is_supported().then(|| E::transposition(isa))
 }
 
 #[inline(always)]
-unsafe fn blocks<V: Vector>(dst: *mut f32, dst_row: usize, src: *const f32, src_row: usize, rows: usize, cols: usize) {
+unsafe fn blocks<V: Block>(
+    dst: *mut V::Element,
+    dst_row: usize,
+    src: *const V::Element,
+    src_row: usize,
+    rows: usize,
+    cols: usize,
+) {
     unsafe {
         let l = V::LANES;
         let mut i = 0;
@@ -46,12 +44,12 @@ unsafe fn blocks<V: Vector>(dst: *mut f32, dst_row: usize, src: *const f32, src_
                         row.store(to.add(k * dst_row));
                     }
                 } else {
-                    let mask = V::first(width);
+                    let mask = V::range(0, width);
                     for (k, row) in block.iter_mut().enumerate().take(height) {
                         *row = V::load_masked(from.add(k * src_row), mask);
                     }
                     V::transpose(&mut block[..l]);
-                    let mask = V::first(height);
+                    let mask = V::range(0, height);
                     for (k, row) in block.iter().enumerate().take(width) {
                         row.store_masked(to.add(k * dst_row), mask);
                     }
@@ -63,47 +61,75 @@ unsafe fn blocks<V: Vector>(dst: *mut f32, dst_row: usize, src: *const f32, src_
     }
 }
 
-#[cfg(target_arch = "aarch64")]
-#[target_feature(enable = "neon")]
-unsafe fn neon(d: *mut f32, dr: usize, s: *const f32, sr: usize, rows: usize, cols: usize) {
-    unsafe { blocks::<crate::vector::Neon8>(d, dr, s, sr, rows, cols) }
+/// The transpositions of an element type by instruction set, which the host has.
+macro_rules! by_isa {
+    ($name:ident, $element:ty, $portable:ty, $avx2:ident, $avx512:ident, $neon:ident) => {
+        pub(crate) fn $name(isa: Isa) -> TransposeFn<$element> {
+            type To = *mut $element;
+            type From = *const $element;
+            unsafe fn portable(d: To, dr: usize, s: From, sr: usize, rows: usize, cols: usize) {
+                unsafe { blocks::<$portable>(d, dr, s, sr, rows, cols) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            unsafe fn avx2(d: To, dr: usize, s: From, sr: usize, rows: usize, cols: usize) {
+                unsafe { blocks::<std::arch::x86_64::$avx2>(d, dr, s, sr, rows, cols) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")]
+            unsafe fn avx512(d: To, dr: usize, s: From, sr: usize, rows: usize, cols: usize) {
+                unsafe { blocks::<std::arch::x86_64::$avx512>(d, dr, s, sr, rows, cols) }
+            }
+            #[cfg(target_arch = "aarch64")]
+            #[target_feature(enable = "neon")]
+            unsafe fn neon(d: To, dr: usize, s: From, sr: usize, rows: usize, cols: usize) {
+                unsafe { blocks::<crate::vector::$neon>(d, dr, s, sr, rows, cols) }
+            }
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => avx2,
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => avx512,
+                #[cfg(target_arch = "aarch64")]
+                Isa::Neon => neon,
+                _ => portable,
+            }
+        }
+    };
 }
 
-unsafe fn portable(d: *mut f32, dr: usize, s: *const f32, sr: usize, rows: usize, cols: usize) {
-    unsafe { blocks::<Portable8>(d, dr, s, sr, rows, cols) }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn avx2(d: *mut f32, dr: usize, s: *const f32, sr: usize, rows: usize, cols: usize) {
-    unsafe { blocks::<std::arch::x86_64::__m256>(d, dr, s, sr, rows, cols) }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")]
-unsafe fn avx512(d: *mut f32, dr: usize, s: *const f32, sr: usize, rows: usize, cols: usize) {
-    unsafe { blocks::<std::arch::x86_64::__m512>(d, dr, s, sr, rows, cols) }
-}
+by_isa!(of_f32, f32, Portable8, __m256, __m512, Neon8);
+by_isa!(of_f64, f64, Portable4, __m256d, __m512d, Neon4);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn odd_shapes() {
+    fn odd_shapes<E: Element + std::fmt::Debug>() {
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
-            for (rows, cols) in [(1, 1), (8, 8), (16, 16), (17, 5), (3, 40), (33, 47)] {
-                let src: Vec<f32> = (0..rows * (cols + 3)).map(|x| x as f32).collect();
-                let mut dst = vec![-1.0; cols * (rows + 2)];
+            for (rows, cols) in [(1, 1), (4, 4), (8, 8), (16, 16), (17, 5), (3, 40), (33, 47)] {
+                let src: Vec<E> = (0..rows * (cols + 3)).map(|x| E::from(x as f32)).collect();
+                let outside = E::from(-1.0);
+                let mut dst = vec![outside; cols * (rows + 2)];
                 let f = transpose(isa).unwrap();
                 unsafe { f(dst.as_mut_ptr(), rows + 2, src.as_ptr(), cols + 3, rows, cols) };
                 for j in 0..cols {
                     for i in 0..rows + 2 {
-                        let want = if i < rows { src[i * (cols + 3) + j] } else { -1.0 };
+                        let want = if i < rows { src[i * (cols + 3) + j] } else { outside };
                         assert_eq!(dst[j * (rows + 2) + i], want, "{isa} {rows}x{cols}");
                     }
                 }
             }
         }
+    }
+
+    #[test]
+    fn floats() {
+        odd_shapes::<f32>();
+    }
+
+    #[test]
+    fn doubles() {
+        odd_shapes::<f64>();
     }
 }

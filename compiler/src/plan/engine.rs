@@ -35,6 +35,10 @@ impl Planner<'_> {
         if operands.iter().all(|o| graph.tensor_type(*o).dtype == DType::F32) {
             return Some(if self.bf16() { Products::Words(Words::Bf16) } else { Products::F32 });
         }
+        // exact sums of `f64` are those of the reference, product by product: tiles multiply and add in one rounding
+        if !self.exact && operands.iter().all(|o| graph.tensor_type(*o).dtype == DType::F64) {
+            return Some(Products::F64);
+        }
         operands.iter().all(|o| is_short(graph, *o)).then_some(Products::Shorts)
     }
 

@@ -92,7 +92,9 @@ impl Planner<'_> {
         else {
             return Ok(false);
         };
-        if products == Products::Shorts && fused.as_ref().is_some_and(|fused| fused.rows.is_some()) {
+        // finishers of rows are of `f32`
+        let of_f32 = matches!(products, Products::F32 | Products::Words(_));
+        if !of_f32 && fused.as_ref().is_some_and(|fused| fused.rows.is_some()) {
             return Ok(false);
         }
         let distinct = |labels: &Labels| (0..labels.0.len()).all(|i| !labels.0[..i].contains(&labels.0[i]));
@@ -158,7 +160,8 @@ impl Planner<'_> {
         for extra in &extra_nodes {
             extras.push(self.extra(frame, *extra, &dot.out, &result_type.shape, steps)?);
         }
-        let c = by_label(Operand { buffer: BufferId(0), offset: Dim::ZERO, element: 4 }, &dot.out, &out_strides);
+        let element = result_type.dtype.size();
+        let c = by_label(Operand { buffer: BufferId(0), offset: Dim::ZERO, element }, &dot.out, &out_strides);
 
         let axis = |label: u8, tensors: &[&Labelled]| Axis {
             extent: extent(label),
@@ -247,7 +250,11 @@ impl Planner<'_> {
         }
         let mut args = vec![a.operand.arg(false), b_arg, c_arg.clone()];
         let (mut hook, mut finisher) = (None, None);
-        let acc = if products.is_integer() { DType::I32 } else { DType::F32 };
+        let acc = match products {
+            Products::F64 => DType::F64,
+            _ if products.is_integer() => DType::I32,
+            _ => DType::F32,
+        };
         if let Some(fused) = &fused {
             let made = self.product_epilogue(fused, acc, &addressing, &extra_types, &mut problem)?;
             args.extend(made.epilogue_args.iter().map(|i| extra_operands[*i].arg(false)));
@@ -265,10 +272,9 @@ impl Planner<'_> {
         let lanes = self.lanes as usize;
         let schedule = match products {
             Products::Words(words) if problem.b == MatrixForm::Packed => GemmSchedule::words(&numbers, words, lanes),
-            _ if products.is_integer() => {
-                GemmSchedule { products: Products::Shorts, ..GemmSchedule::choose(&numbers, lanes) }
-            }
-            _ => GemmSchedule::choose(&numbers, lanes),
+            Products::Words(words) if words.is_integer() => GemmSchedule::choose(&numbers, Products::Shorts, lanes),
+            Products::Words(_) => GemmSchedule::choose(&numbers, Products::F32, lanes),
+            _ => GemmSchedule::choose(&numbers, products, lanes),
         };
         let driver = Driver::Gemm(problem, schedule);
         frame.layouts.insert((id, 0), Layout::RowMajor);
@@ -350,21 +356,22 @@ impl Planner<'_> {
             [only] => (only.extent.clone(), only.strides[1].clone()),
             _ => return plain,
         };
-        let panel = Dim::from(2 * self.lanes);
+        let lanes = products.lanes(self.lanes as usize);
+        let panel = Dim::from(2 * lanes as i64);
         let depth = match products {
             // rows of words, to the end of a tap
             Products::Words(words) => {
                 let taps = k.extent.ceil_div(&Dim::from(words.depth() as i64));
                 taps * Dim::from(16) + Dim::from(words.lead() as i64)
             }
-            Products::F32 | Products::Shorts => k.extent.clone(),
+            Products::F32 | Products::Shorts | Products::F64 => k.extent.clone(),
         };
         let packed_matrix = depth * n.extent.ceil_div(&panel) * panel;
         if count.as_const().is_none() || packed_matrix.as_const().is_none() {
             return plain;
         }
         let problem = PackProblem {
-            lanes: self.lanes as usize,
+            lanes,
             form: PackForm::Columns {
                 products,
                 count: count.clone(),
@@ -398,10 +405,12 @@ impl Planner<'_> {
         if at_load && let Some(buffer) = self.packs.get(&key) {
             return *buffer;
         }
-        let bytes = elements * Dim::from(4);
+        let element = problem.element_bytes();
+        let bytes = elements * Dim::from(element as i64);
         let logical = frame.graph.tensor_type(id).bytes();
         let place = if at_load { Place::Prepared } else { Place::Arena };
-        let buffer = self.buffer(place, DType::F32, bytes, logical);
+        let dtype = if element == 8 { DType::F64 } else { DType::F32 };
+        let buffer = self.buffer(place, dtype, bytes, logical);
         let args = vec![operand.arg(false), Arg::write(buffer)];
         let driver = Driver::Pack(problem);
         let launch = DriverLaunch { driver, hook: None, finisher: None, args, clear: Vec::new(), family: "pack" };
@@ -425,13 +434,13 @@ impl Planner<'_> {
         types: &[DType],
         problem: &mut GemmProblem<Dim>,
     ) -> Result<MadeEpilogue, Diagnostic> {
-        let is_vector = |arg: usize| addressing[arg - 1] == Addressing::PerColumn && types[arg - 1] == DType::F32;
+        let is_vector = |arg: usize| addressing[arg - 1] == Addressing::PerColumn && types[arg - 1] == acc;
         let is_full = |arg: usize| {
-            matches!(&addressing[arg - 1], Addressing::Strided { col, .. } if col.is(1)) && types[arg - 1] == DType::F32
+            matches!(&addressing[arg - 1], Addressing::Strided { col, .. } if col.is(1)) && types[arg - 1] == acc
         };
         // in registers there is one result: what is tapped must be what a finisher begins with
         let one = fused.taps.iter().all(|tap| fused.rows.is_some() && *tap == fused.epilogue);
-        let direct = (acc == DType::F32 && fused.dtype == DType::F32 && one)
+        let direct = (acc.is_float() && fused.dtype == acc && one)
             .then(|| epilogue::direct(&fused.epilogue, &is_vector, &is_full))
             .flatten();
         let mut made = MadeEpilogue::default();

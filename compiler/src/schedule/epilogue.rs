@@ -81,14 +81,15 @@ fn activation(program: &ScalarExpr) -> (&ScalarExpr, Activation) {
     if let Some([x]) = program.operands_of(ScalarFn::Relu) {
         return (x, Activation::Relu);
     }
-    // min(max(x, lo), hi) in either order of operands
+    // min(max(x, lo), hi) in either order of operands; bounds that are no `f32` are left to a hook
     let constant_and = |f: ScalarFn, e: &ScalarExpr| -> Option<(f64, usize)> {
         let [a, b] = e.operands_of(f)? else { return None };
-        match (a.as_const(), b.as_const()) {
-            (Some(c), None) => Some((c.as_f64(), 1)),
-            (None, Some(c)) => Some((c.as_f64(), 0)),
-            _ => None,
-        }
+        let (bound, other) = match (a.as_const(), b.as_const()) {
+            (Some(c), None) => (c.as_f64(), 1),
+            (None, Some(c)) => (c.as_f64(), 0),
+            _ => return None,
+        };
+        (f64::from(bound as f32) == bound).then_some((bound, other))
     };
     if let Some((hi, at)) = constant_and(ScalarFn::Min, program)
         && let Some(inner) = program.operands_of(ScalarFn::Min).map(|args| &args[at])

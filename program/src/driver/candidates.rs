@@ -71,7 +71,7 @@ fn scaled(n: usize, (up, down): (usize, usize)) -> usize {
 fn gemm(problem: &GemmProblem, schedule: &GemmSchedule) -> Vec<GemmSchedule> {
     let tile = match (schedule.products, schedule.lanes) {
         (Products::Words(_), _) => 32,
-        (_, 16) => 14,
+        (_, 16) | (Products::F64, 8) => 14,
         _ => 6,
     };
     let tiles = problem.m.div_ceil(tile).max(1);
@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn the_own_schedule_is_first_and_each_is_there_once() {
         let problem = GemmProblem::plain(1000, 512, 512);
-        let own = GemmSchedule::choose(&problem, 16);
+        let own = GemmSchedule::choose(&problem, Products::F32, 16);
         let all = Driver::Gemm(problem, own.clone()).candidates();
         assert_eq!(all[0], DriverSchedule::Gemm(own));
         assert!(all.len() > 2, "{all:?}");
@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn a_product_of_one_tile_has_no_choice() {
         let problem = GemmProblem::plain(4, 512, 512);
-        let own = GemmSchedule::choose(&problem, 16);
+        let own = GemmSchedule::choose(&problem, Products::F32, 16);
         assert_eq!(Driver::Gemm(problem, own).candidates().len(), 1);
     }
 }

@@ -176,7 +176,7 @@ impl<D: fmt::Display> fmt::Display for Epilogue<D> {
     }
 }
 
-/// A [`RowsFn`](super::hook::RowsFn) over complete rows of a product. With a finisher the tiles go to scratch as f32, after
+/// A [`RowsFn`](super::hook::RowsFn) over complete rows of a product. With a finisher the tiles go to scratch as they are summed, after
 /// the direct epilogue, and the finisher writes the outputs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Finisher<D = usize> {

@@ -11,7 +11,7 @@ pub struct BatchDim<D = usize> {
     pub extent: D,
     /// Stride in A (0: shared).
     pub a: D,
-    /// Stride in B (0: shared). For prepacked B, in floats of packed matrices.
+    /// Stride in B (0: shared). For prepacked B, in elements of packed matrices.
     pub b: D,
     /// Stride in C.
     pub c: D,
@@ -142,23 +142,38 @@ pub enum Products {
     Words(Words),
     /// Of `i32` operands that fit `i16`, sums in `i32`, which wrap (no direct activation; B is packed as floats are).
     Shorts,
+    /// Of `f64`, in f64, in vectors of half as many lanes.
+    F64,
 }
 
 impl Products {
     /// Whether sums are `i32`.
     pub fn is_integer(self) -> bool {
         match self {
-            Products::F32 => false,
+            Products::F32 | Products::F64 => false,
             Products::Shorts => true,
             Products::Words(words) => words.is_integer(),
         }
+    }
+
+    /// Bytes of an element of the operands, of packed B unless that is of words, and of the sums.
+    pub fn element_bytes(self) -> usize {
+        match self {
+            Products::F32 | Products::Words(_) | Products::Shorts => 4,
+            Products::F64 => 8,
+        }
+    }
+
+    /// Lanes of its vectors on a device whose vectors have so many of `f32`.
+    pub fn lanes(self, lanes_f32: usize) -> usize {
+        lanes_f32 * 4 / self.element_bytes()
     }
 }
 
 /// Schedule of a product.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct GemmSchedule {
-    /// L of packed panels: 16 for AVX-512, else 8. The runtime refuses another than its own.
+    /// L of packed panels: 16 for AVX-512, else 8; half of that for [`Products::F64`]. The runtime refuses another than its own.
     pub lanes: usize,
     /// Longest partial sum in registers; longer products are summed block by block.
     pub k_block: usize,
@@ -169,14 +184,17 @@ pub struct GemmSchedule {
 }
 
 impl GemmSchedule {
-    /// The analytic choice; never depends on the number of threads.
-    pub fn choose(problem: &GemmProblem<usize>, lanes: usize) -> GemmSchedule {
+    /// The analytic choice for a device whose vectors have `lanes` of `f32`, of products that are not of words; never depends on
+    /// the number of threads.
+    pub fn choose(problem: &GemmProblem<usize>, products: Products, lanes: usize) -> GemmSchedule {
+        // A chunk's rows of A stay in L2 while panels of B pass: about 512 KB of them. As many of `f64` take twice that: fewer would
+        // have B read from memory more often, which costs more.
+        const CHUNK: usize = 128 << 10;
         let tile = if lanes == 16 { 14 } else { 6 };
         let tiles = problem.m.div_ceil(tile).max(1);
-        // A chunk's rows of A stay in L2 while panels of B pass: about 512 KB of them.
-        let fits = (128 * 1024 / (problem.k.max(1) * tile)).clamp(1, 16);
+        let fits = (CHUNK / (problem.k.max(1) * tile)).clamp(1, 16);
         let m_block = tiles.div_ceil(tiles.div_ceil(fits)) * tile;
-        GemmSchedule { lanes, k_block: 4096, m_block, products: Products::F32 }
+        GemmSchedule { lanes: products.lanes(lanes), k_block: 4096, m_block, products }
     }
 
     /// The choice for [`Products::Words`]: sums are never cut, and a chunk's narrowed rows of A stay in L2.
@@ -198,6 +216,7 @@ impl fmt::Display for GemmSchedule {
             Products::F32 => Ok(()),
             Products::Words(words) => write!(f, " products {words}"),
             Products::Shorts => f.write_str(" products shorts"),
+            Products::F64 => f.write_str(" products f64"),
         }
     }
 }

@@ -22,7 +22,7 @@ impl View2 {
     pub const NULL: View2 = View2 { ptr: std::ptr::null_mut(), row: 0, col: 0 };
 }
 
-/// Turns a tile of the f32 accumulator (`acc`, row-major, `rows` x `cols`) into outputs.
+/// Turns a tile of the accumulator (`acc`, of `f32`, `i32` or `f64` as the driver sums; row-major, `rows` x `cols`) into outputs.
 ///
 /// `extras` and `outs` are arrays with as many views as the driver was given operands and outputs. `outs` never overlap
 /// `acc` or `extras`, except that an output may be an extra read at the same element.

@@ -217,8 +217,18 @@ impl<D: Clone> PackProblem<D> {
     }
 }
 
+impl<D> PackProblem<D> {
+    /// Bytes of an element of the packed form.
+    pub fn element_bytes(&self) -> usize {
+        match &self.form {
+            PackForm::Columns { products, .. } => products.element_bytes(),
+            PackForm::Conv { .. } | PackForm::Winograd { .. } | PackForm::WordConv { .. } => 4,
+        }
+    }
+}
+
 impl PackProblem<usize> {
-    /// Elements of 32 bits in the packed form.
+    /// Elements in the packed form, of [`element_bytes`](PackProblem::element_bytes) each.
     pub fn packed_len(&self) -> usize {
         let l = self.lanes;
         match &self.form {
@@ -276,8 +286,10 @@ impl<D: fmt::Display> fmt::Display for PackProblem<D> {
             }
             PackForm::Columns { products, count, matrix_stride, k, n, row, col } => {
                 f.write_str("pack columns")?;
-                if let Products::Words(words) = products {
-                    write!(f, " {words}")?;
+                match products {
+                    Products::Words(words) => write!(f, " {words}")?,
+                    Products::F64 => f.write_str(" f64")?,
+                    Products::F32 | Products::Shorts => {}
                 }
                 let lanes = self.lanes;
                 write!(f, " lanes {lanes} count {count}:{matrix_stride} k {k} n {n} strides ({row}, {col})")

@@ -3,7 +3,7 @@ use super::*;
 #[test]
 fn text_shows_problem_and_schedule() {
     let problem = GemmProblem::plain(128, 768, 3072);
-    let schedule = GemmSchedule::choose(&problem, 16);
+    let schedule = GemmSchedule::choose(&problem, Products::F32, 16);
     let driver = Driver::Gemm(problem, schedule);
     let text = "gemm m 128 n 768 k 3072 batch []\n  a (3072, 1) b (768, 1) c (768, 1)\n  \
                 epilogue direct activation none\n  schedule lanes 16 k_block 4096 m_block 42";

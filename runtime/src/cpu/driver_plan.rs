@@ -172,7 +172,7 @@ impl DriverPlan {
                 }
                 Form::Gemm(plan) => {
                     let outs = if self.finisher.is_some() { finisher_outs } else { outs };
-                    let (a, b, c) = (arg(0), arg(1), arg(2));
+                    let (a, b, c) = (fixed[0].cast_const(), fixed[1].cast_const(), fixed[2]);
                     let (hook, finisher) = (self.hook, self.finisher);
                     plan.run(&GemmArgs { a, b, c, extras, outs, hook, finisher, finisher_extras }, team, scratch);
                 }
@@ -201,7 +201,7 @@ impl DriverPlan {
                 }
                 Form::Relayout(plan) => plan.run(arg(0), arg(1), team),
                 Form::Channels(plan) => plan.run(fixed, team),
-                Form::Pack(plan) => plan.run(arg(0), arg(1), team),
+                Form::Pack(plan) => plan.run(fixed[0], fixed[1], team),
                 Form::TopK(plan) => plan.run(fixed[0], fixed[1], fixed[2].cast(), team, scratch),
                 Form::NonZero(plan) => plan.run(fixed[0], fixed[1].cast(), fixed[2].cast()),
                 Form::Unique(plan) => {

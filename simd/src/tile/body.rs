@@ -1,6 +1,7 @@
 //! The body of every tile kernel.
 
 use super::{MAX_ROWS, Tile};
+use crate::Element;
 use crate::vector::{Lanes, another, prefetch, prefetch_write};
 
 pub(super) const PACKED: u8 = 0;
@@ -26,7 +27,7 @@ macro_rules! unroll {
     };
 }
 
-/// Rows of the kind `STRIDED` lie `STEP` floats apart in runs of `RUN`.
+/// Rows of the kind `STRIDED` lie `STEP` elements apart in runs of `RUN`.
 ///
 /// # Safety
 /// The host has the instruction set of `V`, and the pointers of `t` are valid for `M` rows and `N` vectors.
@@ -39,7 +40,7 @@ pub(super) unsafe fn tile<
     const STEP: usize,
     const RUN: usize,
 >(
-    t: &Tile,
+    t: &Tile<V::Element>,
 ) {
     const { assert!(M <= MAX_ROWS && N <= 2 && (KIND != STRIDED || RUN == M || 2 * RUN == M)) };
     unsafe {
@@ -76,7 +77,7 @@ pub(super) unsafe fn tile<
 
 #[inline(always)]
 unsafe fn products<V: Lanes, const M: usize, const N: usize, const KIND: u8, const STEP: usize, const RUN: usize>(
-    t: &Tile,
+    t: &Tile<V::Element>,
     acc: &mut [[V; N]; M],
 ) {
     unsafe {
@@ -108,7 +109,7 @@ unsafe fn products<V: Lanes, const M: usize, const N: usize, const KIND: u8, con
             }
             for _ in 0..t.prefetch_lines {
                 prefetch(ahead);
-                ahead = ahead.wrapping_add(16);
+                ahead = ahead.wrapping_add(64 / size_of::<V::Element>());
             }
             let run = match i + 1 == t.tap_count {
                 _ if !t.runs.is_null() => *t.runs.add(i),
@@ -144,7 +145,7 @@ unsafe fn products<V: Lanes, const M: usize, const N: usize, const KIND: u8, con
                 let mut columns = [V::zero(); N];
                 unroll!(I < N, max 2, { columns[I] = V::load(b.add(I * b_vector)); });
                 unroll!(J < M, {
-                    let at = |first: *const f32, second: *const f32| match KIND {
+                    let at = |first: *const V::Element, second: *const V::Element| match KIND {
                         PACKED => first.wrapping_add(J),
                         STRIDED if J < RUN => first.wrapping_add(J * STEP),
                         STRIDED => second.wrapping_add((J - RUN) * STEP),
@@ -180,18 +181,18 @@ unsafe fn products<V: Lanes, const M: usize, const N: usize, const KIND: u8, con
 
 /// Chooses the epilogue once a tile: tested at each vector, its conditions cost as much as sixty multiply-adds.
 #[inline(always)]
-unsafe fn finish<V: Lanes, const M: usize, const N: usize>(t: &Tile, acc: &[[V; N]; M]) {
+unsafe fn finish<V: Lanes, const M: usize, const N: usize>(t: &Tile<V::Element>, acc: &[[V; N]; M]) {
     unsafe {
         let added = match (t.partial.is_null(), t.residual.is_null()) {
             (true, true) => None,
             (true, false) => Some((t.residual, t.residual_rows, t.residual_vector)),
             (false, true) => Some((t.partial, t.partial_rows, t.partial_vector)),
-            (false, false) => return finish_any(t, acc),
+            (false, false) => return finish_any::<V, M, N>(t, acc),
         };
         if t.last_lanes < V::LANES || t.first_lane > 0 {
-            return finish_any(t, acc);
+            return finish_any::<V, M, N>(t, acc);
         }
-        let upper = t.clamp && t.hi < f32::INFINITY;
+        let upper = t.clamp && t.hi < V::Element::INFINITY;
         match (added, upper) {
             (None, false) => finish_full::<V, M, N, false, false>(t, acc, (t.c, t.c_rows, 0)),
             (None, true) => finish_full::<V, M, N, false, true>(t, acc, (t.c, t.c_rows, 0)),
@@ -204,12 +205,12 @@ unsafe fn finish<V: Lanes, const M: usize, const N: usize>(t: &Tile, acc: &[[V; 
 /// Whole vectors, at most one operand to add: its address, rows and distance of vectors.
 #[inline(always)]
 unsafe fn finish_full<V: Lanes, const M: usize, const N: usize, const ADDS: bool, const UPPER: bool>(
-    t: &Tile,
+    t: &Tile<V::Element>,
     acc: &[[V; N]; M],
-    (added, added_rows, added_vector): (*const f32, *const usize, usize),
+    (added, added_rows, added_vector): (*const V::Element, *const usize, usize),
 ) {
     unsafe {
-        let lo = V::splat(if t.clamp { t.lo } else { f32::NEG_INFINITY });
+        let lo = V::splat(if t.clamp { t.lo } else { V::Element::NEG_INFINITY });
         let hi = V::splat(t.hi);
         let c_vector = t.c_vector;
         unroll!(J < M, {
@@ -232,7 +233,7 @@ unsafe fn finish_full<V: Lanes, const M: usize, const N: usize, const ADDS: bool
 
 /// Every epilogue, decided at each vector.
 #[inline(always)]
-unsafe fn finish_any<V: Lanes, const M: usize, const N: usize>(t: &Tile, acc: &[[V; N]; M]) {
+unsafe fn finish_any<V: Lanes, const M: usize, const N: usize>(t: &Tile<V::Element>, acc: &[[V; N]; M]) {
     unsafe {
         let (shared, partial) = (t.first_lane > 0, t.last_lanes < V::LANES);
         let (lo, hi) = (V::splat(t.lo), V::splat(t.hi));

@@ -3,9 +3,9 @@
 use super::body::{self, FEW, LANES, PACKED, STRIDED, TABLE};
 use super::{Tile, TileFn, TileKind};
 use crate::Isa;
-use crate::vector::{Portable8, Shorts};
+use crate::vector::{Portable4, Portable8, Shorts};
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{__m256, __m512};
+use std::arch::x86_64::{__m256, __m256d, __m512, __m512d};
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")]
@@ -64,10 +64,32 @@ unsafe fn portable_short<const M: usize, const N: usize, const KIND: u8>(t: &Til
     unsafe { body::tile::<Shorts<Portable8>, M, N, KIND, 0, 0>(t) }
 }
 
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")]
+unsafe fn avx512_f64<const M: usize, const N: usize, const KIND: u8>(t: &Tile<f64>) {
+    unsafe { body::tile::<__m512d, M, N, KIND, 0, 0>(t) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2_f64<const M: usize, const N: usize, const KIND: u8>(t: &Tile<f64>) {
+    unsafe { body::tile::<__m256d, M, N, KIND, 0, 0>(t) }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+unsafe fn neon_f64<const M: usize, const N: usize, const KIND: u8>(t: &Tile<f64>) {
+    unsafe { body::tile::<crate::vector::Neon4, M, N, KIND, 0, 0>(t) }
+}
+
+unsafe fn portable_f64<const M: usize, const N: usize, const KIND: u8>(t: &Tile<f64>) {
+    unsafe { body::tile::<Portable4, M, N, KIND, 0, 0>(t) }
+}
+
 /// The kernels of 1, 2, 3, ... rows.
 macro_rules! heights {
-    ($isa:ident, $n:literal, $kind:ident; $($m:literal)*) => {{
-        const KERNELS: &[TileFn] = &[$($isa::<$m, $n, $kind>),*];
+    ($element:ty, $isa:ident, $n:literal, $kind:ident; $($m:literal)*) => {{
+        const KERNELS: &[TileFn<$element>] = &[$($isa::<$m, $n, $kind>),*];
         KERNELS
     }};
 }
@@ -76,20 +98,29 @@ macro_rules! heights {
 macro_rules! family {
     ($isa:ident, $kind:ident, $vectors:ident; $($m:literal)*) => {
         match ($kind, $vectors) {
-            (TileKind::Packed, 1) => heights!($isa, 1, PACKED; $($m)*),
-            (TileKind::Packed, 2) => heights!($isa, 2, PACKED; $($m)*),
-            (TileKind::Table, 1) => heights!($isa, 1, TABLE; $($m)*),
-            (TileKind::Table, 2) => heights!($isa, 2, TABLE; $($m)*),
-            (TileKind::Few, 1) => heights!($isa, 1, FEW; 1 2 3),
-            (TileKind::Few, 2) => heights!($isa, 2, FEW; 1 2 3),
-            (TileKind::Lanes, 1) => heights!($isa, 1, LANES; $($m)*),
+            (TileKind::Lanes, 1) => heights!(f32, $isa, 1, LANES; $($m)*),
+            _ => products!(f32, $isa, $kind, $vectors; $($m)*),
+        }
+    };
+}
+
+/// Those that products have.
+macro_rules! products {
+    ($element:ty, $isa:ident, $kind:ident, $vectors:ident; $($m:literal)*) => {
+        match ($kind, $vectors) {
+            (TileKind::Packed, 1) => heights!($element, $isa, 1, PACKED; $($m)*),
+            (TileKind::Packed, 2) => heights!($element, $isa, 2, PACKED; $($m)*),
+            (TileKind::Table, 1) => heights!($element, $isa, 1, TABLE; $($m)*),
+            (TileKind::Table, 2) => heights!($element, $isa, 2, TABLE; $($m)*),
+            (TileKind::Few, 1) => heights!($element, $isa, 1, FEW; 1 2 3),
+            (TileKind::Few, 2) => heights!($element, $isa, 2, FEW; 1 2 3),
             _ => &[],
         }
     };
 }
 
 /// The caller has checked that the host supports `isa`.
-pub(super) fn lookup(isa: Isa, kind: TileKind, rows: usize, vectors: usize) -> Option<TileFn> {
+pub(crate) fn lookup(isa: Isa, kind: TileKind, rows: usize, vectors: usize) -> Option<TileFn> {
     let kernels: &[TileFn] = match isa {
         Isa::Portable => family!(portable, kind, vectors; 1 2 3),
         #[cfg(target_arch = "x86_64")]
@@ -104,10 +135,25 @@ pub(super) fn lookup(isa: Isa, kind: TileKind, rows: usize, vectors: usize) -> O
 }
 
 /// The caller has checked that the host supports `isa`.
-pub(super) fn lookup_half(isa: Isa, kind: TileKind, rows: usize) -> Option<TileFn> {
+pub(crate) fn lookup_half(isa: Isa, kind: TileKind, rows: usize) -> Option<TileFn> {
     let kernels: &[TileFn] = match (isa, kind) {
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512, TileKind::Table) => heights!(avx512_half, 1, TABLE; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        (Isa::Avx512, TileKind::Table) => heights!(f32, avx512_half, 1, TABLE; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        _ => &[],
+    };
+    kernels.get(rows - 1).copied()
+}
+
+/// The caller has checked that the host supports `isa`.
+pub(crate) fn lookup_f64(isa: Isa, kind: TileKind, rows: usize, vectors: usize) -> Option<TileFn<f64>> {
+    let kernels: &[TileFn<f64>] = match isa {
+        Isa::Portable => products!(f64, portable_f64, kind, vectors; 1 2 3),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => products!(f64, avx2_f64, kind, vectors; 1 2 3 4 5 6),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => products!(f64, avx512_f64, kind, vectors; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => products!(f64, neon_f64, kind, vectors; 1 2 3 4 5 6),
         _ => &[],
     };
     kernels.get(rows - 1).copied()

@@ -9,7 +9,9 @@ mod kernels;
 #[cfg(test)]
 mod tests;
 
-use crate::Isa;
+pub(crate) use kernels::{lookup, lookup_f64, lookup_half};
+
+use crate::{Element, Isa};
 
 /// The most rows that any tile kernel has; row tables are never longer.
 pub const MAX_ROWS: usize = 14;
@@ -20,7 +22,7 @@ pub enum TileKind {
     /// Row-panel of a matrix, `[k][rows]` with as many rows as the tile has: row `m` is at `a + m`, a step is `rows`.
     /// [`Tile::rows`] and [`Tile::a_step`] are not read.
     Packed,
-    /// Row `m` is at `a + rows[m]`; one float is broadcast to all columns.
+    /// Row `m` is at `a + rows[m]`; one element is broadcast to all columns.
     Table,
     /// As `Table`, for so few rows that each sum would wait for its last product: it is several sums, each of every second or
     /// fourth step, added at the end.
@@ -43,12 +45,14 @@ pub struct MicroKernel {
     pub rows: usize,
     /// Vectors of columns.
     pub vectors: usize,
-    /// Floats in a vector.
+    /// Elements in a vector.
     pub lanes: usize,
+    /// Bytes of an element: 4 for `f32`, 8 for `f64`.
+    pub bytes: usize,
 }
 
 macro_rules! table {
-    ($($isa:ident $name:literal $kind:ident $rows:literal x $vectors:literal,)*) => {
+    ($($isa:ident $element:ident $name:literal $kind:ident $rows:literal x $vectors:literal,)*) => {
         /// Every tile kernel of this crate, for all instruction sets.
         pub const MICRO_KERNELS: &[MicroKernel] = &[$(MicroKernel {
             isa: Isa::$isa,
@@ -56,76 +60,102 @@ macro_rules! table {
             kind: TileKind::$kind,
             rows: $rows,
             vectors: $vectors,
-            lanes: Isa::$isa.lanes_f32(),
+            lanes: Isa::$isa.lanes::<$element>(),
+            bytes: size_of::<$element>(),
         },)*];
     };
 }
 
 table! {
-    Avx512 "avx512.packed.14x32" Packed 14 x 2,
-    Avx512 "avx512.packed.14x16" Packed 14 x 1,
-    Avx512 "avx512.table.14x32" Table 14 x 2,
-    Avx512 "avx512.table.14x16" Table 14 x 1,
-    Avx512 "avx512.few.3x32" Few 3 x 2,
-    Avx512 "avx512.few.3x16" Few 3 x 1,
-    Avx512 "avx512.lanes.14x16" Lanes 14 x 1,
-    Avx2 "avx2.packed.6x16" Packed 6 x 2,
-    Avx2 "avx2.packed.6x8" Packed 6 x 1,
-    Avx2 "avx2.table.6x16" Table 6 x 2,
-    Avx2 "avx2.table.6x8" Table 6 x 1,
-    Avx2 "avx2.few.3x16" Few 3 x 2,
-    Avx2 "avx2.few.3x8" Few 3 x 1,
-    Avx2 "avx2.lanes.6x8" Lanes 6 x 1,
-    Neon "neon.packed.6x16" Packed 6 x 2,
-    Neon "neon.packed.6x8" Packed 6 x 1,
-    Neon "neon.table.6x16" Table 6 x 2,
-    Neon "neon.table.6x8" Table 6 x 1,
-    Neon "neon.few.3x16" Few 3 x 2,
-    Neon "neon.few.3x8" Few 3 x 1,
-    Neon "neon.lanes.6x8" Lanes 6 x 1,
-    Portable "portable.packed.3x16" Packed 3 x 2,
-    Portable "portable.packed.3x8" Packed 3 x 1,
-    Portable "portable.table.3x16" Table 3 x 2,
-    Portable "portable.table.3x8" Table 3 x 1,
-    Portable "portable.few.3x16" Few 3 x 2,
-    Portable "portable.few.3x8" Few 3 x 1,
-    Portable "portable.lanes.3x8" Lanes 3 x 1,
+    Avx512 f32 "avx512.packed.14x32" Packed 14 x 2,
+    Avx512 f32 "avx512.packed.14x16" Packed 14 x 1,
+    Avx512 f32 "avx512.table.14x32" Table 14 x 2,
+    Avx512 f32 "avx512.table.14x16" Table 14 x 1,
+    Avx512 f32 "avx512.few.3x32" Few 3 x 2,
+    Avx512 f32 "avx512.few.3x16" Few 3 x 1,
+    Avx512 f32 "avx512.lanes.14x16" Lanes 14 x 1,
+    Avx512 f64 "avx512.f64.packed.14x16" Packed 14 x 2,
+    Avx512 f64 "avx512.f64.packed.14x8" Packed 14 x 1,
+    Avx512 f64 "avx512.f64.table.14x16" Table 14 x 2,
+    Avx512 f64 "avx512.f64.table.14x8" Table 14 x 1,
+    Avx512 f64 "avx512.f64.few.3x16" Few 3 x 2,
+    Avx512 f64 "avx512.f64.few.3x8" Few 3 x 1,
+    Avx2 f32 "avx2.packed.6x16" Packed 6 x 2,
+    Avx2 f32 "avx2.packed.6x8" Packed 6 x 1,
+    Avx2 f32 "avx2.table.6x16" Table 6 x 2,
+    Avx2 f32 "avx2.table.6x8" Table 6 x 1,
+    Avx2 f32 "avx2.few.3x16" Few 3 x 2,
+    Avx2 f32 "avx2.few.3x8" Few 3 x 1,
+    Avx2 f32 "avx2.lanes.6x8" Lanes 6 x 1,
+    Avx2 f64 "avx2.f64.packed.6x8" Packed 6 x 2,
+    Avx2 f64 "avx2.f64.packed.6x4" Packed 6 x 1,
+    Avx2 f64 "avx2.f64.table.6x8" Table 6 x 2,
+    Avx2 f64 "avx2.f64.table.6x4" Table 6 x 1,
+    Avx2 f64 "avx2.f64.few.3x8" Few 3 x 2,
+    Avx2 f64 "avx2.f64.few.3x4" Few 3 x 1,
+    Neon f32 "neon.packed.6x16" Packed 6 x 2,
+    Neon f32 "neon.packed.6x8" Packed 6 x 1,
+    Neon f32 "neon.table.6x16" Table 6 x 2,
+    Neon f32 "neon.table.6x8" Table 6 x 1,
+    Neon f32 "neon.few.3x16" Few 3 x 2,
+    Neon f32 "neon.few.3x8" Few 3 x 1,
+    Neon f32 "neon.lanes.6x8" Lanes 6 x 1,
+    Neon f64 "neon.f64.packed.6x8" Packed 6 x 2,
+    Neon f64 "neon.f64.packed.6x4" Packed 6 x 1,
+    Neon f64 "neon.f64.table.6x8" Table 6 x 2,
+    Neon f64 "neon.f64.table.6x4" Table 6 x 1,
+    Neon f64 "neon.f64.few.3x8" Few 3 x 2,
+    Neon f64 "neon.f64.few.3x4" Few 3 x 1,
+    Portable f32 "portable.packed.3x16" Packed 3 x 2,
+    Portable f32 "portable.packed.3x8" Packed 3 x 1,
+    Portable f32 "portable.table.3x16" Table 3 x 2,
+    Portable f32 "portable.table.3x8" Table 3 x 1,
+    Portable f32 "portable.few.3x16" Few 3 x 2,
+    Portable f32 "portable.few.3x8" Few 3 x 1,
+    Portable f32 "portable.lanes.3x8" Lanes 3 x 1,
+    Portable f64 "portable.f64.packed.3x8" Packed 3 x 2,
+    Portable f64 "portable.f64.packed.3x4" Packed 3 x 1,
+    Portable f64 "portable.f64.table.3x8" Table 3 x 2,
+    Portable f64 "portable.f64.table.3x4" Table 3 x 1,
+    Portable f64 "portable.f64.few.3x8" Few 3 x 2,
+    Portable f64 "portable.f64.few.3x4" Few 3 x 1,
 }
 
-/// The greatest height of a tile of that kind and width (0: there is none). Plain data, for any host.
-pub fn max_rows(isa: Isa, kind: TileKind, vectors: usize) -> usize {
-    MICRO_KERNELS.iter().find(|k| k.isa == isa && k.kind == kind && k.vectors == vectors).map_or(0, |k| k.rows)
+/// The greatest height of a tile of that element type, kind and width (0: there is none). Plain data, for any host.
+pub fn max_rows<E: Element>(isa: Isa, kind: TileKind, vectors: usize) -> usize {
+    let is_it = |k: &&MicroKernel| k.isa == isa && k.kind == kind && k.vectors == vectors && k.bytes == size_of::<E>();
+    MICRO_KERNELS.iter().find(is_it).map_or(0, |k| k.rows)
 }
 
 /// A tile kernel.
 ///
 /// # Safety
 /// The pointers of the [`Tile`] must be valid for what its fields say.
-pub type TileFn = unsafe fn(&Tile);
+pub type TileFn<E = f32> = unsafe fn(&Tile<E>);
 
 /// The kernel for exactly `rows` rows and `vectors` vectors; `None` if there is none or the host lacks the instruction
 /// set.
-pub fn tile_kernel(isa: Isa, kind: TileKind, rows: usize, vectors: usize) -> Option<TileFn> {
-    if rows == 0 || rows > max_rows(isa, kind, vectors) || !isa.is_supported() {
+pub fn tile_kernel<E: Element>(isa: Isa, kind: TileKind, rows: usize, vectors: usize) -> Option<TileFn<E>> {
+    if rows == 0 || rows > max_rows::<E>(isa, kind, vectors) || !isa.is_supported() {
         return None;
     }
-    kernels::lookup(isa, kind, rows, vectors)
+    E::kernel(isa, kind, rows, vectors)
 }
 
 /// A kernel of one vector that does what [`tile_kernel`]'s does where at most half of its lanes exist
 /// ([`Tile::last_lanes`]): up to twice as fast on processors that compute a vector in halves. `None` if there is none or the
 /// host lacks the instruction set.
-pub fn half_kernel(isa: Isa, kind: TileKind, rows: usize) -> Option<TileFn> {
-    if rows == 0 || rows > max_rows(isa, kind, 1) || !isa.is_supported() {
+pub fn half_kernel<E: Element>(isa: Isa, kind: TileKind, rows: usize) -> Option<TileFn<E>> {
+    if rows == 0 || rows > max_rows::<E>(isa, kind, 1) || !isa.is_supported() {
         return None;
     }
-    kernels::lookup_half(isa, kind, rows)
+    E::half(isa, kind, rows)
 }
 
 /// The kernel that does with integers what [`tile_kernel`]'s does with floats: `a` and `b` are `i32` that fit `i16`, sums are `i32`
 /// and wrap, and nothing is clamped. `None` if there is none or the host lacks the instruction set.
 pub fn short_kernel(isa: Isa, kind: TileKind, rows: usize, vectors: usize) -> Option<TileFn> {
-    if rows == 0 || rows > max_rows(isa, kind, vectors) || !isa.is_supported() {
+    if rows == 0 || rows > max_rows::<f32>(isa, kind, vectors) || !isa.is_supported() {
         return None;
     }
     kernels::lookup_short(isa, kind, rows, vectors)
@@ -139,7 +169,7 @@ pub fn strided_kernel(isa: Isa, step: usize, rows: usize, run: usize) -> Option<
     if isa.is_supported() { kernels::lookup_strided(isa, step, rows, run) } else { None }
 }
 
-/// The argument of a tile kernel. All distances are in floats.
+/// The argument of a tile kernel. All distances are in elements.
 ///
 /// ```text
 /// for t in 0..tap_count
@@ -151,9 +181,9 @@ pub fn strided_kernel(isa: Isa, step: usize, rows: usize, run: usize) -> Option<
 /// c[c_rows[m] + n c_vector ..] = clamp(acc + bias + row_bias + partial + residual)
 /// ```
 #[derive(Clone, Copy, Debug)]
-pub struct Tile {
+pub struct Tile<E = f32> {
     /// The operand whose elements are broadcast.
-    pub a: *const f32,
+    pub a: *const E,
     /// Offset of each row of the tile in `a`.
     pub rows: *const usize,
     /// Offset in `a` of each tap.
@@ -170,7 +200,7 @@ pub struct Tile {
     pub a_step: usize,
 
     /// The operand that is read by vectors (whole vectors: the last one is not masked).
-    pub b: *const f32,
+    pub b: *const E,
     /// From one step to the next in `b`.
     pub b_step: usize,
     /// From one vector to the next in `b`.
@@ -179,7 +209,7 @@ pub struct Tile {
     pub b_skip: usize,
 
     /// Output.
-    pub c: *mut f32,
+    pub c: *mut E,
     /// Offset of each row of the tile in `c`.
     pub c_rows: *const usize,
     /// From one vector to the next in `c`.
@@ -191,18 +221,18 @@ pub struct Tile {
     /// The lanes of the last vector that do not exist: `true` stores zero there, `false` leaves them alone.
     pub fill: bool,
 
-    /// A float for each column, whole vectors readable; null: none.
-    pub bias: *const f32,
-    /// A float for each row; null: none.
-    pub row_bias: *const f32,
+    /// An element for each column, whole vectors readable; null: none.
+    pub bias: *const E,
+    /// An element for each row; null: none.
+    pub row_bias: *const E,
     /// Partial sums to go on from (may be `c`); null: none.
-    pub partial: *const f32,
+    pub partial: *const E,
     /// Offset of each row of the tile in `partial`.
     pub partial_rows: *const usize,
     /// From one vector to the next in `partial`.
     pub partial_vector: usize,
     /// Added; null: none.
-    pub residual: *const f32,
+    pub residual: *const E,
     /// Offset of each row of the tile in `residual`.
     pub residual_rows: *const usize,
     /// From one vector to the next in `residual`.
@@ -210,21 +240,21 @@ pub struct Tile {
     /// Applies `lo` and `hi`; NaN passes through.
     pub clamp: bool,
     /// Lower bound.
-    pub lo: f32,
+    pub lo: E,
     /// Upper bound.
-    pub hi: f32,
+    pub hi: E,
 
     /// What to bring into L1 meanwhile, usually the next panel of `b`; need not be valid memory.
-    pub prefetch: *const f32,
+    pub prefetch: *const E,
     /// Cache lines to ask for at each tap.
     pub prefetch_lines: usize,
     /// Distance from each tap's first step at which `a` is asked for, for the next tile (0: not).
     pub prefetch_a: usize,
 }
 
-impl Tile {
+impl<E: Element> Tile<E> {
     /// A tile with null pointers, no epilogue, full vectors and nothing to prefetch.
-    pub const fn new(isa: Isa) -> Tile {
+    pub const fn new(isa: Isa) -> Tile<E> {
         Tile {
             a: std::ptr::null(),
             rows: std::ptr::null(),
@@ -235,26 +265,26 @@ impl Tile {
             runs: std::ptr::null(),
             a_step: 1,
             b: std::ptr::null(),
-            b_step: 2 * isa.lanes_f32(),
-            b_vector: isa.lanes_f32(),
+            b_step: 2 * isa.lanes::<E>(),
+            b_vector: isa.lanes::<E>(),
             b_skip: 0,
             c: std::ptr::null_mut(),
             c_rows: std::ptr::null(),
-            c_vector: isa.lanes_f32(),
+            c_vector: isa.lanes::<E>(),
             first_lane: 0,
-            last_lanes: isa.lanes_f32(),
+            last_lanes: isa.lanes::<E>(),
             fill: false,
             bias: std::ptr::null(),
             row_bias: std::ptr::null(),
             partial: std::ptr::null(),
             partial_rows: std::ptr::null(),
-            partial_vector: isa.lanes_f32(),
+            partial_vector: isa.lanes::<E>(),
             residual: std::ptr::null(),
             residual_rows: std::ptr::null(),
-            residual_vector: isa.lanes_f32(),
+            residual_vector: isa.lanes::<E>(),
             clamp: false,
-            lo: f32::NEG_INFINITY,
-            hi: f32::INFINITY,
+            lo: E::NEG_INFINITY,
+            hi: E::INFINITY,
             prefetch: std::ptr::null(),
             prefetch_lines: 0,
             prefetch_a: 0,

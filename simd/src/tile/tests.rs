@@ -1,56 +1,70 @@
 use super::*;
 
-fn values(n: usize, seed: u32) -> Vec<f32> {
+fn values<E: Element>(n: usize, seed: u32) -> Vec<E> {
     let mut s = seed.wrapping_mul(2_654_435_761) | 1;
     (0..n)
         .map(|_| {
             s ^= s << 13;
             s ^= s >> 17;
             s ^= s << 5;
-            (s >> 8) as f32 / (1 << 23) as f32 - 1.0
+            E::from((s >> 8) as f32 / (1 << 23) as f32 - 1.0)
         })
         .collect()
 }
 
-/// Every kernel of every supported instruction set, with all parts of the epilogue, against a plain f64 sum.
-#[test]
-fn all_kernels() {
-    for kernel in MICRO_KERNELS.iter().filter(|k| k.isa.is_supported()) {
+/// Every kernel of every supported instruction set, with all parts of the epilogue, against a plain f64 sum; products of `f64`
+/// round as that sum does.
+fn all_kernels<E: Element>(epsilon: f64) {
+    let here = MICRO_KERNELS.iter().filter(|k| k.isa.is_supported() && k.bytes == size_of::<E>());
+    let mut seen = 0;
+    for kernel in here {
         for rows in 1..=kernel.rows {
             let f = tile_kernel(kernel.isa, kernel.kind, rows, kernel.vectors).expect("supported");
             for lanes in [kernel.lanes, 1, kernel.lanes - 1] {
-                check(kernel, f, rows, lanes);
+                check::<E>(kernel, f, rows, lanes, epsilon);
+                seen += 1;
             }
         }
     }
+    assert!(seen > 0);
 }
 
 /// Those of half a vector do the same where there is no more.
 #[test]
 fn half_kernels() {
-    for kernel in MICRO_KERNELS.iter().filter(|k| k.isa.is_supported() && k.vectors == 1) {
+    for kernel in MICRO_KERNELS.iter().filter(|k| k.isa.is_supported() && k.vectors == 1 && k.bytes == 4) {
         for rows in 1..=kernel.rows {
-            let half = half_kernel(kernel.isa, kernel.kind, rows);
+            let half = half_kernel::<f32>(kernel.isa, kernel.kind, rows);
             assert_eq!(half.is_some(), kernel.isa == Isa::Avx512 && kernel.kind == TileKind::Table);
             for lanes in [1, 5, kernel.lanes / 2] {
-                half.into_iter().for_each(|f| check(kernel, f, rows, lanes));
+                half.into_iter().for_each(|f| check(kernel, f, rows, lanes, f64::from(f32::EPSILON)));
             }
         }
     }
 }
 
-fn check(kernel: &MicroKernel, f: TileFn, m: usize, last_lanes: usize) {
+#[test]
+fn all_kernels_of_floats() {
+    all_kernels::<f32>(f64::from(f32::EPSILON));
+}
+
+#[test]
+fn all_kernels_of_doubles() {
+    all_kernels::<f64>(f64::EPSILON);
+}
+
+fn check<E: Element>(kernel: &MicroKernel, f: TileFn<E>, m: usize, last_lanes: usize, epsilon: f64) {
     let (l, n) = (kernel.lanes, kernel.vectors);
     let (taps, run, last_run) = ([0usize, 700, 350], 5, 3);
     let steps = 2 * run + last_run;
     let a_step = if kernel.kind == TileKind::Packed { m } else { 2 };
     let rows: Vec<usize> = (0..m).map(|i| if kernel.kind == TileKind::Packed { i } else { i * 19 % 97 }).collect();
-    let a = values(2000, 1);
-    let b = values(steps * n * l + 8 * 3, 2);
-    let bias = values(n * l, 3);
-    let row_bias = values(m, 4);
-    let residual = values(m * n * l, 5);
-    let before = values(m * n * l, 6);
+    let a: Vec<E> = values(2000, 1);
+    let b: Vec<E> = values(steps * n * l + 8 * 3, 2);
+    let bias: Vec<E> = values(n * l, 3);
+    let row_bias: Vec<E> = values(m, 4);
+    let residual: Vec<E> = values(m * n * l, 5);
+    let before: Vec<E> = values(m * n * l, 6);
     let mut c = before.clone();
     let c_rows: Vec<usize> = (0..m).map(|i| (m - 1 - i) * n * l).collect();
     let mut t = Tile::new(kernel.isa);
@@ -64,8 +78,9 @@ fn check(kernel: &MicroKernel, f: TileFn, m: usize, last_lanes: usize) {
     (t.bias, t.row_bias) = (bias.as_ptr(), row_bias.as_ptr());
     (t.partial, t.partial_rows, t.partial_vector) = (c.as_ptr(), c_rows.as_ptr(), l);
     (t.residual, t.residual_rows, t.residual_vector) = (residual.as_ptr(), c_rows.as_ptr(), l);
-    (t.clamp, t.lo, t.hi) = (true, -0.5, 1.5);
+    (t.clamp, t.lo, t.hi) = (true, E::from(-0.5), E::from(1.5));
     (t.prefetch, t.prefetch_lines, t.prefetch_a) = (b.as_ptr(), 1, 64);
+    let wide = |x: E| -> f64 { x.into() };
     unsafe { f(&t) };
 
     for i in 0..m {
@@ -73,7 +88,7 @@ fn check(kernel: &MicroKernel, f: TileFn, m: usize, last_lanes: usize) {
             let at = c_rows[i] + j;
             let exists = j < (n - 1) * l + last_lanes;
             if !exists {
-                assert_eq!(c[at], if t.fill { 0.0 } else { before[at] }, "{}", kernel.name);
+                assert_eq!(wide(c[at]), if t.fill { 0.0 } else { wide(before[at]) }, "{}", kernel.name);
                 continue;
             }
             let mut sum = 0f64;
@@ -82,17 +97,17 @@ fn check(kernel: &MicroKernel, f: TileFn, m: usize, last_lanes: usize) {
             for (index, tap) in taps.iter().enumerate() {
                 for step in 0..if index == 2 { last_run } else { run } {
                     let lane = if kernel.kind == TileKind::Lanes { j } else { 0 };
-                    let x = a[tap + step * a_step + rows[i] + lane] as f64;
-                    let y = b[k * n * l + index * 8 + j] as f64;
+                    let x = wide(a[tap + step * a_step + rows[i] + lane]);
+                    let y = wide(b[k * n * l + index * 8 + j]);
                     sum += x * y;
                     size += (x * y).abs();
                     k += 1;
                 }
             }
-            sum += bias[j] as f64 + row_bias[i] as f64 + residual[at] as f64 + before[at] as f64;
+            sum += wide(bias[j]) + wide(row_bias[i]) + wide(residual[at]) + wide(before[at]);
             let want = sum.clamp(-0.5, 1.5);
-            let bound = (steps + 4) as f64 * f32::EPSILON as f64 * size;
-            assert!((c[at] as f64 - want).abs() <= bound, "{} {m}: {} {want}", kernel.name, c[at]);
+            let (bound, have) = ((steps + 4) as f64 * epsilon * size, wide(c[at]));
+            assert!((have - want).abs() <= bound, "{} {m}: {have} {want}", kernel.name);
         }
     }
 }
@@ -110,8 +125,8 @@ fn strided_kernels() {
                 let table = tile_kernel(isa, TileKind::Table, m, 2).expect("as high as the strided one");
                 let rows: Vec<usize> = (0..m).map(|i| i / run * 500 + i % run * step).collect();
                 let taps = [0usize, 37];
-                let (a, b) = (values(1200, 1), values(9 * 2 * l, 2));
-                let (residual, bias) = (values(m * 2 * l, 5), values(2 * l, 3));
+                let (a, b): (Vec<f32>, Vec<f32>) = (values(1200, 1), values(9 * 2 * l, 2));
+                let (residual, bias): (Vec<f32>, Vec<f32>) = (values(m * 2 * l, 5), values(2 * l, 3));
                 let c_rows: Vec<usize> = (0..m).map(|i| i * 2 * l).collect();
                 for (added, clamp, hi, last_lanes) in [
                     (false, false, f32::INFINITY, l),
@@ -143,34 +158,42 @@ fn strided_kernels() {
     assert!(seen > 0 || !Isa::Avx2.is_supported());
 }
 
-#[test]
-fn clamp_passes_nan() {
+fn nan_passes<E: Element>() {
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
-        let a = [f32::NAN];
-        let b = vec![1.0; isa.lanes_f32()];
-        let mut c = vec![0.0; isa.lanes_f32()];
+        let a = [E::from(f32::NAN)];
+        let b = vec![E::from(1.0); isa.lanes::<E>()];
+        let mut c = vec![E::ZERO; isa.lanes::<E>()];
         let zero = [0usize];
         let mut t = Tile::new(isa);
         (t.a, t.rows, t.taps, t.tap_count, t.last_run) = (a.as_ptr(), zero.as_ptr(), zero.as_ptr(), 1, 1);
         (t.b, t.c, t.c_rows) = (b.as_ptr(), c.as_mut_ptr(), zero.as_ptr());
-        (t.clamp, t.lo, t.hi) = (true, 0.0, 6.0);
+        (t.clamp, t.lo, t.hi) = (true, E::ZERO, E::from(6.0));
         unsafe { tile_kernel(isa, TileKind::Table, 1, 1).unwrap()(&t) };
-        assert!(c.iter().all(|x| x.is_nan()), "{isa}");
+        assert!(c.iter().all(|x| Into::<f64>::into(*x).is_nan()), "{isa}");
     }
 }
 
 #[test]
+fn clamp_passes_nan() {
+    nan_passes::<f32>();
+    nan_passes::<f64>();
+}
+
+#[test]
 fn unknown_shapes_have_no_kernel() {
-    assert!(tile_kernel(Isa::Portable, TileKind::Table, 0, 1).is_none());
-    assert!(tile_kernel(Isa::Portable, TileKind::Table, 4, 2).is_none());
-    assert!(tile_kernel(Isa::Portable, TileKind::Lanes, 1, 2).is_none());
-    assert_eq!(max_rows(Isa::Avx512, TileKind::Table, 2), 14);
+    assert!(tile_kernel::<f32>(Isa::Portable, TileKind::Table, 0, 1).is_none());
+    assert!(tile_kernel::<f32>(Isa::Portable, TileKind::Table, 4, 2).is_none());
+    assert!(tile_kernel::<f32>(Isa::Portable, TileKind::Lanes, 1, 2).is_none());
+    assert!(tile_kernel::<f64>(Isa::Portable, TileKind::Lanes, 1, 1).is_none());
+    assert_eq!(max_rows::<f32>(Isa::Avx512, TileKind::Table, 2), 14);
+    assert_eq!(max_rows::<f64>(Isa::Avx512, TileKind::Table, 2), 14);
+    assert_eq!(max_rows::<f64>(Isa::Avx512, TileKind::Lanes, 1), 0);
 }
 
 /// Every kernel of integers, exactly: the greatest operands make sums wrap.
 #[test]
 fn short_kernels() {
-    for kernel in MICRO_KERNELS.iter().filter(|k| k.isa.is_supported()) {
+    for kernel in MICRO_KERNELS.iter().filter(|k| k.isa.is_supported() && k.bytes == 4) {
         for (m, last_lanes) in (1..=kernel.rows).flat_map(|m| [(m, kernel.lanes), (m, 1)]) {
             let (l, n) = (kernel.lanes, kernel.vectors);
             let (taps, run, last_run) = ([0usize, 700, 350], 5, 3);

@@ -4,19 +4,29 @@
 //! also the safety contract of every method here: *the host has the instruction set, and pointers are valid for the
 //! lanes that are touched.*
 
+use crate::Element;
+
 #[cfg(target_arch = "aarch64")]
 mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_f64;
 mod portable;
 mod shorts;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+#[cfg(target_arch = "x86_64")]
+mod x86_f64;
+#[cfg(target_arch = "x86_64")]
+mod x86_half;
 
 #[cfg(target_arch = "aarch64")]
 pub(crate) use neon::Neon8;
-pub(crate) use portable::Portable8;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon_f64::Neon4;
+pub(crate) use portable::{Portable4, Portable8};
 pub(crate) use shorts::Shorts;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86::Half;
+pub(crate) use x86_half::Half;
 
 /// A kernel over one struct for every instruction set: `fn name(isa) -> Option<unsafe fn(&Row)>`, made of a generic
 /// `body::<V>(&Row)`.
@@ -56,21 +66,23 @@ macro_rules! by_isa {
 }
 pub(crate) use by_isa;
 
-/// What sums of products need of a vector: of floats, or of integers as [`Shorts`] has them.
+/// What sums of products need of a vector: of `f32`, of `f64`, or of integers as [`Shorts`] has them.
 pub(crate) trait Lanes: Copy {
+    /// What memory holds.
+    type Element: Element;
     const LANES: usize;
-    /// Whether a multiply-add can broadcast a float of memory to all lanes by itself.
+    /// Whether a multiply-add can broadcast an element of memory to all lanes by itself.
     const BROADCASTS: bool = false;
     type Mask: Copy;
 
-    unsafe fn splat(x: f32) -> Self;
-    unsafe fn load(p: *const f32) -> Self;
-    unsafe fn store(self, p: *mut f32);
+    unsafe fn splat(x: Self::Element) -> Self;
+    unsafe fn load(p: *const Self::Element) -> Self;
+    unsafe fn store(self, p: *mut Self::Element);
     /// The mask of lanes `from..to`.
     unsafe fn range(from: usize, to: usize) -> Self::Mask;
     /// Masked lanes are loaded, the others are zero and not touched.
-    unsafe fn load_masked(p: *const f32, mask: Self::Mask) -> Self;
-    unsafe fn store_masked(self, p: *mut f32, mask: Self::Mask);
+    unsafe fn load_masked(p: *const Self::Element, mask: Self::Mask) -> Self;
+    unsafe fn store_masked(self, p: *mut Self::Element, mask: Self::Mask);
     /// `yes` in the lanes of the mask, `no` in the others.
     unsafe fn select(mask: Self::Mask, yes: Self, no: Self) -> Self;
 
@@ -84,12 +96,18 @@ pub(crate) trait Lanes: Copy {
 
     #[inline(always)]
     unsafe fn zero() -> Self {
-        unsafe { Self::splat(0.0) }
+        unsafe { Self::splat(Self::Element::ZERO) }
     }
 }
 
+/// Vectors of which as many as one has lanes are a square block.
+pub(crate) trait Block: Lanes {
+    /// Transposes a `LANES` x `LANES` block held in rows.
+    unsafe fn transpose(rows: &mut [Self]);
+}
+
 /// A vector of `LANES` floats (or of the same number of 32-bit integers, in the methods that say so).
-pub(crate) trait Vector: Lanes {
+pub(crate) trait Vector: Block<Element = f32> {
     /// The mask of the first `n` lanes.
     unsafe fn first(n: usize) -> Self::Mask;
 
@@ -123,8 +141,6 @@ pub(crate) trait Vector: Lanes {
     unsafe fn int_to_float(self) -> Self;
     /// Lanes as integers: equal.
     unsafe fn eq_int(self, o: Self) -> Self::Mask;
-    /// Transposes a `LANES` x `LANES` block held in rows.
-    unsafe fn transpose(rows: &mut [Self]);
     /// Lane i is lane `lanes[i]` of `from`; where that integer is negative, it stays.
     unsafe fn take(self, from: Self, lanes: Self) -> Self;
 
@@ -140,7 +156,7 @@ pub(crate) trait Vector: Lanes {
 
 /// The same pointer, of which the compiler does not know that it is the same.
 #[inline(always)]
-pub(crate) fn another(p: *const f32) -> *const f32 {
+pub(crate) fn another<T>(p: *const T) -> *const T {
     #[cfg(target_arch = "x86_64")]
     {
         let mut q = p;
@@ -154,7 +170,7 @@ pub(crate) fn another(p: *const f32) -> *const f32 {
 
 /// Asks for the cache line at `p`, which need not be valid.
 #[inline(always)]
-pub(crate) fn prefetch(p: *const f32) {
+pub(crate) fn prefetch<T>(p: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch never faults.
     unsafe {
@@ -167,7 +183,7 @@ pub(crate) fn prefetch(p: *const f32) {
 
 /// Asks for the cache line at `p` for writing; `p` need not be valid.
 #[inline(always)]
-pub(crate) fn prefetch_write(p: *const f32) {
+pub(crate) fn prefetch_write<T>(p: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch never faults.
     unsafe {

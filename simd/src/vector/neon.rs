@@ -1,6 +1,6 @@
 //! NEON: eight floats in two registers.
 
-use super::{Lanes, Vector};
+use super::{Block, Lanes, Vector};
 use std::arch::aarch64::*;
 
 #[derive(Clone, Copy)]
@@ -81,6 +81,7 @@ macro_rules! bitwise {
 }
 
 impl Lanes for Neon8 {
+    type Element = f32;
     const LANES: usize = 8;
     type Mask = Mask8;
 
@@ -149,6 +150,21 @@ impl Lanes for Neon8 {
     #[inline(always)]
     unsafe fn select(mask: Mask8, yes: Self, no: Self) -> Self {
         unsafe { Neon8(vbslq_f32(mask.0, yes.0, no.0), vbslq_f32(mask.1, yes.1, no.1)) }
+    }
+}
+
+impl Block for Neon8 {
+    #[inline(always)]
+    unsafe fn transpose(rows: &mut [Self]) {
+        unsafe {
+            let low = |from: usize| Self::transposed([0, 1, 2, 3].map(|i| rows[from + i].0));
+            let high = |from: usize| Self::transposed([0, 1, 2, 3].map(|i| rows[from + i].1));
+            let (a, b, c, d) = (low(0), high(0), low(4), high(4));
+            for i in 0..4 {
+                rows[i] = Neon8(a[i], c[i]);
+                rows[4 + i] = Neon8(b[i], d[i]);
+            }
+        }
     }
 }
 
@@ -225,18 +241,6 @@ impl Vector for Neon8 {
         unsafe {
             let (a, b) = (self.words(), o.words());
             (vceqq_u32(a.0, b.0), vceqq_u32(a.1, b.1))
-        }
-    }
-    #[inline(always)]
-    unsafe fn transpose(rows: &mut [Self]) {
-        unsafe {
-            let low = |from: usize| Self::transposed([0, 1, 2, 3].map(|i| rows[from + i].0));
-            let high = |from: usize| Self::transposed([0, 1, 2, 3].map(|i| rows[from + i].1));
-            let (a, b, c, d) = (low(0), high(0), low(4), high(4));
-            for i in 0..4 {
-                rows[i] = Neon8(a[i], c[i]);
-                rows[4 + i] = Neon8(b[i], d[i]);
-            }
         }
     }
     #[inline(always)]

@@ -1,11 +1,15 @@
-//! Eight floats in plain Rust: LLVM makes two 128-bit vectors of them.
+//! Eight floats, or four doubles, in plain Rust: LLVM makes 128-bit vectors of them.
 
-use super::{Lanes, Vector};
+use super::{Block, Lanes, Vector};
 use std::array::from_fn;
 
 #[derive(Clone, Copy)]
 #[repr(align(32))]
 pub(crate) struct Portable8([f32; 8]);
+
+#[derive(Clone, Copy)]
+#[repr(align(32))]
+pub(crate) struct Portable4([f64; 4]);
 
 impl Portable8 {
     #[inline(always)]
@@ -22,59 +26,80 @@ impl Portable8 {
     }
 }
 
-impl Lanes for Portable8 {
-    const LANES: usize = 8;
-    type Mask = [bool; 8];
+macro_rules! lanes {
+    ($name:ident, $element:ty, $lanes:literal) => {
+        impl Lanes for $name {
+            type Element = $element;
+            const LANES: usize = $lanes;
+            type Mask = [bool; $lanes];
 
-    #[inline(always)]
-    unsafe fn splat(x: f32) -> Self {
-        Portable8([x; 8])
-    }
-    #[inline(always)]
-    unsafe fn load(p: *const f32) -> Self {
-        Portable8(unsafe { p.cast::<[f32; 8]>().read_unaligned() })
-    }
-    #[inline(always)]
-    unsafe fn store(self, p: *mut f32) {
-        unsafe { p.cast::<[f32; 8]>().write_unaligned(self.0) }
-    }
-    #[inline(always)]
-    unsafe fn range(from: usize, to: usize) -> [bool; 8] {
-        from_fn(|i| i >= from && i < to)
-    }
-    #[inline(always)]
-    unsafe fn load_masked(p: *const f32, mask: [bool; 8]) -> Self {
-        Portable8(from_fn(|i| if mask[i] { unsafe { *p.add(i) } } else { 0.0 }))
-    }
-    #[inline(always)]
-    unsafe fn store_masked(self, p: *mut f32, mask: [bool; 8]) {
-        for (i, &stored) in mask.iter().enumerate() {
-            if stored {
-                unsafe { *p.add(i) = self.0[i] };
+            #[inline(always)]
+            unsafe fn splat(x: $element) -> Self {
+                $name([x; $lanes])
+            }
+            #[inline(always)]
+            unsafe fn load(p: *const $element) -> Self {
+                $name(unsafe { p.cast::<[$element; $lanes]>().read_unaligned() })
+            }
+            #[inline(always)]
+            unsafe fn store(self, p: *mut $element) {
+                unsafe { p.cast::<[$element; $lanes]>().write_unaligned(self.0) }
+            }
+            #[inline(always)]
+            unsafe fn range(from: usize, to: usize) -> Self::Mask {
+                from_fn(|i| i >= from && i < to)
+            }
+            #[inline(always)]
+            unsafe fn load_masked(p: *const $element, mask: Self::Mask) -> Self {
+                $name(from_fn(|i| if mask[i] { unsafe { *p.add(i) } } else { 0.0 }))
+            }
+            #[inline(always)]
+            unsafe fn store_masked(self, p: *mut $element, mask: Self::Mask) {
+                for (i, &stored) in mask.iter().enumerate() {
+                    if stored {
+                        unsafe { *p.add(i) = self.0[i] };
+                    }
+                }
+            }
+            #[inline(always)]
+            unsafe fn add(self, o: Self) -> Self {
+                $name(from_fn(|i| self.0[i] + o.0[i]))
+            }
+            #[inline(always)]
+            unsafe fn fma(self, b: Self, c: Self) -> Self {
+                $name(from_fn(|i| self.0[i] * b.0[i] + c.0[i]))
+            }
+            #[inline(always)]
+            unsafe fn max(self, o: Self) -> Self {
+                $name(from_fn(|i| if self.0[i] > o.0[i] { self.0[i] } else { o.0[i] }))
+            }
+            #[inline(always)]
+            unsafe fn min(self, o: Self) -> Self {
+                $name(from_fn(|i| if self.0[i] < o.0[i] { self.0[i] } else { o.0[i] }))
+            }
+            #[inline(always)]
+            unsafe fn select(mask: Self::Mask, yes: Self, no: Self) -> Self {
+                $name(from_fn(|i| if mask[i] { yes.0[i] } else { no.0[i] }))
             }
         }
-    }
-    #[inline(always)]
-    unsafe fn add(self, o: Self) -> Self {
-        self.zip(o, |a, b| a + b)
-    }
-    #[inline(always)]
-    unsafe fn fma(self, b: Self, c: Self) -> Self {
-        Portable8(from_fn(|i| self.0[i] * b.0[i] + c.0[i]))
-    }
-    #[inline(always)]
-    unsafe fn max(self, o: Self) -> Self {
-        self.zip(o, |a, b| if a > b { a } else { b })
-    }
-    #[inline(always)]
-    unsafe fn min(self, o: Self) -> Self {
-        self.zip(o, |a, b| if a < b { a } else { b })
-    }
-    #[inline(always)]
-    unsafe fn select(mask: [bool; 8], yes: Self, no: Self) -> Self {
-        Portable8(from_fn(|i| if mask[i] { yes.0[i] } else { no.0[i] }))
-    }
+
+        impl Block for $name {
+            #[inline(always)]
+            unsafe fn transpose(rows: &mut [Self]) {
+                for i in 0..$lanes {
+                    for j in 0..i {
+                        let kept = rows[i].0[j];
+                        rows[i].0[j] = rows[j].0[i];
+                        rows[j].0[i] = kept;
+                    }
+                }
+            }
+        }
+    };
 }
+
+lanes!(Portable8, f32, 8);
+lanes!(Portable4, f64, 4);
 
 impl Vector for Portable8 {
     #[inline(always)]
@@ -165,16 +190,6 @@ impl Vector for Portable8 {
     #[inline(always)]
     unsafe fn eq_int(self, o: Self) -> [bool; 8] {
         from_fn(|i| self.0[i].to_bits() == o.0[i].to_bits())
-    }
-    #[inline(always)]
-    unsafe fn transpose(rows: &mut [Self]) {
-        for i in 0..8 {
-            for j in 0..i {
-                let kept = rows[i].0[j];
-                rows[i].0[j] = rows[j].0[i];
-                rows[j].0[i] = kept;
-            }
-        }
     }
     #[inline(always)]
     unsafe fn take(self, from: Self, lanes: Self) -> Self {

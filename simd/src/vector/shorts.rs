@@ -7,6 +7,7 @@ use super::{Lanes, Vector};
 pub(crate) struct Shorts<V>(V);
 
 impl<V: Vector> Lanes for Shorts<V> {
+    type Element = f32;
     const LANES: usize = V::LANES;
     type Mask = V::Mask;
 

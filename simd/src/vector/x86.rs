@@ -1,9 +1,10 @@
 //! AVX2 and AVX-512.
 
-use super::{Lanes, Vector};
+use super::{Block, Lanes, Vector};
 use std::arch::x86_64::*;
 
 impl Lanes for __m512 {
+    type Element = f32;
     const LANES: usize = 16;
     const BROADCASTS: bool = true;
     type Mask = __mmask16;
@@ -54,58 +55,36 @@ impl Lanes for __m512 {
     }
 }
 
-/// A vector of 16 lanes of which the upper eight are zero and cost nothing: a processor that computes 512 bits in two halves
-/// skips one of them.
-#[derive(Clone, Copy)]
-pub(crate) struct Half(__m256);
-
-impl Lanes for Half {
-    const LANES: usize = 16;
-    type Mask = __mmask16;
-
+impl Block for __m512 {
     #[inline(always)]
-    unsafe fn splat(x: f32) -> Self {
-        Half(unsafe { _mm256_set1_ps(x) })
-    }
-    #[inline(always)]
-    unsafe fn load(p: *const f32) -> Self {
-        Half(unsafe { _mm256_loadu_ps(p) })
-    }
-    #[inline(always)]
-    unsafe fn store(self, p: *mut f32) {
-        unsafe { _mm512_storeu_ps(p, _mm512_zextps256_ps512(self.0)) }
-    }
-    #[inline(always)]
-    unsafe fn range(from: usize, to: usize) -> __mmask16 {
-        ((1u32 << to) - (1u32 << from)) as u16
-    }
-    #[inline(always)]
-    unsafe fn load_masked(p: *const f32, mask: __mmask16) -> Self {
-        Half(unsafe { _mm256_maskz_loadu_ps(mask as u8, p) })
-    }
-    #[inline(always)]
-    unsafe fn store_masked(self, p: *mut f32, mask: __mmask16) {
-        unsafe { _mm512_mask_storeu_ps(p, mask, _mm512_zextps256_ps512(self.0)) }
-    }
-    #[inline(always)]
-    unsafe fn add(self, o: Self) -> Self {
-        Half(unsafe { _mm256_add_ps(self.0, o.0) })
-    }
-    #[inline(always)]
-    unsafe fn fma(self, b: Self, c: Self) -> Self {
-        Half(unsafe { _mm256_fmadd_ps(self.0, b.0, c.0) })
-    }
-    #[inline(always)]
-    unsafe fn max(self, o: Self) -> Self {
-        Half(unsafe { _mm256_max_ps(self.0, o.0) })
-    }
-    #[inline(always)]
-    unsafe fn min(self, o: Self) -> Self {
-        Half(unsafe { _mm256_min_ps(self.0, o.0) })
-    }
-    #[inline(always)]
-    unsafe fn select(mask: __mmask16, yes: Self, no: Self) -> Self {
-        Half(unsafe { _mm256_mask_blend_ps(mask as u8, no.0, yes.0) })
+    unsafe fn transpose(r: &mut [Self]) {
+        unsafe {
+            let mut t = [_mm512_setzero_ps(); 16];
+            for i in 0..8 {
+                t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+                t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+            }
+            let low = |a, b| _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+            let high = |a, b| _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+            let mut u = t;
+            for g in 0..4 {
+                let k = 4 * g;
+                u[k] = low(t[k], t[k + 2]);
+                u[k + 1] = high(t[k], t[k + 2]);
+                u[k + 2] = low(t[k + 1], t[k + 3]);
+                u[k + 3] = high(t[k + 1], t[k + 3]);
+            }
+            for j in 0..4 {
+                let a = _mm512_shuffle_f32x4::<0x88>(u[j], u[4 + j]);
+                let b = _mm512_shuffle_f32x4::<0xdd>(u[j], u[4 + j]);
+                let c = _mm512_shuffle_f32x4::<0x88>(u[8 + j], u[12 + j]);
+                let d = _mm512_shuffle_f32x4::<0xdd>(u[8 + j], u[12 + j]);
+                r[j] = _mm512_shuffle_f32x4::<0x88>(a, c);
+                r[8 + j] = _mm512_shuffle_f32x4::<0xdd>(a, c);
+                r[4 + j] = _mm512_shuffle_f32x4::<0x88>(b, d);
+                r[12 + j] = _mm512_shuffle_f32x4::<0xdd>(b, d);
+            }
+        }
     }
 }
 
@@ -202,39 +181,10 @@ impl Vector for __m512 {
             _mm512_mask_permutexvar_ps(self, taken, lanes, from)
         }
     }
-    #[inline(always)]
-    unsafe fn transpose(r: &mut [Self]) {
-        unsafe {
-            let mut t = [_mm512_setzero_ps(); 16];
-            for i in 0..8 {
-                t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
-                t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
-            }
-            let low = |a, b| _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
-            let high = |a, b| _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
-            let mut u = t;
-            for g in 0..4 {
-                let k = 4 * g;
-                u[k] = low(t[k], t[k + 2]);
-                u[k + 1] = high(t[k], t[k + 2]);
-                u[k + 2] = low(t[k + 1], t[k + 3]);
-                u[k + 3] = high(t[k + 1], t[k + 3]);
-            }
-            for j in 0..4 {
-                let a = _mm512_shuffle_f32x4::<0x88>(u[j], u[4 + j]);
-                let b = _mm512_shuffle_f32x4::<0xdd>(u[j], u[4 + j]);
-                let c = _mm512_shuffle_f32x4::<0x88>(u[8 + j], u[12 + j]);
-                let d = _mm512_shuffle_f32x4::<0xdd>(u[8 + j], u[12 + j]);
-                r[j] = _mm512_shuffle_f32x4::<0x88>(a, c);
-                r[8 + j] = _mm512_shuffle_f32x4::<0xdd>(a, c);
-                r[4 + j] = _mm512_shuffle_f32x4::<0x88>(b, d);
-                r[12 + j] = _mm512_shuffle_f32x4::<0xdd>(b, d);
-            }
-        }
-    }
 }
 
 impl Lanes for __m256 {
+    type Element = f32;
     const LANES: usize = 8;
     type Mask = __m256;
 
@@ -281,6 +231,31 @@ impl Lanes for __m256 {
     #[inline(always)]
     unsafe fn select(mask: __m256, yes: Self, no: Self) -> Self {
         unsafe { _mm256_blendv_ps(no, yes, mask) }
+    }
+}
+
+impl Block for __m256 {
+    #[inline(always)]
+    unsafe fn transpose(r: &mut [Self]) {
+        unsafe {
+            let mut t = [_mm256_setzero_ps(); 8];
+            for i in 0..4 {
+                t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+                t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+            }
+            let mut u = t;
+            for g in 0..2 {
+                let k = 4 * g;
+                u[k] = _mm256_shuffle_ps::<0x44>(t[k], t[k + 2]);
+                u[k + 1] = _mm256_shuffle_ps::<0xee>(t[k], t[k + 2]);
+                u[k + 2] = _mm256_shuffle_ps::<0x44>(t[k + 1], t[k + 3]);
+                u[k + 3] = _mm256_shuffle_ps::<0xee>(t[k + 1], t[k + 3]);
+            }
+            for j in 0..4 {
+                r[j] = _mm256_permute2f128_ps::<0x20>(u[j], u[4 + j]);
+                r[4 + j] = _mm256_permute2f128_ps::<0x31>(u[j], u[4 + j]);
+            }
+        }
     }
 }
 
@@ -386,28 +361,6 @@ impl Vector for __m256 {
         unsafe {
             let same = _mm256_cmpeq_epi32(_mm256_castps_si256(self), _mm256_castps_si256(o));
             _mm256_castsi256_ps(same)
-        }
-    }
-    #[inline(always)]
-    unsafe fn transpose(r: &mut [Self]) {
-        unsafe {
-            let mut t = [_mm256_setzero_ps(); 8];
-            for i in 0..4 {
-                t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
-                t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
-            }
-            let mut u = t;
-            for g in 0..2 {
-                let k = 4 * g;
-                u[k] = _mm256_shuffle_ps::<0x44>(t[k], t[k + 2]);
-                u[k + 1] = _mm256_shuffle_ps::<0xee>(t[k], t[k + 2]);
-                u[k + 2] = _mm256_shuffle_ps::<0x44>(t[k + 1], t[k + 3]);
-                u[k + 3] = _mm256_shuffle_ps::<0xee>(t[k + 1], t[k + 3]);
-            }
-            for j in 0..4 {
-                r[j] = _mm256_permute2f128_ps::<0x20>(u[j], u[4 + j]);
-                r[4 + j] = _mm256_permute2f128_ps::<0x31>(u[j], u[4 + j]);
-            }
         }
     }
     #[inline(always)]

@@ -115,7 +115,7 @@ unsafe fn whole(t: &WordTile) {
                 options(nostack, readonly, preserves_flags)
             );
             for _ in 0..t.prefetch_lines {
-                prefetch(ahead.cast());
+                prefetch(ahead);
                 ahead = ahead.wrapping_add(16);
             }
             b = b.wrapping_add(WORDS * COLUMNS);
@@ -153,7 +153,7 @@ unsafe fn half(t: &WordTile) {
                 options(nostack, readonly, preserves_flags)
             );
             for _ in 0..t.prefetch_lines {
-                prefetch(ahead.cast());
+                prefetch(ahead);
                 ahead = ahead.wrapping_add(16);
             }
             b = b.wrapping_add(WORDS * COLUMNS);

@@ -125,7 +125,7 @@ macro_rules! tiles {
                     for i in 0..t.tap_count {
                         let mut p = t.a.add(*t.taps.add(i));
                         for _ in 0..t.prefetch_lines {
-                            prefetch(ahead.cast());
+                            prefetch(ahead);
                             ahead = ahead.wrapping_add(16);
                         }
                         for _ in 0..WORDS {

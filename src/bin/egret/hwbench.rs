@@ -56,12 +56,13 @@ pub fn hwbench(args: &HwbenchArgs, as_json: bool) -> Result<(), Failure> {
         rates.push((counts.iter().map(read).collect::<Vec<f64>>(), counts.iter().map(copied).collect::<Vec<f64>>()));
     }
     let fork_join = if threads > 1 { fork_join_us(threads) } else { 0.0 };
-    // a kernel in turn with the peak: the clock moves
+    // a kernel in turn with the peak: the clock moves; vectors have half as many doubles as floats
     let kernels: Vec<(&str, f64, f64)> = MICRO_KERNELS
         .iter()
         .filter(|kernel| kernel.isa == isa)
         .map(|kernel| {
-            let pairs = (0..SAMPLES).filter_map(|_| Some((kernel_rate(kernel, span)?, peak(isa, span)?)));
+            let peak = || Some(peak(isa, span)? * 4.0 / kernel.bytes as f64);
+            let pairs = (0..SAMPLES).filter_map(|_| Some((kernel_rate(kernel, span)?, peak()?)));
             let pairs: Vec<(f64, f64)> = pairs.collect();
             let rate = sample::median(pairs.iter().map(|(rate, _)| *rate));
             (kernel.name, rate, sample::median(pairs.iter().map(|(rate, peak)| rate / peak)))

@@ -3,7 +3,7 @@
 use super::DriverError;
 use egret_program::driver::hook::View2;
 use egret_program::driver::{Activation, Operand};
-use egret_simd::Tile;
+use egret_simd::{Element, Tile};
 
 /// The most extra operands, and the most outputs, of a hook.
 pub const MAX_VIEWS: usize = 32;
@@ -25,9 +25,10 @@ pub(crate) fn bounds(activation: Activation) -> (f32, f32) {
     clamp_of(activation).unwrap_or((f32::NEG_INFINITY, f32::INFINITY))
 }
 
-pub(crate) fn set_activation(tile: &mut Tile, activation: Activation) {
+pub(crate) fn set_activation<E: Element>(tile: &mut Tile<E>, activation: Activation) {
     tile.clamp = activation != Activation::None;
-    (tile.lo, tile.hi) = bounds(activation);
+    let (lo, hi) = bounds(activation);
+    (tile.lo, tile.hi) = (lo.into(), hi.into());
 }
 
 /// The strides of a hook's operand, in bytes; what each driver adds up to find a tile.

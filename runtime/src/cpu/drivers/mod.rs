@@ -34,7 +34,7 @@ use cut::{Nest2, chunk_count, even_rows, lines_by_blocks, row_cuts};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DriverError {
     /// The host lacks the instruction set, or the schedule was made for another layout.
-    #[error("the schedule is for vectors of {scheduled} floats, {isa} has {actual} (or the host lacks it)")]
+    #[error("the schedule is for vectors of {scheduled} elements, {isa} has {actual} (or the host lacks it)")]
     Isa {
         /// Instruction set asked for.
         isa: egret_simd::Isa,

@@ -1,14 +1,14 @@
 //! Changes of layout, and packing at load.
 
 use super::conv::gradient_phases;
-use super::kernels::check_isa;
+use super::kernels::{check_isa, check_lanes};
 use super::{DriverError, Shared};
 use crate::cpu::team::Team;
 use egret_program::driver::{ConvForm, ConvInput, Direction, PackForm, PackProblem, Products, RelayoutProblem, Words};
 use egret_simd::pack::{ConvPanels, PanelPacker, depthwise_weights};
 use egret_simd::winograd::matrices;
 use egret_simd::words::{COLUMNS, WORDS, pair};
-use egret_simd::{Isa, TransposeFn, transpose};
+use egret_simd::{Element, Isa, TransposeFn, transpose};
 
 /// A change of layout whose extents are known.
 #[derive(Debug)]
@@ -131,6 +131,7 @@ impl RelayoutPlan {
 pub struct PackPlan {
     problem: PackProblem,
     packer: PanelPacker,
+    packer_f64: PanelPacker<f64>,
 }
 
 impl PackPlan {
@@ -139,7 +140,11 @@ impl PackPlan {
     /// # Errors
     /// If the layout is not that of `isa`, or there is no such form.
     pub fn new(problem: &PackProblem, isa: Isa) -> Result<PackPlan, DriverError> {
-        check_isa(isa, problem.lanes)?;
+        let lanes = match &problem.form {
+            PackForm::Columns { products, .. } => products.lanes(isa.lanes_f32()),
+            _ => isa.lanes_f32(),
+        };
+        check_lanes(isa, problem.lanes, lanes)?;
         if let PackForm::Conv { form: ConvForm::WeightGradient, .. } = problem.form {
             return Err(DriverError::Problem("a weight gradient reads no packed weights"));
         }
@@ -148,11 +153,13 @@ impl PackPlan {
         {
             return Err(DriverError::Unsupported("this tile of Winograd"));
         }
-        let packer = PanelPacker::new(isa).ok_or(DriverError::Unsupported("this instruction set"))?;
-        Ok(PackPlan { problem: problem.clone(), packer })
+        let (Some(packer), Some(packer_f64)) = (PanelPacker::new(isa), PanelPacker::new(isa)) else {
+            return Err(DriverError::Unsupported("this instruction set"));
+        };
+        Ok(PackPlan { problem: problem.clone(), packer, packer_f64 })
     }
 
-    /// Floats that are written.
+    /// Elements that are written, of as many bytes as the [problem](PackProblem::element_bytes) says.
     pub fn packed_len(&self) -> usize {
         self.problem.packed_len()
     }
@@ -160,8 +167,14 @@ impl PackPlan {
     /// Packs `src` into `dst`.
     ///
     /// # Safety
-    /// `src` has the extents of the problem, `dst` [`packed_len`](PackPlan::packed_len) floats; they do not overlap.
-    pub unsafe fn run(&self, src: *const f32, dst: *mut f32, team: &Team) {
+    /// `src` has the extents of the problem, `dst` [`packed_len`](PackPlan::packed_len) elements; both are aligned for them, and
+    /// do not overlap.
+    pub unsafe fn run(&self, src: *const u8, dst: *mut u8, team: &Team) {
+        if let PackForm::Columns { products: Products::F64, .. } = self.problem.form {
+            // SAFETY: the caller's.
+            return unsafe { self.pack_columns::<f64>(&self.packer_f64, src.cast(), dst.cast(), team) };
+        }
+        let (src, dst) = (src.cast::<f32>(), dst.cast::<f32>());
         match &self.problem.form {
             // SAFETY: the caller's.
             PackForm::Conv { .. } => unsafe { self.pack_conv(src, dst) },
@@ -214,23 +227,29 @@ impl PackPlan {
                     },
                 );
             },
-            PackForm::Columns { count, matrix_stride, k, n, row, col, .. } => {
-                let width = 2 * self.problem.lanes;
-                let panels = n.div_ceil(width);
-                let (src, dst) = (Shared(src.cast_mut()), Shared(dst));
-                team.parallel(count * panels, &|chunk, _| {
-                    let (src, dst) = (&src, &dst);
-                    let (matrix, panel) = (chunk / panels, chunk % panels);
-                    let columns = (n - panel * width).min(width);
-                    // SAFETY: chunks write different panels.
-                    unsafe {
-                        let from = src.0.add(matrix * matrix_stride + panel * width * col);
-                        let to = dst.0.add(chunk * k * width);
-                        self.packer.panel(to, width, from, *row, *col, *k, columns);
-                    }
-                });
-            }
+            // SAFETY: the caller's.
+            PackForm::Columns { .. } => unsafe { self.pack_columns(&self.packer, src, dst, team) },
         }
+    }
+
+    /// # Safety
+    /// As for `run`, for matrices of these elements.
+    unsafe fn pack_columns<E: Element>(&self, packer: &PanelPacker<E>, src: *const E, dst: *mut E, team: &Team) {
+        let PackForm::Columns { count, matrix_stride, k, n, row, col, .. } = &self.problem.form else { return };
+        let width = 2 * self.problem.lanes;
+        let panels = n.div_ceil(width);
+        let (src, dst) = (Shared(src.cast_mut()), Shared(dst));
+        team.parallel(count * panels, &|chunk, _| {
+            let (src, dst) = (&src, &dst);
+            let (matrix, panel) = (chunk / panels, chunk % panels);
+            let columns = (n - panel * width).min(width);
+            // SAFETY: chunks write different panels.
+            unsafe {
+                let from = src.0.add(matrix * matrix_stride + panel * width * col);
+                let to = dst.0.add(chunk * k * width);
+                packer.panel(to, width, from, *row, *col, *k, columns);
+            }
+        });
     }
 
     unsafe fn pack_conv(&self, src: *const f32, dst: *mut f32) {

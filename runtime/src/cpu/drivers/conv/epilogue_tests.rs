@@ -74,7 +74,7 @@ fn hooked_epilogue() {
                 let (a, w) = (values(a, 1), values(w, 2));
                 let (scale, full) = (values(channels, 3), values(n, 4));
                 let full_blocked = blocked(&p, !forward, &full, isa);
-                let (scale_buffer, scalar) = (buffer(&scale), buffer(&[0.5]));
+                let (scale_buffer, scalar) = (buffer(&scale), buffer(&[0.5f32]));
                 let want = expected(&p, &a, &w, n);
                 let (halo, stride) = if forward {
                     (p.out_halo.clone(), p.out_batch_stride)

@@ -80,7 +80,7 @@ fn hooked() {
             let (x, w, y) = sizes(&p);
             let (x, w) = (values(x, 1), values(w, 2));
             let (scale, bias) = (values(p.in_channels, 3), values(p.out_channels, 4));
-            let (scale_buffer, scalar, bias_buffer) = (buffer(&scale), buffer(&[0.5]), buffer(&bias));
+            let (scale_buffer, scalar, bias_buffer) = (buffer(&scale), buffer(&[0.5f32]), buffer(&bias));
             p.prologue = Some(Prologue::Hook { by_channel: vec![true, false], element_bytes: vec![4, 4] });
             let (halo, batch_stride) = (p.out_halo.clone(), p.out_batch_stride);
             p.epilogue = Epilogue::Hook {

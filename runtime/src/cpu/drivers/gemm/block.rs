@@ -1,7 +1,8 @@
 //! One chunk of a product: a block of rows by some column panels of one batch item.
 
-use super::GemmArgs;
-use super::plan::{BSource, GemmPlan, RUN, Target, WorkerLayout};
+use super::Operands;
+use super::element::Factor;
+use super::plan::{BSource, Plan, RUN, Target, WorkerLayout};
 use crate::cpu::drivers::epilogue::{MAX_BATCH, MAX_VIEWS, Strides, set_activation};
 use crate::cpu::drivers::{ScratchPool, part};
 use egret_program::driver::Bias;
@@ -11,32 +12,35 @@ use egret_simd::{MAX_ROWS, Tile};
 /// Runs of steps that a streamed panel is asked for in advance.
 const STREAM_AHEAD: usize = 2;
 
-pub(super) struct Chunk<'a> {
-    pub(super) plan: &'a GemmPlan,
-    pub(super) args: &'a GemmArgs<'a>,
+/// Bytes of a cache line.
+const LINE_BYTES: usize = 64;
+
+pub(super) struct Chunk<'a, E: Factor> {
+    pub(super) plan: &'a Plan<E>,
+    pub(super) args: &'a Operands<'a, E>,
     pub(super) item: usize,
     index: [usize; MAX_BATCH],
     pub(super) layout: WorkerLayout,
-    pub(super) worker: *mut f32,
-    shared: *mut f32,
+    pub(super) worker: *mut E,
+    shared: *mut E,
 }
 
-impl<'a> Chunk<'a> {
+impl<'a, E: Factor> Chunk<'a, E> {
     pub(super) fn new(
-        plan: &'a GemmPlan,
-        args: &'a GemmArgs<'a>,
+        plan: &'a Plan<E>,
+        args: &'a Operands<'a, E>,
         item: usize,
         scratch: &ScratchPool,
         worker: usize,
-    ) -> Chunk<'a> {
+    ) -> Chunk<'a, E> {
         Chunk {
             plan,
             args,
             item,
             index: plan.batch_index(item),
             layout: plan.worker_layout(),
-            worker: scratch.worker(worker),
-            shared: scratch.shared(),
+            worker: scratch.worker(worker).cast(),
+            shared: scratch.shared().cast(),
         }
     }
 
@@ -48,7 +52,7 @@ impl<'a> Chunk<'a> {
         let plan = self.plan;
         if let Some(words) = &plan.words {
             // SAFETY: the caller's.
-            return unsafe { self.run_words(words, (m0, m1), (p0, p1)) };
+            return unsafe { E::run(self, words, (m0, m1), (p0, p1)) };
         }
         let tiles = (m1 - m0).div_ceil(plan.kernels.max_rows());
         // SAFETY: all offsets lie within operands and scratch, whose extents are the plan's.
@@ -65,7 +69,7 @@ impl<'a> Chunk<'a> {
         }
     }
 
-    pub(super) fn a(&self) -> *const f32 {
+    pub(super) fn a(&self) -> *const E {
         self.args.a.wrapping_add(self.plan.offset(self.item, |d| d.a))
     }
 
@@ -83,7 +87,7 @@ impl<'a> Chunk<'a> {
     }
 
     /// A panel of B and the distance of its rows.
-    unsafe fn b(&self, panel: usize) -> (*const f32, usize) {
+    unsafe fn b(&self, panel: usize) -> (*const E, usize) {
         let plan = self.plan;
         let width = plan.width();
         let b = self.args.b.wrapping_add(plan.offset(self.item, |d| d.b));
@@ -123,18 +127,19 @@ impl<'a> Chunk<'a> {
         tile.b_step = b_step;
         tile.partial_rows = sum_rows.as_ptr();
         let blocks = plan.k.div_ceil(plan.k_block).max(1);
-        let mut bias_tail = [0f32; 32];
+        let mut bias_tail = [E::ZERO; 32];
         let in_panels = matches!(plan.b_source, BSource::Packed | BSource::Shared);
+        let line = LINE_BYTES / size_of::<E>();
         let mut lines_left = 0;
         let mut per_tap = 0;
         if in_panels && tiles == 1 {
             // The panel itself is read once, from memory: a short way ahead is enough, and runs into the next panel.
             tile.prefetch = b.wrapping_add(STREAM_AHEAD * RUN * width);
-            per_tap = RUN * width / 16;
+            per_tap = RUN * width / line;
             lines_left = usize::MAX;
         } else if in_panels && more {
             tile.prefetch = b.wrapping_add(plan.k * width);
-            lines_left = (plan.k * width).div_ceil(16);
+            lines_left = (plan.k * width).div_ceil(line);
             per_tap = lines_left.div_ceil((plan.k.div_ceil(RUN) * tiles).max(1));
         }
 
@@ -173,7 +178,7 @@ impl<'a> Chunk<'a> {
                 // SAFETY: see `run`.
                 unsafe { plan.kernels.run(&tile, rows, vectors) };
                 let asked = tile.prefetch_lines * tile.tap_count;
-                tile.prefetch = tile.prefetch.wrapping_add(asked * 16);
+                tile.prefetch = tile.prefetch.wrapping_add(asked * line);
                 lines_left = lines_left.saturating_sub(asked);
             }
         }
@@ -185,7 +190,7 @@ impl<'a> Chunk<'a> {
     ///
     /// # Safety
     /// See `run`.
-    pub(super) unsafe fn leave(&self, sums: *mut f32, (m0, rows): (usize, usize), (column, columns): (usize, usize)) {
+    pub(super) unsafe fn leave(&self, sums: *mut E, (m0, rows): (usize, usize), (column, columns): (usize, usize)) {
         let plan = self.plan;
         // SAFETY: the caller's.
         unsafe {
@@ -206,7 +211,7 @@ impl<'a> Chunk<'a> {
     }
 
     /// Where row `m0` of a panel goes, and the distance of rows there.
-    pub(super) fn target(&self, column: usize, m0: usize, sums: *mut f32) -> (*mut f32, usize) {
+    pub(super) fn target(&self, column: usize, m0: usize, sums: *mut E) -> (*mut E, usize) {
         let plan = self.plan;
         let padded = plan.panels() * plan.width();
         match plan.target {
@@ -225,13 +230,13 @@ impl<'a> Chunk<'a> {
     }
 
     /// What the last block of k adds, the same for all tiles of a panel.
-    pub(super) fn direct_epilogue(&self, tile: &mut Tile, column: usize, columns: usize, tail: &mut [f32; 32]) {
+    pub(super) fn direct_epilogue(&self, tile: &mut Tile<E>, column: usize, columns: usize, tail: &mut [E; 32]) {
         let Some(direct) = &self.plan.direct else {
             return;
         };
         set_activation(tile, direct.activation);
         if direct.bias == Some(Bias::PerColumn) {
-            let bias = self.args.extras[0].cast_const().cast::<f32>().wrapping_add(column);
+            let bias = self.args.rest.extras[0].cast_const().cast::<E>().wrapping_add(column);
             tile.bias = bias;
             if columns < self.plan.width() {
                 // Whole vectors would be read beyond the end of the operand.
@@ -243,24 +248,24 @@ impl<'a> Chunk<'a> {
     }
 
     /// What depends on the tile's first row.
-    pub(super) fn row_operands(&self, tile: &mut Tile, row: usize, column: usize) {
+    pub(super) fn row_operands(&self, tile: &mut Tile<E>, row: usize, column: usize) {
         let Some(direct) = &self.plan.direct else {
             return;
         };
         if direct.bias == Some(Bias::PerRow) {
-            tile.row_bias = self.args.extras[0].cast_const().cast::<f32>().wrapping_add(row);
+            tile.row_bias = self.args.rest.extras[0].cast_const().cast::<E>().wrapping_add(row);
         }
         if let Some(r) = &direct.residual {
-            let base = self.args.extras[usize::from(direct.bias.is_some())];
+            let base = self.args.rest.extras[usize::from(direct.bias.is_some())];
             tile.residual = r.view(base, &self.index, row, column).ptr.cast();
         }
     }
 
-    unsafe fn call_hook(&self, sums: *mut f32, (row, rows): (usize, usize), (column, columns): (usize, usize)) {
-        let Some(hook) = self.args.hook else { return };
+    unsafe fn call_hook(&self, sums: *mut E, (row, rows): (usize, usize), (column, columns): (usize, usize)) {
+        let Some(hook) = self.args.rest.hook else { return };
         let acc = View2 { ptr: sums.cast(), row: self.plan.width() as i64, col: 1 };
-        let extras = self.views(&self.plan.hook_extras, self.args.extras, row, column);
-        let outs = self.views(&self.plan.hook_outs, self.args.outs, row, column);
+        let extras = self.views(&self.plan.hook_extras, self.args.rest.extras, row, column);
+        let outs = self.views(&self.plan.hook_outs, self.args.rest.outs, row, column);
         // SAFETY: the views lie within the operands; the hook's signature is the ABI's.
         unsafe { hook(&acc, rows as i64, columns as i64, extras.as_ptr(), outs.as_ptr()) };
     }
@@ -270,7 +275,7 @@ impl<'a> Chunk<'a> {
     /// # Safety
     /// As for the plan; all tiles of these rows are in scratch.
     pub(super) unsafe fn finish(&self, m0: usize, m1: usize) {
-        let Some(finisher) = self.args.finisher else {
+        let Some(finisher) = self.args.rest.finisher else {
             return;
         };
         let plan = self.plan;
@@ -279,8 +284,8 @@ impl<'a> Chunk<'a> {
             _ => self.target(0, m0, std::ptr::null_mut()),
         };
         let acc = View2 { ptr: rows.cast(), row: row as i64, col: 1 };
-        let extras = self.views(&plan.hook_extras, self.args.finisher_extras, m0, 0);
-        let outs = self.views(&plan.hook_outs, self.args.outs, m0, 0);
+        let extras = self.views(&plan.hook_extras, self.args.rest.finisher_extras, m0, 0);
+        let outs = self.views(&plan.hook_outs, self.args.rest.outs, m0, 0);
         // SAFETY: the views lie within the operands; the finisher's signature is the ABI's.
         unsafe {
             finisher(&acc, (m1 - m0) as i64, plan.n as i64, extras.as_ptr(), outs.as_ptr());

@@ -1,6 +1,7 @@
 //! Matrix products: panels of B, tiles of A, a sum in registers over as much of k as caches allow.
 
 mod block;
+mod element;
 mod plan;
 #[cfg(test)]
 mod tests;
@@ -8,22 +9,24 @@ mod tests;
 mod word_tests;
 mod words;
 
-use super::{ScratchNeed, ScratchPool, Shared, chunk_count, part};
+use super::{DriverError, ScratchNeed, ScratchPool, Shared, chunk_count, part};
 use crate::cpu::team::Team;
 use block::Chunk;
 use egret_program::driver::hook::{EpilogueFn, RowsFn};
-pub use plan::GemmPlan;
-use plan::{BSource, Target};
+use egret_program::driver::{GemmProblem, GemmSchedule, Products};
+use egret_simd::Isa;
+use element::Factor;
+use plan::{BSource, Plan, Target};
 
-/// Operands of a product.
+/// Operands of a product, of the element type that its schedule's products have.
 #[derive(Clone, Copy, Debug)]
 pub struct GemmArgs<'a> {
     /// A.
-    pub a: *const f32,
+    pub a: *const u8,
     /// B, or its packed form (see [`PackPlan`](super::PackPlan)).
-    pub b: *const f32,
+    pub b: *const u8,
     /// C (not used with a hook or a finisher, whose outputs are `outs`).
-    pub c: *mut f32,
+    pub c: *mut u8,
     /// Extra operands of the epilogue: direct: the bias, then the residual, as far as they exist; hook: its extras.
     pub extras: &'a [*mut u8],
     /// Outputs of the hook or of the finisher.
@@ -37,28 +40,81 @@ pub struct GemmArgs<'a> {
 }
 
 /// The operands, shared by the team.
-struct Operands<'a>(GemmArgs<'a>);
+struct Operands<'a, E> {
+    a: *const E,
+    b: *const E,
+    c: *mut E,
+    rest: &'a GemmArgs<'a>,
+}
 
 // SAFETY: operands are read, and written in parts that do not overlap.
-unsafe impl Sync for Operands<'_> {}
+unsafe impl<E> Sync for Operands<'_, E> {}
+
+/// A product whose extents are known.
+#[derive(Debug)]
+pub struct GemmPlan(Form);
+
+#[derive(Debug)]
+enum Form {
+    F32(Plan<f32>),
+    F64(Plan<f64>),
+}
 
 impl GemmPlan {
+    /// Binds.
+    ///
+    /// # Errors
+    /// If a form does not exist: more than 6 batch dims, hooks or finishers on an output whose columns are not
+    /// contiguous, a hook together with a finisher, a direct activation of integers, words of what is
+    /// not packed or on a processor without their unit.
+    pub fn new(problem: &GemmProblem, schedule: &GemmSchedule, isa: Isa) -> Result<GemmPlan, DriverError> {
+        Ok(GemmPlan(match schedule.products {
+            Products::F64 => Form::F64(Plan::new(problem, schedule, isa)?),
+            Products::F32 | Products::Words(_) | Products::Shorts => Form::F32(Plan::new(problem, schedule, isa)?),
+        }))
+    }
+
     /// Scratch that `run` needs.
     pub fn scratch(&self) -> ScratchNeed {
-        ScratchNeed { per_worker: self.worker_layout().total * 4, shared: (self.shared_b + self.shared_rows) * 4 }
+        match &self.0 {
+            Form::F32(plan) => plan.scratch(),
+            Form::F64(plan) => plan.scratch(),
+        }
     }
 
     /// Computes.
     ///
     /// # Safety
-    /// The operands have the extents and strides of the problem, C overlaps no operand except the residual element by
-    /// element, and `scratch` was made for this team and at least [`scratch`](GemmPlan::scratch).
+    /// The operands have the extents and strides of the problem and are aligned for their elements, C overlaps no operand except
+    /// the residual element by element, and `scratch` was made for this team and at least [`scratch`](GemmPlan::scratch).
     pub unsafe fn run(&self, args: &GemmArgs<'_>, team: &Team, scratch: &ScratchPool) {
+        // SAFETY: the caller's.
+        unsafe {
+            match &self.0 {
+                Form::F32(plan) => plan.run(args, team, scratch),
+                Form::F64(plan) => plan.run(args, team, scratch),
+            }
+        }
+    }
+}
+
+impl<E: Factor> Plan<E> {
+    fn scratch(&self) -> ScratchNeed {
+        let bytes = size_of::<E>();
+        ScratchNeed {
+            per_worker: self.worker_layout().total * bytes,
+            shared: (self.shared_b + self.shared_rows) * bytes,
+        }
+    }
+
+    /// # Safety
+    /// See [`GemmPlan::run`].
+    unsafe fn run(&self, args: &GemmArgs<'_>, team: &Team, scratch: &ScratchPool) {
         if self.m == 0 || self.n == 0 || self.items == 0 {
             return;
         }
         let (a, b) = if self.swapped { (args.b, args.a) } else { (args.a, args.b) };
-        let operands = Operands(GemmArgs { a, b, ..*args });
+        let operands = Operands { a: a.cast::<E>(), b: b.cast(), c: args.c.cast(), rest: args };
         // SAFETY: the caller's.
         unsafe {
             if self.one_item_at_a_time {
@@ -72,11 +128,11 @@ impl GemmPlan {
     }
 
     /// `count` batch items from `first` on.
-    unsafe fn items(&self, operands: &Operands<'_>, first: usize, count: usize, team: &Team, scratch: &ScratchPool) {
+    unsafe fn items(&self, operands: &Operands<'_, E>, first: usize, count: usize, team: &Team, scratch: &ScratchPool) {
         let panels = self.panels();
         if self.b_source == BSource::Shared {
-            let packed = Shared(scratch.shared());
-            let b = operands.0.b.wrapping_add(self.offset(first, |d| d.b));
+            let packed = Shared(scratch.shared().cast::<E>());
+            let b = operands.b.wrapping_add(self.offset(first, |d| d.b));
             let b = Shared(b.cast_mut());
             team.parallel(panels, &|panel, _| {
                 let (packed, b) = (&packed, &b);
@@ -100,7 +156,7 @@ impl GemmPlan {
             let (item, rows) = (unit / row_blocks, unit % row_blocks);
             let (m0, m1) = part(self.m, rows, row_blocks);
             let (p0, p1) = part(panels, columns, column_blocks);
-            let chunk = Chunk::new(self, &operands.0, first + item, scratch, worker);
+            let chunk = Chunk::new(self, operands, first + item, scratch, worker);
             // SAFETY: chunks write different parts of C.
             unsafe { chunk.run((m0, m1), (p0, p1)) };
         });
@@ -108,7 +164,7 @@ impl GemmPlan {
             let chunks = chunk_count(self.m, 1, team.size());
             team.parallel(chunks, &|index, worker| {
                 let (m0, m1) = part(self.m, index, chunks);
-                let chunk = Chunk::new(self, &operands.0, first, scratch, worker);
+                let chunk = Chunk::new(self, operands, first, scratch, worker);
                 // SAFETY: all rows are complete; chunks write different ones.
                 unsafe { chunk.finish(m0, m1) };
             });

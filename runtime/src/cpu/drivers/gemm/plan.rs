@@ -1,10 +1,9 @@
 //! Binding of products.
 
-use super::words::Narrowed;
+use super::element::Factor;
 use crate::cpu::drivers::DriverError;
 use crate::cpu::drivers::epilogue::{MAX_BATCH, Strides, check_hook};
-use crate::cpu::drivers::kernels::{Kernels, check_isa};
-use crate::cpu::drivers::words::finishing;
+use crate::cpu::drivers::kernels::{Kernels, check_lanes};
 use egret_program::driver::{
     Activation, BatchDim, Bias, Epilogue, Finisher, GemmProblem, GemmSchedule, MatrixForm, Operand, Products,
 };
@@ -50,9 +49,9 @@ pub(super) struct Direct {
     pub(super) activation: Activation,
 }
 
-/// A product whose extents are known.
+/// A product of elements of one type whose extents are known.
 #[derive(Debug)]
-pub struct GemmPlan {
+pub(super) struct Plan<E: Factor> {
     /// A and B have exchanged their roles.
     pub(super) swapped: bool,
     pub(super) isa: Isa,
@@ -72,23 +71,23 @@ pub struct GemmPlan {
     pub(super) k_block: usize,
     pub(super) packed_a: bool,
     /// Operands are narrowed to words; then none of A is packed otherwise.
-    pub(super) words: Option<Narrowed>,
-    pub(super) kernels: Kernels,
-    pub(super) packer: PanelPacker,
+    pub(super) words: Option<E::Narrowed>,
+    pub(super) kernels: Kernels<E>,
+    pub(super) packer: PanelPacker<E>,
     pub(super) b_source: BSource,
     pub(super) target: Target,
     pub(super) direct: Option<Direct>,
     pub(super) hook_extras: Vec<Strides>,
     pub(super) hook_outs: Vec<Strides>,
     pub(super) one_item_at_a_time: bool,
-    /// Floats of shared scratch for packed B, and behind it for rows.
+    /// Elements of shared scratch for packed B, and behind it for rows.
     pub(super) shared_b: usize,
     pub(super) shared_rows: usize,
     /// Offsets of runs of steps in A, for each height of a tile (packed) or at index 0 (read where it lies).
     pub(super) taps: Vec<Vec<usize>>,
 }
 
-/// Parts of a worker's scratch, in floats.
+/// Parts of a worker's scratch, in elements.
 pub(super) struct WorkerLayout {
     pub(super) b: usize,
     pub(super) sums: usize,
@@ -96,43 +95,34 @@ pub(super) struct WorkerLayout {
     pub(super) total: usize,
 }
 
-impl GemmPlan {
-    /// Binds.
-    ///
-    /// # Errors
-    /// If a form does not exist: more than 6 batch dims, hooks or finishers on an output whose columns are not
-    /// contiguous, a hook together with a finisher, a direct activation of integers, words of what is
-    /// not packed or on a processor without their unit.
-    pub fn new(problem: &GemmProblem, schedule: &GemmSchedule, isa: Isa) -> Result<GemmPlan, DriverError> {
-        check_isa(isa, schedule.lanes)?;
+impl<E: Factor> Plan<E> {
+    /// Binds; see [`GemmPlan::new`](super::GemmPlan::new).
+    pub(super) fn new(problem: &GemmProblem, schedule: &GemmSchedule, isa: Isa) -> Result<Plan<E>, DriverError> {
+        let lanes = isa.lanes::<E>();
+        check_lanes(isa, schedule.lanes, lanes)?;
         if problem.batch.len() > MAX_BATCH {
             return Err(DriverError::Unsupported("more than 6 batch dims"));
         }
         let swapped = transposed(problem);
         let p = swapped.as_ref().unwrap_or(problem);
-        let lanes = isa.lanes_f32();
         let panels = p.n.div_ceil(2 * lanes);
         let items = p.batch.iter().map(|d| d.extent).product();
-        let words = match schedule.products {
-            Products::F32 | Products::Shorts => None,
-            Products::Words(words) if p.b == MatrixForm::Packed && lanes == 16 => Some(Narrowed::new(words, p.k)?),
-            Products::Words(_) => {
-                return Err(DriverError::Unsupported("products of words but by packed AVX-512 panels"));
-            }
-        };
-        let packed_a = panels >= 3 && p.m > 4 && words.is_none();
+        let of_words = matches!(schedule.products, Products::Words(_));
+        if of_words && (p.b != MatrixForm::Packed || lanes != 16) {
+            return Err(DriverError::Unsupported("products of words but by packed AVX-512 panels"));
+        }
+        let packed_a = panels >= 3 && p.m > 4 && !of_words;
         let kind = match p.m {
             _ if packed_a => TileKind::Packed,
             1..=3 => TileKind::Few,
             _ => TileKind::Table,
         };
-        let kernels = match schedule.products {
-            Products::F32 => Kernels::new(isa, kind)?,
-            Products::Shorts => Kernels::shorts(isa, kind)?,
-            Products::Words(words) => finishing(isa, words)?,
-        };
+        let (kernels, words) = E::bind(schedule.products, p.k, isa, kind)?;
         let tile = kernels.max_rows();
-        let m_block = if swapped.is_some() { GemmSchedule::choose(p, lanes).m_block } else { schedule.m_block };
+        let m_block = match swapped {
+            Some(_) => GemmSchedule::choose(p, schedule.products, isa.lanes_f32()).m_block,
+            None => schedule.m_block,
+        };
         let m_block = m_block.clamp(1, p.m.max(1));
         let row_blocks = p.m.div_ceil(m_block);
         let b_source = match p.b {
@@ -150,7 +140,7 @@ impl GemmPlan {
         for (to, d) in c_batch.iter_mut().zip(&p.batch) {
             *to = d.c;
         }
-        let bound = bind(p, &c_batch)?;
+        let bound = bind(p, &c_batch, size_of::<E>() as u8)?;
         let target = match (&p.finisher, &p.epilogue) {
             (Some(_), Epilogue::Hook { .. }) => {
                 return Err(DriverError::Unsupported("a hook together with a finisher"));
@@ -177,7 +167,7 @@ impl GemmPlan {
         } else {
             vec![(0..runs).map(|i| i * RUN * p.a_col).collect()]
         };
-        Ok(GemmPlan {
+        Ok(Plan {
             swapped: swapped.is_some(),
             isa,
             lanes,
@@ -220,7 +210,7 @@ impl GemmPlan {
 
     pub(super) fn worker_layout(&self) -> WorkerLayout {
         let a = match &self.words {
-            Some(words) => words.scratch(self.m_block),
+            Some(words) => E::scratch(words, self.m_block),
             None if self.packed_a => self.m_block.next_multiple_of(16) * self.k,
             None => 0,
         };
@@ -253,7 +243,7 @@ impl GemmPlan {
 
     /// # Safety
     /// `b` is that of the batch item, `to` writable for `k` rows of a panel.
-    pub(super) unsafe fn pack_panel(&self, b: *const f32, panel: usize, to: *mut f32) {
+    pub(super) unsafe fn pack_panel(&self, b: *const E, panel: usize, to: *mut E) {
         let width = self.width();
         let columns = (self.n - panel * width).min(width);
         let from = b.wrapping_add(panel * width * self.b_col);
@@ -268,7 +258,7 @@ struct BoundEpilogue {
     outs: Vec<Strides>,
 }
 
-fn bind(p: &GemmProblem, c_batch: &[usize; MAX_BATCH]) -> Result<BoundEpilogue, DriverError> {
+fn bind(p: &GemmProblem, c_batch: &[usize; MAX_BATCH], element: u8) -> Result<BoundEpilogue, DriverError> {
     let list = |operands: &[Operand], bytes: &[u8]| -> Result<Vec<Strides>, DriverError> {
         let strides = |(o, b): (&Operand, &u8)| Strides::of_product(o, *b, c_batch, p.c_row);
         operands.iter().zip(bytes).map(strides).collect()
@@ -279,7 +269,7 @@ fn bind(p: &GemmProblem, c_batch: &[usize; MAX_BATCH]) -> Result<BoundEpilogue, 
             let residual = match residual {
                 None => None,
                 Some(r) => {
-                    let strides = Strides::of_product(r, 4, c_batch, p.c_row)?;
+                    let strides = Strides::of_product(r, element, c_batch, p.c_row)?;
                     if strides.col != 1 {
                         return Err(DriverError::Unsupported("a residual that is not contiguous"));
                     }

@@ -1,12 +1,14 @@
 //! Chunks of a product whose operands are narrowed to words.
 
 use super::block::Chunk;
+use super::element::Factor;
 use super::plan::Target;
 use crate::cpu::drivers::DriverError;
-use crate::cpu::drivers::words::{SUMS, Sums, opened, unit};
-use egret_program::driver::Words;
-use egret_simd::MAX_ROWS;
+use crate::cpu::drivers::kernels::Kernels;
+use crate::cpu::drivers::words::{SUMS, Sums, finishing, opened, unit};
+use egret_program::driver::{Products, Words};
 use egret_simd::words::{COLUMNS, Narrow, ROWS, WORDS, WordKernels, WordTile};
+use egret_simd::{Isa, MAX_ROWS, TileKind};
 
 /// Operands narrowed to words, bound.
 #[derive(Debug)]
@@ -61,12 +63,39 @@ impl Narrowed {
     }
 }
 
-impl Chunk<'_> {
+impl Factor for f32 {
+    type Narrowed = Narrowed;
+
+    fn bind(
+        products: Products,
+        k: usize,
+        isa: Isa,
+        kind: TileKind,
+    ) -> Result<(Kernels, Option<Narrowed>), DriverError> {
+        match products {
+            Products::F32 => Ok((Kernels::new(isa, kind)?, None)),
+            Products::Shorts => Ok((Kernels::shorts(isa, kind)?, None)),
+            Products::Words(words) => Ok((finishing(isa, words)?, Some(Narrowed::new(words, k)?))),
+            Products::F64 => Err(DriverError::Problem("products of f64 in a plan of 32 bits")),
+        }
+    }
+
+    fn scratch(narrowed: &Narrowed, rows: usize) -> usize {
+        narrowed.scratch(rows)
+    }
+
+    unsafe fn run(chunk: &Chunk<'_, f32>, narrowed: &Narrowed, rows: (usize, usize), panels: (usize, usize)) {
+        // SAFETY: the caller's.
+        unsafe { chunk.run_words(narrowed, rows, panels) }
+    }
+}
+
+impl Chunk<'_, f32> {
     /// Rows `m0..m1` of panels `p0..p1`.
     ///
     /// # Safety
     /// As for the plan; nobody else writes this part of C.
-    pub(super) unsafe fn run_words(&self, narrowed: &Narrowed, (m0, m1): (usize, usize), (p0, p1): (usize, usize)) {
+    unsafe fn run_words(&self, narrowed: &Narrowed, (m0, m1): (usize, usize), (p0, p1): (usize, usize)) {
         let plan = self.plan;
         let rows = self.worker.cast::<u32>();
         let acc = self.worker.wrapping_add(narrowed.rows_len(plan.m_block));
