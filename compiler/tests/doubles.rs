@@ -246,3 +246,16 @@ fn exact_sums_are_those_of_the_interpreter() {
         assert_eq!(have[0].1, want[0].1, "{}", device.name);
     }
 }
+
+/// A number that is known when compiling is a factor like any other, though no weight holds it.
+#[test]
+fn numbers_are_factors() {
+    for dtype in [DType::F32, DType::F64] {
+        let network = trace(|t| {
+            let x = t.input("x", TensorType::scalar(dtype));
+            let three = t.constant(few(dtype, &[], 3));
+            t.output("y", x.dot_general(three, ",->"));
+        });
+        check(&network.unwrap_or_else(|e| panic!("{e}")), &[("x", few(dtype, &[], 1))], 0.0);
+    }
+}

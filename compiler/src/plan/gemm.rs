@@ -401,6 +401,8 @@ impl Planner<'_> {
         at_load: bool,
         steps: &mut Vec<Step>,
     ) -> BufferId {
+        // a number that a run writes to memory first is known at load, and not there
+        let at_load = at_load && !matches!(self.program.buffer(operand.buffer).place, Place::Arena);
         let key = format!("{:?} {} {problem}", operand.buffer, operand.offset);
         if at_load && let Some(buffer) = self.packs.get(&key) {
             return *buffer;
