@@ -255,6 +255,7 @@ fn numbers_are_factors() {
             let x = t.input("x", TensorType::scalar(dtype));
             let three = t.constant(few(dtype, &[], 3));
             t.output("y", x.dot_general(three, ",->"));
+            t.output("three", three);
         });
         check(&network.unwrap_or_else(|e| panic!("{e}")), &[("x", few(dtype, &[], 1))], 0.0);
     }

@@ -45,21 +45,7 @@ pub enum ExcerptError {
 /// # Errors
 /// [`ExcerptError`].
 pub fn excerpt(program: &Program, taken: &Taken) -> Result<(Program, Vec<KernelId>), ExcerptError> {
-    let empty = Program {
-        version: program.version,
-        device: program.device.clone(),
-        lanes: program.lanes,
-        inputs: Vec::new(),
-        outputs: Vec::new(),
-        params: Vec::new(),
-        states: Vec::new(),
-        checks: Vec::new(),
-        kernels: Vec::new(),
-        buffers: Vec::new(),
-        constants: Vec::new(),
-        prepare: Vec::new(),
-        steps: Vec::new(),
-    };
+    let empty = Program::empty(&program.device, program.lanes);
     let mut cut = Cut { from: program, taken, to: empty, buffers: BTreeMap::new(), kernels: Vec::new() };
     let launches = taken.launches.iter().map(|launch| cut.launch(launch)).collect::<Result<Vec<_>, _>>()?;
     cut.to.steps.extend(launches.into_iter().map(Step::Launch));

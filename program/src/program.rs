@@ -442,6 +442,25 @@ pub struct Carried {
 }
 
 impl Program {
+    /// A program that does nothing, for a device of that name whose blocks of channels have so many.
+    pub fn empty(device: &str, lanes: usize) -> Program {
+        Program {
+            version: VERSION,
+            device: device.to_string(),
+            lanes,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            params: Vec::new(),
+            states: Vec::new(),
+            checks: Vec::new(),
+            kernels: Vec::new(),
+            buffers: Vec::new(),
+            constants: Vec::new(),
+            prepare: Vec::new(),
+            steps: Vec::new(),
+        }
+    }
+
     /// A buffer.
     pub fn buffer(&self, id: BufferId) -> &Buffer {
         &self.buffers[id.0 as usize]

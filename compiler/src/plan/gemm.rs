@@ -402,7 +402,8 @@ impl Planner<'_> {
         steps: &mut Vec<Step>,
     ) -> BufferId {
         // a number that a run writes to memory first is known at load, and not there
-        let at_load = at_load && !matches!(self.program.buffer(operand.buffer).place, Place::Arena);
+        let place = &self.program.buffer(operand.buffer).place;
+        let at_load = at_load && matches!(place, Place::Param(_) | Place::Constant(_) | Place::Prepared);
         let key = format!("{:?} {} {problem}", operand.buffer, operand.offset);
         if at_load && let Some(buffer) = self.packs.get(&key) {
             return *buffer;
