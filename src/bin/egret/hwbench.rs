@@ -1,7 +1,6 @@
 //! `egret hwbench`: what this machine's cores, caches and memory do, as a description for the compiler.
 
 use std::hint::black_box;
-use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use egret::Device;
@@ -34,21 +33,21 @@ pub fn hwbench(args: &HwbenchArgs, as_json: bool) -> Result<(), Failure> {
     let levels = levels(l1, l2, l3);
 
     let counts: Vec<usize> = if threads == 1 { vec![1] } else { vec![1, threads] };
-    let sampled = |n: usize, measure: &(dyn Fn() -> Option<f64> + Sync)| {
-        sample::median((0..SAMPLES).map(|_| together(n, measure)))
+    let sampled = |n: usize, measure: &(dyn Fn(usize) -> Option<f64> + Sync)| {
+        sample::median((0..SAMPLES).map(|_| sample::together(n, measure)))
     };
-    let peaks: Vec<f64> = counts.iter().map(|n| sampled(*n, &|| peak(isa, span))).collect();
+    let peaks: Vec<f64> = counts.iter().map(|n| sampled(*n, &|_| peak(isa, span))).collect();
     let mut rates = Vec::with_capacity(levels.len());
     for level in &levels {
         let floats = level.bytes / 4;
         let read = |n: &usize| {
-            sampled(*n, &|| {
+            sampled(*n, &|_| {
                 let data = vec![1f32; floats];
                 read_bandwidth(isa, &data, span)
             })
         };
         let copied = |n: &usize| {
-            sampled(*n, &|| {
+            sampled(*n, &|_| {
                 let (from, mut to) = (vec![1f32; floats / 2], vec![0f32; floats / 2]);
                 copy_bandwidth(isa, &from, &mut to, span)
             })
@@ -141,22 +140,6 @@ fn cache_bytes(level: &str, kind: &str) -> Option<u64> {
     let size = read((0..8).find(is_it)?, "size")?;
     let number: u64 = size.trim_end_matches(['K', 'M']).parse().ok()?;
     Some(number << if size.ends_with('M') { 20 } else { 10 })
-}
-
-/// The sum of what `n` threads measure at the same time; 0 where nothing can be measured.
-fn together(n: usize, measure: &(dyn Fn() -> Option<f64> + Sync)) -> f64 {
-    if n == 1 {
-        return measure().unwrap_or(0.0);
-    }
-    let ready = Barrier::new(n);
-    std::thread::scope(|scope| {
-        let one = || {
-            ready.wait();
-            measure().unwrap_or(0.0)
-        };
-        let threads: Vec<_> = (0..n).map(|_| scope.spawn(one)).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap_or(0.0)).sum()
-    })
 }
 
 /// What dividing nothing among a team that is awake takes, µs.

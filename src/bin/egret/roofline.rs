@@ -48,7 +48,14 @@ pub fn measure(
     let isa = Isa::detect();
     let description = egret::Device::cpu().description()?;
     let (l2, l3) = description.map_or((1 << 20, 0), |d| (d.l2_bytes as usize, d.l3_bytes as usize));
-    let (in_cache, beyond) = (vec![1f32; (l3 / 4).max(l2 / 2) / 4], vec![1f32; (4 * l2.max(l3)).max(64 << 20) / 4]);
+    // each thread reads its own part: beyond the second-level cache if there is a third, or beyond all
+    let own = if l3 > 0 { (l3 / 4 / threads).max(2 * l2) } else { l2 / 2 };
+    let all = (4 * l2.max(l3)).max(64 << 20);
+    let (in_cache, beyond) = (vec![1f32; own * threads / 4], vec![1f32; all / 4]);
+    let read = |data: &[f32], number: usize| {
+        let part = data.len() / threads;
+        read_bandwidth(isa, &data[number * part..][..part], SPAN)
+    };
     let (mut peaks, mut cached, mut streamed) = (Vec::new(), Vec::new(), Vec::new());
     let mut times: Vec<Vec<f64>> = Vec::new();
     session.profile(true);
@@ -57,15 +64,13 @@ pub fn measure(
         let steps = session.timings();
         times.resize(steps.len(), Vec::new());
         times.iter_mut().zip(steps).for_each(|(all, step)| all.push(step.ns as f64));
-        peaks.push(peak(isa, SPAN).unwrap_or(0.0));
-        cached.push(read_bandwidth(isa, &in_cache, SPAN).unwrap_or(0.0));
-        streamed.push(read_bandwidth(isa, &beyond, SPAN).unwrap_or(0.0));
+        peaks.push(sample::together(threads, &|_| peak(isa, SPAN)));
+        cached.push(sample::together(threads, &|number| read(&in_cache, number)));
+        streamed.push(sample::together(threads, &|number| read(&beyond, number)));
     }
     let steps = session.timings().to_vec();
     session.profile(false);
-    let all = threads as f64;
-    let (peak, cache) = (sample::median(peaks.into_iter()) * all, sample::median(cached.into_iter()) * all);
-    let memory = sample::median(streamed.into_iter());
+    let [peak, cache, memory] = [peaks, cached, streamed].map(|measured| sample::median(measured.into_iter()));
     let rows: Vec<Row> = steps
         .into_iter()
         .zip(times)

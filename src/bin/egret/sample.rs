@@ -1,4 +1,6 @@
-//! Medians of measurements, and how sure they are.
+//! Medians of measurements, how sure they are, and measurements of several threads at once.
+
+use std::sync::Barrier;
 
 /// Samples drawn for an interval.
 const DRAWS: usize = 1000;
@@ -12,6 +14,25 @@ pub fn median(values: impl Iterator<Item = f64>) -> f64 {
         n if n.is_multiple_of(2) => (values[n / 2 - 1] + values[n / 2]) / 2.0,
         n => values[n / 2],
     }
+}
+
+/// The sum of what `n` threads, told their number, measure at the same time; 0 where nothing can be measured.
+pub fn together(n: usize, measure: &(dyn Fn(usize) -> Option<f64> + Sync)) -> f64 {
+    if n == 1 {
+        return measure(0).unwrap_or(0.0);
+    }
+    let ready = Barrier::new(n);
+    std::thread::scope(|scope| {
+        let one = |number| {
+            let ready = &ready;
+            move || {
+                ready.wait();
+                measure(number).unwrap_or(0.0)
+            }
+        };
+        let threads: Vec<_> = (0..n).map(|number| scope.spawn(one(number))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap_or(0.0)).sum()
+    })
 }
 
 /// The 95 % bootstrap interval of a statistic: its 2.5 and 97.5 percentiles over samples drawn with replacement (Efron,
