@@ -196,7 +196,7 @@ impl Device {
             Kind::Cpu(None) if cfg!(target_arch = "x86_64") => {
                 let mut host = DeviceDescription::named(&format!("x86-64-{}", Isa::detect()))?;
                 if let Target::Cpu { bf16, bytes, .. } = &mut host.target {
-                    (*bf16, *bytes) = (WordUnit::bf16().is_some(), WordUnit::bytes().is_some());
+                    (*bf16, *bytes) = (WordUnit::bf16().map_or(0.0, WordUnit::rate), WordUnit::bytes().is_some());
                 }
                 Ok(Some(host))
             }

@@ -134,9 +134,9 @@ fn one_layer(batch: i64, channels: usize, extent: i64) -> Graph {
 /// A convolution, and a product of its pooled result, with biases.
 fn classifier() -> Graph {
     let graph = trace(|t| {
-        let x = t.input("x", f32([2, 40, 9, 9]));
-        let y = x.conv2d(t.param("w", random(&[48, 40, 3, 3], 1)), [1, 1], [1, 1]);
-        (y + t.param("b", random(&[1, 48, 1, 1], 2))).relu()
+        let x = t.input("x", f32([2, 60, 9, 9]));
+        let y = x.conv2d(t.param("w", random(&[60, 60, 3, 3], 1)), [1, 1], [1, 1]);
+        (y + t.param("b", random(&[1, 60, 1, 1], 2))).relu()
     });
     graph.unwrap_or_else(|e| panic!("{e}"))
 }

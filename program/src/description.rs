@@ -42,9 +42,10 @@ pub enum Target {
         isa: String,
         /// f32 elements of a vector, and channels of a block.
         lanes: u32,
-        /// Products of bf16, by AVX-512 BF16 or AMX; with 16 lanes.
+        /// Rate of products of bf16, by AVX-512 BF16 (2 where it starts each cycle) or AMX, to that of `f32`; with 16 lanes.
+        /// 0: there are none.
         #[serde(default)]
-        bf16: bool,
+        bf16: f64,
         /// Products of bytes, by AVX-512 VNNI; with 16 lanes.
         #[serde(default)]
         bytes: bool,
@@ -177,9 +178,12 @@ impl DeviceDescription {
         }
     }
 
-    /// Whether it is a CPU with products of bf16.
-    pub fn has_bf16(&self) -> bool {
-        matches!(self.target, Target::Cpu { bf16: true, lanes: 16, .. })
+    /// Rate of products of bf16 to that of `f32`, if it is a CPU with such.
+    pub fn bf16(&self) -> Option<f64> {
+        match self.target {
+            Target::Cpu { bf16, lanes: 16, .. } if bf16 > 0.0 => Some(bf16),
+            _ => None,
+        }
     }
 
     /// Whether it is a CPU with products of bytes.

@@ -41,7 +41,7 @@ fn main() {
     let isa = arguments.get(2).and_then(|n| Isa::from_name(n)).unwrap_or_else(Isa::detect);
     let threads = arguments.get(3).and_then(|n| n.parse().ok()).unwrap_or(1);
     let (lanes, team) = (isa.lanes_f32(), Team::new(threads));
-    println!("{isa}, {threads} thread(s): GFLOP/s of direct, F(2x2), F(4x4), bf16, and of the peak");
+    println!("{isa}, {threads} thread(s): GFLOP/s of direct, F(2x2), F(4x4), bf16, F(2x2) of bf16, and of the peak");
     // Between two runs this much is read, so that weights come from where a network's would.
     let others = Buffer::floats(10 << 20).expect("memory");
     for (i, o, extent, kernel) in LAYERS {
@@ -66,12 +66,13 @@ fn main() {
             prologue: None,
             epilogue: Epilogue::Direct { bias: Some(Bias::PerColumn), residual: None, activation: Activation::Relu },
         };
+        let bf16 = problem.has_words(Words::Bf16, lanes) && WordUnit::bf16().is_some();
         let engines = [
             Some(ConvSchedule::choose(&problem, lanes)),
-            problem.has_winograd().then(|| ConvSchedule::winograd(&problem, 2, lanes)),
-            problem.has_winograd().then(|| ConvSchedule::winograd(&problem, 4, lanes)),
-            (problem.has_words(Words::Bf16, lanes) && WordUnit::bf16().is_some())
-                .then(|| ConvSchedule::words(&problem, Words::Bf16, lanes)),
+            problem.has_winograd().then(|| ConvSchedule::winograd(&problem, 2, None, lanes)),
+            problem.has_winograd().then(|| ConvSchedule::winograd(&problem, 4, None, lanes)),
+            bf16.then(|| ConvSchedule::words(&problem, Words::Bf16, lanes)),
+            (bf16 && problem.has_winograd()).then(|| ConvSchedule::winograd(&problem, 2, Some(Words::Bf16), lanes)),
         ];
         let input = Buffer::floats(problem.in_batch_stride).expect("memory");
         let output = Buffer::floats(problem.out_batch_stride).expect("memory");
@@ -85,7 +86,7 @@ fn main() {
             let scratch = ScratchPool::new(team.size(), plan.scratch()).expect("memory");
             Some((plan, weights, scratch))
         });
-        let mut times = [const { Vec::new() }; 4];
+        let mut times = [const { Vec::new() }; 5];
         let mut peaks = Vec::new();
         for round in 0..rounds + 2 {
             for (engine, times) in engines.iter().zip(&mut times) {
@@ -123,9 +124,9 @@ fn main() {
             None => "-".into(),
         });
         let [median, _] = sorted(&mut peaks).expect("as many as rounds");
-        let [direct, f2, f4, bf16] = rates;
+        let [direct, f2, f4, bf16, f2_bf16] = rates;
         println!(
-            "{:>15} {direct:>9} {f2:>9} {f4:>9} {bf16:>9} {median:7.0}",
+            "{:>15} {direct:>9} {f2:>9} {f4:>9} {bf16:>9} {f2_bf16:>9} {median:7.0}",
             format!("{i}->{o} {kernel}x{kernel} {extent}")
         );
     }

@@ -36,7 +36,7 @@ pub use element::Element;
 pub use isa::Isa;
 pub use math::{VectorFn, VectorFunction, vector_function};
 pub use peak::peak;
-pub use share::kernel_rate;
+pub use share::{kernel_rate, word_rate};
 pub use strips::{Strips, strips};
 pub use tile::{
     MAX_ROWS, MICRO_KERNELS, MicroKernel, Tile, TileFn, TileKind, half_kernel, max_rows, short_kernel, strided_kernel,

@@ -1,7 +1,7 @@
 //! Which engine computes a convolution on a CPU: a roofline of each.
 
 use egret_program::DeviceDescription;
-use egret_program::driver::ConvProblem;
+use egret_program::driver::{ConvProblem, Words};
 
 /// Which tiles of Winograd's minimal filtering convolutions on CPUs may use; none where exact results are asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,24 +28,51 @@ impl std::str::FromStr for Winograd {
     }
 }
 
-/// The extent m of Winograd's tiles that computes a problem fastest; `None`: the direct sum does.
-pub fn winograd(problem: &ConvProblem<usize>, allowed: Winograd, device: &DeviceDescription) -> Option<usize> {
-    let tiles: &[usize] = match allowed {
+/// The engine that computes a forward problem of floats fastest, of those that may: the direct sum or Winograd's tiles of
+/// floats, and where products of bf16 are asked for, both of such.
+pub fn conv(problem: &ConvProblem<usize>, winograd: Winograd, bf16: bool, device: &DeviceDescription) -> Choice {
+    let tiles: &[usize] = match winograd {
         Winograd::Off => &[],
         Winograd::F2 => &[2],
         Winograd::F4 => &[2, 4],
     };
-    if !problem.has_winograd() {
-        return None;
+    let rate = device.bf16().filter(|_| bf16 && problem.has_words(Words::Bf16, device.lanes() as usize));
+    let floats = Rate { products: 1.0, bytes: 4.0, channels: [1, device.lanes() as usize] };
+    let mut all = vec![(Choice::Direct, direct_us(problem, &floats, device))];
+    if problem.has_winograd() {
+        all.extend(tiles.iter().map(|m| (Choice::Winograd(*m, None), winograd_us(problem, *m, &floats, device))));
     }
-    let mut best = (None, direct_us(problem, device));
-    for m in tiles {
-        let time = winograd_us(problem, *m, device);
-        if time < best.1 {
-            best = (Some(*m), time);
+    if let Some(products) = rate {
+        let pairs = Rate { products, bytes: 2.0, channels: [Words::Bf16.depth(), 32] };
+        all.push((Choice::Words(Words::Bf16), direct_us(problem, &pairs, device)));
+        // rounding patches of larger tiles would cost more than bf16 does
+        if problem.has_winograd() && !tiles.is_empty() {
+            all.push((Choice::Winograd(2, Some(Words::Bf16)), winograd_us(problem, 2, &pairs, device)));
         }
     }
-    best.0
+    let fastest = all.into_iter().min_by(|a, b| a.1.total_cmp(&b.1));
+    fastest.map_or(Choice::Direct, |(choice, _)| choice)
+}
+
+/// An engine, and what it is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// The direct sum of floats.
+    Direct,
+    /// That of words.
+    Words(Words),
+    /// The extent m of Winograd's tiles, of floats or of words.
+    Winograd(usize, Option<Words>),
+}
+
+/// How factors are multiplied.
+struct Rate {
+    /// To that of floats.
+    products: f64,
+    /// Of a factor.
+    bytes: f64,
+    /// Multiples that input and output channels are filled up to.
+    channels: [usize; 2],
 }
 
 /// Weights come from memory once; the rest lies in caches.
@@ -54,27 +81,28 @@ fn us(flops: f64, efficiency: f64, weights: f64, device: &DeviceDescription) -> 
     (flops / (peak * efficiency)).max(weights / (device.memory_gbps * STREAM)) / 1e3
 }
 
-/// Channels as the lanes of vectors have them.
-fn channels(problem: &ConvProblem<usize>, device: &DeviceDescription) -> (f64, f64) {
-    let lanes = device.lanes() as usize;
-    (problem.in_channels as f64, problem.out_channels.next_multiple_of(lanes) as f64)
+/// Channels as vectors, or words, have them.
+fn channels(problem: &ConvProblem<usize>, rate: &Rate) -> (f64, f64) {
+    let [inputs, outputs] = rate.channels;
+    (problem.in_channels.next_multiple_of(inputs) as f64, problem.out_channels.next_multiple_of(outputs) as f64)
 }
 
-fn direct_us(problem: &ConvProblem<usize>, device: &DeviceDescription) -> f64 {
-    let (i, o) = channels(problem, device);
+fn direct_us(problem: &ConvProblem<usize>, rate: &Rate, device: &DeviceDescription) -> f64 {
+    let (i, o) = channels(problem, rate);
     let pixels = (problem.batch * problem.out_spatial.iter().product::<usize>()) as f64;
-    us(2.0 * 9.0 * pixels * i * o, DIRECT, 4.0 * 9.0 * i * o, device)
+    let taps = problem.kernel.iter().product::<usize>() as f64;
+    us(2.0 * taps * pixels * i * o, DIRECT * rate.products, rate.bytes * taps * i * o, device)
 }
 
-fn winograd_us(problem: &ConvProblem<usize>, m: usize, device: &DeviceDescription) -> f64 {
-    let (i, o) = channels(problem, device);
+fn winograd_us(problem: &ConvProblem<usize>, m: usize, rate: &Rate, device: &DeviceDescription) -> f64 {
+    let (i, o) = channels(problem, rate);
     let points = ((m + 2) * (m + 2)) as f64;
     let tiles = (problem.batch * problem.out_spatial.iter().map(|extent| extent.div_ceil(m)).product::<usize>()) as f64;
-    let products = us(2.0 * points * tiles * i * o, PRODUCTS, 4.0 * points * i * o, device);
+    let products = us(2.0 * points * tiles * i * o, PRODUCTS * rate.products, rate.bytes * points * i * o, device);
     // Each element of a patch is written and read, each sum of products too: in vectors, at the rate of the second-level
     // cache, which is to the multipliers as so many operations to an element.
     let peak = device.core_gflops * f64::from(device.cores);
-    products + TRANSFORM * points * tiles * (i + o) / peak / 1e3
+    products + TRANSFORM * points * tiles * (i * rate.bytes / 4.0 + o) / peak / 1e3
 }
 
 /// Shares of the peak that the tile kernels reach in each engine, the share of the bandwidth at which weights stream past
@@ -117,7 +145,13 @@ mod tests {
     #[test]
     fn where_it_pays() {
         let device = DeviceDescription::named("x86-64-avx512").unwrap();
-        let choice = |p: &ConvProblem<usize>, allowed| winograd(p, allowed, &device);
+        let choice = |p: &ConvProblem<usize>, allowed| match conv(p, allowed, false, &device) {
+            Choice::Winograd(m, None) => Some(m),
+            other => {
+                assert_eq!(other, Choice::Direct);
+                None
+            }
+        };
         // ResNet-50 and VGG-19
         for (channels, extent) in [(64, 56), (128, 28), (256, 14), (64, 224), (256, 56), (512, 28), (512, 14)] {
             assert_eq!(
@@ -143,8 +177,8 @@ mod tests {
     fn bandwidth_decides() {
         let mut device = DeviceDescription::named("x86-64-avx512").unwrap();
         let problem = layer((256, 256), 14, 3, 1);
-        assert_eq!(winograd(&problem, Winograd::F2, &device), Some(2));
+        assert_eq!(conv(&problem, Winograd::F2, false, &device), Choice::Winograd(2, None));
         device.memory_gbps /= 16.0;
-        assert_eq!(winograd(&problem, Winograd::F2, &device), None);
+        assert_eq!(conv(&problem, Winograd::F2, false, &device), Choice::Direct);
     }
 }

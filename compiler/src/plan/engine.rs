@@ -6,7 +6,8 @@ use egret_program::driver::{ConvEngine, ConvProblem, ConvSchedule, Products, Wor
 
 use super::frame::Frame;
 use super::{Options, Planner};
-use crate::cost::{SYMBOL_HINT, engine};
+use crate::cost::SYMBOL_HINT;
+use crate::cost::engine::{self, Choice};
 use crate::range::{Range, is_short};
 use crate::rewrite::term::BindingTime;
 use crate::schedule::cuda::F32Products;
@@ -16,7 +17,7 @@ use crate::schedule::cuda::F32Products;
 /// # Errors
 /// `E0466`.
 pub(super) fn check(device: &DeviceDescription, options: &Options) -> Result<(), Diagnostic> {
-    if options.products == F32Products::Bf16 && !options.exact && !device.has_bf16() {
+    if options.products == F32Products::Bf16 && !options.exact && device.bf16().is_none() {
         let message = format!("products of f32 in bf16 were asked for, and `{}` has none", device.name);
         let needs = "they are for CPUs with AVX-512 BF16 or AMX: `x86-64-avx512-bf16`, or the host if it has either";
         return Err(Diagnostic::new("E0466", message).help(needs));
@@ -75,11 +76,10 @@ impl Planner<'_> {
             return ConvSchedule { engine: ConvEngine::Shorts, ..ConvSchedule::choose(&numbers, lanes) };
         }
         if !self.exact && problem.prologue.is_none() && frame.time(weights) < BindingTime::Run {
-            if self.bf16() && one.has_words(Words::Bf16, lanes) {
-                return ConvSchedule::words(&one, Words::Bf16, lanes);
-            }
-            if let Some(outputs) = engine::winograd(&one, self.winograd, self.device) {
-                return ConvSchedule::winograd(&one, outputs, lanes);
+            match engine::conv(&one, self.winograd, self.bf16(), self.device) {
+                Choice::Words(words) => return ConvSchedule::words(&one, words, lanes),
+                Choice::Winograd(outputs, words) => return ConvSchedule::winograd(&one, outputs, words, lanes),
+                Choice::Direct => {}
             }
         }
         ConvSchedule::choose(&numbers, lanes)

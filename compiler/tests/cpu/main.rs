@@ -8,7 +8,7 @@ mod types;
 
 use egret_compiler::kernel::{Access, BinaryOp, Expr, Kernel, KernelBuilder, LoopKind, ReduceOp, Space, UnaryOp};
 use egret_ir::DType::{self, *};
-use maps::{BLOCK, SIZES, map, pointer, run_map};
+use maps::{SIZES, map, pointer, run_map};
 use support::{View2, run, run_hook, values};
 
 #[test]

@@ -1,6 +1,6 @@
 //! Arithmetic of integers and Booleans, and casts.
 
-use egret_compiler::kernel::{Access, BinaryOp, Kernel, KernelBuilder, LoopKind};
+use egret_compiler::kernel::{Access, BinaryOp, KernelBuilder, LoopKind};
 use egret_ir::DType::{self, *};
 
 use super::maps::{BLOCK, SIZES, map, run_map};

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use egret_compiler::Level;
 use egret_ir::tracer::{Tracer, Var, trace};
-use egret_ir::{DType, TensorType};
+use egret_ir::{DType, Tensor, TensorType};
 
 use super::host::{compiled, random};
 use super::{check, launched};

@@ -101,7 +101,7 @@ fn conv(problem: &ConvProblem, schedule: &ConvSchedule) -> Vec<ConvSchedule> {
     let panels = problem.out_channels.div_ceil(2 * schedule.lanes).max(1);
     let most = if schedule.split == Split::Panels { panels } else { rows };
     match schedule.engine {
-        ConvEngine::Winograd { outputs, tile_rows, tile_columns } => {
+        ConvEngine::Winograd { outputs, tile_rows, tile_columns, words } => {
             let tiles = |d: usize| problem.out_spatial.get(d).map_or(1, |extent| extent.div_ceil(outputs).max(1));
             let (rows, columns) = (problem.batch.max(1) * tiles(0), tiles(1));
             for factor in FACTORS {
@@ -109,7 +109,7 @@ fn conv(problem: &ConvProblem, schedule: &ConvSchedule) -> Vec<ConvSchedule> {
                     true => (tile_rows, scaled(tile_columns, factor).min(columns)),
                     false => (scaled(tile_rows, factor).min(rows), tile_columns),
                 };
-                add(&|s| s.engine = ConvEngine::Winograd { outputs, tile_rows, tile_columns });
+                add(&|s| s.engine = ConvEngine::Winograd { outputs, tile_rows, tile_columns, words });
                 add(&|s| s.block = scaled(s.block, factor).min(panels));
             }
         }

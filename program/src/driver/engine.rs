@@ -20,6 +20,8 @@ pub enum ConvEngine {
         tile_rows: usize,
         /// Tiles of each of these rows that are transformed together.
         tile_columns: usize,
+        /// How transformed patches and filters are narrowed before they are multiplied, if they are (bf16 for m = 2, AVX-512).
+        words: Option<Words>,
     },
     /// Direct sums of operands narrowed to words (forward, up to two spatial dims, one group, blocked channels, AVX-512).
     /// Weights are packed by [`PackForm::WordConv`](super::PackForm::WordConv).
@@ -33,8 +35,12 @@ impl fmt::Display for ConvEngine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ConvEngine::Direct => f.write_str("direct"),
-            ConvEngine::Winograd { outputs, tile_rows, tile_columns } => {
-                write!(f, "winograd F({outputs}x{outputs}, 3x3) tiles {tile_rows}x{tile_columns}")
+            ConvEngine::Winograd { outputs, tile_rows, tile_columns, words } => {
+                write!(f, "winograd F({outputs}x{outputs}, 3x3)")?;
+                if let Some(words) = words {
+                    write!(f, " {words}")?;
+                }
+                write!(f, " tiles {tile_rows}x{tile_columns}")
             }
             ConvEngine::Words(words) => write!(f, "{words}"),
             ConvEngine::Shorts => f.write_str("shorts"),
@@ -78,12 +84,17 @@ impl<D> ConvProblem<D> {
 }
 
 impl ConvSchedule {
-    /// The schedule of [`ConvEngine::Winograd`] of `outputs` = m, for a problem that has it. Never depends on the number of
-    /// threads.
+    /// The schedule of [`ConvEngine::Winograd`] of `outputs` = m, for a problem that has it, of floats or of words. Never
+    /// depends on the number of threads.
     ///
     /// Patches of a block of tiles, and the products of the panels in a chunk, stay in the second-level cache together. A
     /// problem of few tiles is one block: its weights are read once, by panels that threads divide.
-    pub fn winograd(problem: &ConvProblem<usize>, outputs: usize, lanes: usize) -> ConvSchedule {
+    pub fn winograd(
+        problem: &ConvProblem<usize>,
+        outputs: usize,
+        words: Option<Words>,
+        lanes: usize,
+    ) -> ConvSchedule {
         /// Bytes of transformed patches in a block.
         const PATCHES: usize = 512 << 10;
         /// Bytes of products in a chunk.
@@ -93,7 +104,11 @@ impl ConvSchedule {
         let points = (outputs + 2) * (outputs + 2);
         let tiles = |d: usize| problem.out_spatial.get(d).map_or(1, |extent| extent.div_ceil(outputs).max(1));
         let (rows, columns) = (problem.batch.max(1) * tiles(0), tiles(1));
-        let patch = (points * problem.in_channels.next_multiple_of(lanes) * 4).max(1);
+        let patch = match words {
+            None => problem.in_channels.next_multiple_of(lanes) * 4,
+            Some(words) => problem.in_channels.div_ceil(words.depth()) * 64,
+        };
+        let patch = (points * patch).max(1);
         let wanted = (PATCHES / patch).max(LEAST);
         // One block rather than two of which each reads all weights.
         let all = rows * columns;
@@ -114,7 +129,7 @@ impl ConvSchedule {
             block: chunk,
             prefetch_weights: true,
             prefetch_input: false,
-            engine: ConvEngine::Winograd { outputs, tile_rows, tile_columns },
+            engine: ConvEngine::Winograd { outputs, tile_rows, tile_columns, words },
         }
     }
 

@@ -96,10 +96,13 @@ pub enum PackForm<D = usize> {
         pad_begin: Vec<D>,
     },
     /// Weights of a 3×3 convolution for [`ConvEngine::Winograd`](super::ConvEngine::Winograd): filters transformed by
-    /// `G g Gᵀ`, as `[point][output channels/2L][input channels][2L]` with a point for each of `(m + 2)²` elements.
+    /// `G g Gᵀ`, as `[point][output channels/2L][input channels][2L]` with a point for each of `(m + 2)²` elements; of words
+    /// `[point][output channels/32][input channels/depth][16][32]` words of neighbouring input channels.
     Winograd {
         /// m of F(m×m, 3×3).
         outputs: usize,
+        /// How they are narrowed, if they are.
+        words: Option<Words>,
         /// Output channels.
         out_channels: D,
         /// Input channels.
@@ -163,9 +166,12 @@ impl<D> PackProblem<D> {
                     pad_begin: map_all(pad_begin, f),
                 }
             }
-            PackForm::Winograd { outputs, out_channels, in_channels } => {
-                PackForm::Winograd { outputs: *outputs, out_channels: f(out_channels), in_channels: f(in_channels) }
-            }
+            PackForm::Winograd { outputs, words, out_channels, in_channels } => PackForm::Winograd {
+                outputs: *outputs,
+                words: *words,
+                out_channels: f(out_channels),
+                in_channels: f(in_channels),
+            },
             PackForm::WordConv { words, out_channels, in_channels, kernel } => PackForm::WordConv {
                 words: *words,
                 out_channels: f(out_channels),
@@ -201,8 +207,9 @@ impl<D: Clone> PackProblem<D> {
                 dilation: problem.dilation.clone(),
                 pad_begin: problem.pad_begin.clone(),
             },
-            ConvEngine::Winograd { outputs, .. } => PackForm::Winograd {
+            ConvEngine::Winograd { outputs, words, .. } => PackForm::Winograd {
                 outputs,
+                words,
                 out_channels: problem.out_channels.clone(),
                 in_channels: problem.in_channels.clone(),
             },
@@ -246,8 +253,11 @@ impl PackProblem<usize> {
                 let panels = |group: usize| ((group + 1) * o - group * o / l * l).div_ceil(2 * l);
                 (0..*groups).map(panels).sum::<usize>() * 2 * l * i * taps
             }
-            PackForm::Winograd { outputs, out_channels, in_channels } => {
+            PackForm::Winograd { outputs, words: None, out_channels, in_channels } => {
                 (outputs + 2).pow(2) * in_channels * out_channels.next_multiple_of(2 * l)
+            }
+            PackForm::Winograd { outputs, words: Some(words), out_channels, in_channels } => {
+                (outputs + 2).pow(2) * out_channels.div_ceil(32) * words.panel(in_channels.div_ceil(words.depth()))
             }
             PackForm::WordConv { words, out_channels, in_channels, kernel } => {
                 let taps = in_channels.div_ceil(words.depth()) * kernel.iter().product::<usize>();
@@ -276,11 +286,13 @@ impl<D: fmt::Display> fmt::Display for PackProblem<D> {
                     List(pad_begin)
                 )
             }
-            PackForm::Winograd { outputs, out_channels, in_channels } => write!(
-                f,
-                "pack winograd F({outputs}x{outputs}, 3x3) lanes {} channels {in_channels} -> {out_channels}",
-                self.lanes
-            ),
+            PackForm::Winograd { outputs, words, out_channels, in_channels } => {
+                write!(f, "pack winograd F({outputs}x{outputs}, 3x3)")?;
+                if let Some(words) = words {
+                    write!(f, " {words}")?;
+                }
+                write!(f, " lanes {} channels {in_channels} -> {out_channels}", self.lanes)
+            }
             PackForm::WordConv { words, out_channels, in_channels, kernel } => {
                 write!(f, "pack conv {words} channels {in_channels} -> {out_channels} kernel {}", List(kernel))
             }

@@ -8,7 +8,9 @@
 
 mod transform;
 
-pub use transform::{InputFn, InputTiles, OutputFn, OutputTiles, input_transform, output_transform};
+pub use transform::{
+    InputFn, InputTiles, OutputFn, OutputTiles, input_transform, input_transform_pairs, output_transform,
+};
 
 /// The matrices of F(m×m, 3×3), rows one after the other.
 #[derive(Debug, PartialEq)]
@@ -209,6 +211,7 @@ mod tests {
             products: products.as_ptr(),
             point,
             tiles,
+            tile: l,
             out: out.as_mut_ptr(),
             row,
             rows,

@@ -9,7 +9,7 @@ const MOST_LANES: usize = 16;
 /// Patches of one row of tiles, of one vector of channels. All distances are in floats.
 ///
 /// `points[(i (m + 2) + j) point + t L ..][0..L] = (Bᵀ d_t B)_ij`, where the patch `d_t` begins at pixel `m t` and is zero where
-/// it reaches beyond the pixels that there are.
+/// it reaches beyond the pixels that there are. Of pairs of bf16 (L = 16), a vector takes the first eight of sixteen words.
 #[derive(Clone, Copy, Debug)]
 pub struct InputTiles {
     /// The first pixel of the first patch.
@@ -31,7 +31,7 @@ pub struct InputTiles {
 /// Outputs of one row of tiles, of one vector of channels. All distances are in floats.
 ///
 /// `out[y row + x L ..][0..L] = min(hi, max(lo, (Aᵀ M_t A)_yx + bias + residual))` for the tile `t` that holds pixel `x`, where
-/// `M_t` lies as [`InputTiles::points`] do. NaN passes through the bounds.
+/// `M_t` lies as [`InputTiles::points`] do, tiles `tile` apart. NaN passes through the bounds.
 #[derive(Clone, Copy, Debug)]
 pub struct OutputTiles {
     /// Sums of products.
@@ -40,6 +40,8 @@ pub struct OutputTiles {
     pub point: usize,
     /// Number of tiles.
     pub tiles: usize,
+    /// From a tile to the next.
+    pub tile: usize,
     /// The first output pixel.
     pub out: *mut f32,
     /// From a row of output pixels to the next; pixels lie `L` apart.
@@ -93,6 +95,23 @@ pub fn output_transform(isa: Isa, outputs: usize) -> Option<OutputFn> {
     }
 }
 
+/// The transform of inputs of F(2×2, 3×3) to pairs of bf16, rounded to the nearest, if the host has AVX-512 BF16.
+pub fn input_transform_pairs() -> Option<InputFn> {
+    #[cfg(target_arch = "x86_64")]
+    if crate::words::WordUnit::Bf16Vectors.kernels().is_some() {
+        return Some(input_2_pairs);
+    }
+    None
+}
+
+/// # Safety
+/// That of [`InputFn`]; the host has AVX-512 BF16.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,avx2,fma")]
+unsafe fn input_2_pairs(t: &InputTiles) {
+    unsafe { input::<std::arch::x86_64::__m512, Pairs, 2, 4>(t) }
+}
+
 by_isa! { input_2 = input_body_2(InputTiles) }
 by_isa! { input_4 = input_body_4(InputTiles) }
 by_isa! { output_2 = output_body_2(OutputTiles) }
@@ -100,12 +119,12 @@ by_isa! { output_4 = output_body_4(OutputTiles) }
 
 #[inline(always)]
 unsafe fn input_body_2<V: Vector>(t: &InputTiles) {
-    unsafe { input::<V, 2, 4>(t) }
+    unsafe { input::<V, Floats, 2, 4>(t) }
 }
 
 #[inline(always)]
 unsafe fn input_body_4<V: Vector>(t: &InputTiles) {
-    unsafe { input::<V, 4, 6>(t) }
+    unsafe { input::<V, Floats, 4, 6>(t) }
 }
 
 #[inline(always)]
@@ -118,15 +137,48 @@ unsafe fn output_body_4<V: Vector>(t: &OutputTiles) {
     unsafe { output::<V, 4, 6>(t) }
 }
 
+/// How transformed patches are kept.
+trait Keep<V: Vector> {
+    /// From a tile to the next, in units of 32 bits.
+    const TILE: usize;
+
+    unsafe fn keep(x: V, to: *mut f32);
+}
+
+struct Floats;
+
+impl<V: Vector> Keep<V> for Floats {
+    const TILE: usize = V::LANES;
+
+    #[inline(always)]
+    unsafe fn keep(x: V, to: *mut f32) {
+        unsafe { x.store(to) }
+    }
+}
+
+/// Neighbouring channels as words of two bf16.
+#[cfg(target_arch = "x86_64")]
+struct Pairs;
+
+#[cfg(target_arch = "x86_64")]
+impl Keep<std::arch::x86_64::__m512> for Pairs {
+    const TILE: usize = crate::words::WORDS;
+
+    #[inline(always)]
+    unsafe fn keep(x: std::arch::x86_64::__m512, to: *mut f32) {
+        unsafe { crate::words::store_pairs(x, to.cast()) }
+    }
+}
+
 #[inline(always)]
-unsafe fn input<V: Vector, const M: usize, const P: usize>(t: &InputTiles) {
+unsafe fn input<V: Vector, K: Keep<V>, const M: usize, const P: usize>(t: &InputTiles) {
     unsafe {
         for i in 0..t.tiles {
             let from = t.pixels.wrapping_add(i * M * V::LANES);
-            let to = t.points.add(i * V::LANES);
+            let to = t.points.add(i * K::TILE);
             let columns = t.columns.saturating_sub(i * M);
             if t.rows >= P && columns >= P {
-                patch::<V, P>(from, t.row, to, t.point);
+                patch::<V, K, P>(from, t.row, to, t.point);
             } else {
                 let mut cut = [0f32; 36 * MOST_LANES];
                 for r in 0..P.min(t.rows) {
@@ -134,7 +186,7 @@ unsafe fn input<V: Vector, const M: usize, const P: usize>(t: &InputTiles) {
                         V::load(from.add(r * t.row + s * V::LANES)).store(cut.as_mut_ptr().add((r * P + s) * V::LANES));
                     }
                 }
-                patch::<V, P>(cut.as_ptr(), P * V::LANES, to, t.point);
+                patch::<V, K, P>(cut.as_ptr(), P * V::LANES, to, t.point);
             }
         }
     }
@@ -142,7 +194,7 @@ unsafe fn input<V: Vector, const M: usize, const P: usize>(t: &InputTiles) {
 
 /// `Bᵀ d B` of one patch: columns, then rows.
 #[inline(always)]
-unsafe fn patch<V: Vector, const P: usize>(from: *const f32, row: usize, to: *mut f32, point: usize) {
+unsafe fn patch<V: Vector, K: Keep<V>, const P: usize>(from: *const f32, row: usize, to: *mut f32, point: usize) {
     unsafe {
         let mut half = [[V::zero(); P]; P];
         for s in 0..P {
@@ -156,7 +208,7 @@ unsafe fn patch<V: Vector, const P: usize>(from: *const f32, row: usize, to: *mu
         }
         for (r, line) in half.into_iter().enumerate() {
             for (s, x) in input_line(line).into_iter().enumerate() {
-                x.store(to.add((r * P + s) * point));
+                K::keep(x, to.add((r * P + s) * point));
             }
         }
     }
@@ -169,7 +221,7 @@ unsafe fn output<V: Vector, const M: usize, const P: usize>(t: &OutputTiles) {
         let (lo, hi) = (V::splat(t.lo), V::splat(t.hi));
         let exist = V::first(t.lanes);
         for i in 0..t.tiles {
-            let from = t.products.add(i * V::LANES);
+            let from = t.products.add(i * t.tile);
             let mut half = [[V::zero(); P]; M];
             for s in 0..P {
                 let mut column = [V::zero(); P];

@@ -12,6 +12,9 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 mod vectors;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use vectors::store_pairs;
+
 /// Words of a tap.
 pub const WORDS: usize = 16;
 /// The most rows of a tile.
@@ -82,6 +85,15 @@ impl WordUnit {
     /// All units, those of bf16 with the slowest first.
     pub const ALL: [WordUnit; 3] = [WordUnit::Bf16Vectors, WordUnit::Bf16Matrices, WordUnit::ByteVectors];
 
+    /// Name in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            WordUnit::Bf16Vectors => "avx512.bf16.14x32",
+            WordUnit::Bf16Matrices => "amx.bf16.32x32",
+            WordUnit::ByteVectors => "avx512.bytes.14x32",
+        }
+    }
+
     /// Elements of a word.
     pub const fn per_word(self) -> usize {
         match self {
@@ -93,6 +105,16 @@ impl WordUnit {
     /// Elements of the summed dim in a tap.
     pub const fn depth(self) -> usize {
         WORDS * self.per_word()
+    }
+
+    /// Its rate to that of multiply-adds of `f32` vectors, as a guess: from Zen 4 and, with AMX, Sapphire Rapids, whose
+    /// vectors of bf16 do a quarter of this.
+    pub fn rate(self) -> f64 {
+        match self {
+            WordUnit::Bf16Vectors => 2.0,
+            WordUnit::Bf16Matrices => 7.0,
+            WordUnit::ByteVectors => 4.0,
+        }
     }
 
     /// The best unit of bf16 that the host has.

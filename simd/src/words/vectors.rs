@@ -14,6 +14,20 @@ pub(super) fn has_bytes() -> bool {
     crate::Isa::Avx512.is_supported() && is_x86_feature_detected!("avx512vnni")
 }
 
+/// Rounds sixteen neighbours to bf16, eight words.
+///
+/// # Safety
+/// The words are writable.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(crate) unsafe fn store_pairs(x: __m512, to: *mut u32) {
+    // SAFETY: the caller's; 256 bits, of which every pattern is a vector.
+    unsafe {
+        let words: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(x));
+        _mm256_storeu_si256(to.cast(), words);
+    }
+}
+
 /// # Safety
 /// The host has AVX-512 BF16; what the fields name is readable and writable.
 #[target_feature(enable = "avx512f,avx512bf16")]

@@ -4,8 +4,10 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use egret::Device;
+use egret_program::Target;
 use egret_runtime::cpu::team::Team;
-use egret_simd::{Isa, MICRO_KERNELS, copy_bandwidth, kernel_rate, peak, read_bandwidth};
+use egret_simd::words::WordUnit;
+use egret_simd::{Isa, MICRO_KERNELS, copy_bandwidth, kernel_rate, peak, read_bandwidth, word_rate};
 use serde_json::{Value, json};
 
 use crate::args::{HwbenchArgs, threads};
@@ -56,17 +58,22 @@ pub fn hwbench(args: &HwbenchArgs, as_json: bool) -> Result<(), Failure> {
     }
     let fork_join = if threads > 1 { fork_join_us(threads) } else { 0.0 };
     // a kernel in turn with the peak: the clock moves; vectors have half as many doubles as floats
-    let kernels: Vec<(&str, f64, f64)> = MICRO_KERNELS
-        .iter()
-        .filter(|kernel| kernel.isa == isa)
-        .map(|kernel| {
-            let peak = || Some(peak(isa, span)? * 4.0 / kernel.bytes as f64);
-            let pairs = (0..SAMPLES).filter_map(|_| Some((kernel_rate(kernel, span)?, peak()?)));
-            let pairs: Vec<(f64, f64)> = pairs.collect();
-            let rate = sample::median(pairs.iter().map(|(rate, _)| *rate));
-            (kernel.name, rate, sample::median(pairs.iter().map(|(rate, peak)| rate / peak)))
-        })
-        .collect();
+    let beside = |name: &'static str, bytes: usize, rate: &dyn Fn() -> Option<f64>| {
+        let peak = || Some(peak(isa, span)? * 4.0 / bytes as f64);
+        let pairs: Vec<(f64, f64)> = (0..SAMPLES).filter_map(|_| Some((rate()?, peak()?))).collect();
+        let share = sample::median(pairs.iter().map(|(rate, peak)| rate / peak));
+        (name, sample::median(pairs.iter().map(|(rate, _)| *rate)), share)
+    };
+    let of_isa = MICRO_KERNELS.iter().filter(|kernel| kernel.isa == isa);
+    let mut kernels: Vec<(&str, f64, f64)> =
+        of_isa.map(|kernel| beside(kernel.name, kernel.bytes, &|| kernel_rate(kernel, span))).collect();
+    // words hold several factors: beside the peak of floats
+    let units = WordUnit::ALL.into_iter().filter(|unit| unit.kernels().is_some());
+    kernels.extend(units.map(|unit| beside(unit.name(), 4, &|| word_rate(unit, span))));
+    let of_bf16 = |unit: WordUnit| kernels.iter().find(|(name, ..)| *name == unit.name()).map(|(.., share)| *share);
+    if let (Some(share), Target::Cpu { bf16, .. }) = (WordUnit::bf16().and_then(of_bf16), &mut description.target) {
+        *bf16 = rounded(share);
+    }
 
     description.name = args.name.clone();
     (description.cores, description.core_gflops) = (threads as u32, rounded(peaks[0]));

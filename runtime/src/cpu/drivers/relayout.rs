@@ -178,7 +178,33 @@ impl PackPlan {
         match &self.problem.form {
             // SAFETY: the caller's.
             PackForm::Conv { .. } => unsafe { self.pack_conv(src, dst) },
-            PackForm::Winograd { outputs, out_channels, in_channels } => {
+            PackForm::Winograd { outputs, words: Some(words), out_channels, in_channels } => {
+                let Some(matrices) = matrices(*outputs) else { return };
+                let (o, i, points) = (*out_channels, *in_channels, matrices.points().pow(2));
+                let mut transformed = vec![0f32; o * i * points];
+                let (src, to) = (Shared(src.cast_mut()), Shared(transformed.as_mut_ptr()));
+                team.parallel(o, &|output, _| {
+                    let (src, to) = (&src, &to);
+                    for at in output * i..(output + 1) * i {
+                        // SAFETY: chunks write different filters; filters and points are those of the problem.
+                        unsafe {
+                            let filter = &*src.0.add(at * 9).cast::<[f32; 9]>();
+                            matrices.transform_filter(filter, |point, x| *to.0.add(at * points + point) = x);
+                        }
+                    }
+                });
+                let (panels, depth) = (o.div_ceil(COLUMNS), words.depth());
+                let index = |chunk: usize, tap: usize, element: usize, column: usize| {
+                    let (output, input) = (chunk % panels * COLUMNS + column, tap * depth + element);
+                    (output < o && input < i).then_some((output * i + input) * points + chunk / panels)
+                };
+                // SAFETY: the caller's; places lie among the transformed filters.
+                unsafe {
+                    let shape = (points * panels, i.div_ceil(depth));
+                    pack_words(*words, transformed.as_ptr(), dst, shape, team, &index);
+                }
+            }
+            PackForm::Winograd { outputs, words: None, out_channels, in_channels } => {
                 let Some(matrices) = matrices(*outputs) else { return };
                 let (width, i) = (2 * self.problem.lanes, *in_channels);
                 let (panels, points) = (out_channels.div_ceil(width), matrices.points().pow(2));

@@ -7,11 +7,15 @@ use super::geometry::{Shape, Surface};
 use super::hooked::{Lattice, Place};
 use crate::cpu::drivers::epilogue::bounds;
 use crate::cpu::drivers::kernels::Kernels;
+use crate::cpu::drivers::words::unit;
 use crate::cpu::drivers::{DriverError, ScratchNeed, ScratchPool, Shared, chunk_count, even_rows, part, row_cuts};
 use crate::cpu::team::Team;
-use egret_program::driver::{ConvEngine, ConvProblem, ConvSchedule, Split};
+use egret_program::driver::{ConvEngine, ConvProblem, ConvSchedule, Split, Words};
 use egret_simd::pack::{OutputPanel, output_panels};
-use egret_simd::winograd::{InputFn, InputTiles, OutputFn, OutputTiles, input_transform, output_transform};
+use egret_simd::winograd::{
+    InputFn, InputTiles, OutputFn, OutputTiles, input_transform, input_transform_pairs, output_transform,
+};
+use egret_simd::words::{COLUMNS, ROWS, WORDS, WordKernels, WordTile};
 use egret_simd::{Isa, MAX_ROWS, Tile, TileKind};
 
 /// Forward 3×3 convolution of stride and dilation 1.
@@ -41,15 +45,53 @@ pub(super) struct Winograd {
     block: [usize; 2],
     /// Panels in a chunk, at most.
     panel_block: usize,
-    /// Where each block of input channels begins among transformed patches.
+    /// Where each tap of input channels begins among transformed patches, and vectors of channels in one. A tile has a vector
+    /// of floats or of words in each.
     taps: Vec<usize>,
-    kernels: Kernels,
-    rows: [usize; MAX_ROWS],
+    vectors: usize,
+    /// Among sums of products: from a vector of a panel, and from a tile, to the next.
+    product: [usize; 2],
+    factors: Factors,
     transform_input: InputFn,
     transform_output: OutputFn,
     bound: Bound,
     split: Split,
     prefetch_weights: bool,
+}
+
+/// How transformed patches and filters are multiplied.
+#[derive(Debug)]
+enum Factors {
+    Floats { kernels: Kernels, rows: [usize; MAX_ROWS] },
+    Pairs { unit: WordKernels, words: Words },
+}
+
+impl Factors {
+    fn new(words: Option<Words>, isa: Isa) -> Result<Factors, DriverError> {
+        if let Some(words) = words {
+            return Ok(Factors::Pairs { unit: unit(words)?, words });
+        }
+        let rows = std::array::from_fn(|m| m * isa.lanes_f32());
+        Ok(Factors::Floats { kernels: Kernels::new(isa, TileKind::Table)?.for_rows(isa, &rows), rows })
+    }
+
+    /// What tiles may touch beyond their rows: of patches, and of sums.
+    fn slack(&self) -> [usize; 2] {
+        match self {
+            Factors::Floats { .. } => [0, 0],
+            Factors::Pairs { .. } => [ROWS * WORDS, ROWS * COLUMNS],
+        }
+    }
+}
+
+/// A tile of products: of so many patches with filters of so many vectors of channels, and what is brought into the cache ahead.
+struct Piece {
+    patches: *const f32,
+    filters: *const f32,
+    products: *mut f32,
+    ahead: *const f32,
+    rows: usize,
+    vectors: usize,
 }
 
 /// Tiles that are transformed together: rows over all batch items, and columns.
@@ -71,15 +113,18 @@ impl Block {
 
 impl Winograd {
     pub(super) fn new(p: &ConvProblem, schedule: &ConvSchedule, isa: Isa) -> Result<Winograd, DriverError> {
-        let ConvEngine::Winograd { outputs, tile_rows, tile_columns } = schedule.engine else {
+        let ConvEngine::Winograd { outputs, tile_rows, tile_columns, words } = schedule.engine else {
             return Err(DriverError::Problem("the schedule of a direct convolution"));
         };
         if !p.has_winograd() || p.in_channels == 0 {
             return Err(DriverError::Unsupported("Winograd beyond 3×3 windows of stride and dilation 1 in one group"));
         }
-        let (Some(transform_input), Some(transform_output)) =
-            (input_transform(isa, outputs), output_transform(isa, outputs))
-        else {
+        let transform_input = match words {
+            None => input_transform(isa, outputs),
+            Some(Words::Bf16) if outputs == 2 && isa == Isa::Avx512 => input_transform_pairs(),
+            Some(_) => None,
+        };
+        let (Some(transform_input), Some(transform_output)) = (transform_input, output_transform(isa, outputs)) else {
             return Err(DriverError::Unsupported("this tile of Winograd"));
         };
         let shape = Shape::new(p)?;
@@ -90,7 +135,8 @@ impl Winograd {
         let blocks = [all_rows.div_ceil(tile_rows.max(1)), columns.div_ceil(tile_columns.max(1))];
         let most = |len: usize, parts: usize| if parts == 0 { 0 } else { len.div_ceil(parts) };
         let block = [most(all_rows, blocks[0]), most(columns, blocks[1])];
-        let rows = std::array::from_fn(|m| m * lanes);
+        let tiles = block[0] * block[1];
+        let vectors = words.map_or(1, |words| words.depth() / lanes);
         Ok(Winograd {
             isa,
             lanes,
@@ -110,9 +156,10 @@ impl Winograd {
             blocks,
             block,
             panel_block: schedule.block.max(1),
-            taps: (0..p.in_channels.div_ceil(lanes)).map(|i| i * block[0] * block[1] * lanes).collect(),
-            kernels: Kernels::new(isa, TileKind::Table)?.for_rows(isa, &rows),
-            rows,
+            taps: (0..p.in_channels.div_ceil(vectors * lanes)).map(|i| i * tiles * lanes).collect(),
+            vectors,
+            product: if words.is_some() { [lanes, COLUMNS] } else { [tiles * lanes, lanes] },
+            factors: Factors::new(words, isa)?,
             transform_input,
             transform_output,
             bound: Bound::new(&p.epilogue, shape.y, lanes)?,
@@ -143,11 +190,16 @@ impl Winograd {
     }
 
     fn patches_len(&self) -> usize {
-        self.points * self.patch_point()
+        self.points * self.patch_point() + self.factors.slack()[0]
     }
 
     fn products_len(&self) -> usize {
-        self.points * self.product_point()
+        self.points * self.product_point() + self.factors.slack()[1]
+    }
+
+    /// Vectors of input channels, those that fill the last tap among them.
+    fn input_vectors(&self) -> usize {
+        self.taps.len() * self.vectors
     }
 
     pub(super) fn scratch(&self) -> ScratchNeed {
@@ -188,7 +240,7 @@ impl Winograd {
                 let block = self.block_at(index, down);
                 let patches = scratch.worker(worker);
                 // SAFETY: the scratch is the worker's.
-                unsafe { self.transform(nest, patches, &block, (0, self.taps.len())) };
+                unsafe { self.transform(nest, patches, &block, (0, self.input_vectors())) };
                 for chunk in 0..chunks {
                     panels(patches, &block, part(all_panels, chunk, chunks), worker);
                 }
@@ -197,11 +249,12 @@ impl Winograd {
                 for index in 0..blocks {
                     let block = self.block_at(index, down);
                     let patches = Shared(scratch.shared());
-                    let parts = chunk_count(self.taps.len(), 1, team.size());
+                    let vectors = self.input_vectors();
+                    let parts = chunk_count(vectors, 1, team.size());
                     team.parallel(parts, &|chunk, _| {
                         let patches = &patches;
                         // SAFETY: chunks write patches of different channels.
-                        unsafe { self.transform(nest, patches.0, &block, part(self.taps.len(), chunk, parts)) };
+                        unsafe { self.transform(nest, patches.0, &block, part(vectors, chunk, parts)) };
                     });
                     let chunks = chunk_count(all_panels, chunks, team.size());
                     let rows = block.rows.1 - block.rows.0;
@@ -224,11 +277,20 @@ impl Winograd {
         Block { rows: part(self.tile_rows, row, down), columns: part(self.tile_columns, across, self.blocks[1]) }
     }
 
-    /// Transforms the patches of a block, of blocks `c0..c1` of input channels.
+    /// Transforms the patches of a block, of vectors `c0..c1` of input channels; zeros where there are no more.
     unsafe fn transform(&self, nest: &Nest<'_>, patches: *mut f32, block: &Block, (c0, c1): (usize, usize)) {
         let column = self.begin[1] + block.columns.0 * self.outputs;
         for channels in c0..c1 {
-            let mut to = patches.wrapping_add(self.taps[channels]);
+            let within = channels % self.vectors * (WORDS / self.vectors);
+            let mut to = patches.wrapping_add(self.taps[channels / self.vectors] + within);
+            if channels * self.lanes >= self.inputs {
+                for (point, tile) in (0..self.points).flat_map(|point| (0..block.tiles()).map(move |tile| (point, tile))) {
+                    let to = to.wrapping_add(point * self.patch_point() + tile * WORDS);
+                    // SAFETY: words of these vectors alone.
+                    unsafe { std::ptr::write_bytes(to, 0, WORDS / self.vectors) };
+                }
+                continue;
+            }
             for row in block.rows.0..block.rows.1 {
                 let (item, tile_row) = (row / self.item_rows, row % self.item_rows);
                 let first = self.begin[0] + tile_row * self.outputs;
@@ -256,39 +318,75 @@ impl Winograd {
         patches: *const f32,
         products: *mut f32,
         block: &Block,
-        (p0, p1): (usize, usize),
+        panels: (usize, usize),
     ) {
-        let panel_len = self.inputs * 2 * self.lanes;
-        let tiles = block.tiles();
-        let groups = tiles.div_ceil(self.kernels.max_rows());
-        let mut tile = Tile::new(self.isa);
-        tile.rows = self.rows.as_ptr();
-        tile.c_rows = self.rows.as_ptr();
-        tile.c_vector = self.most_tiles() * self.lanes;
-        (tile.taps, tile.tap_count) = (self.taps.as_ptr(), self.taps.len());
-        tile.run = self.lanes;
-        tile.last_run = self.inputs - (self.taps.len() - 1) * self.lanes;
-        for point in 0..self.points {
-            let filters = nest.args.weights.wrapping_add(point * self.panels.len() * panel_len);
-            for panel in p0..p1 {
-                let vectors = self.panels[panel].count.div_ceil(self.lanes);
-                tile.b = filters.wrapping_add(panel * panel_len);
-                let next = if panel + 1 < p1 { panel + 1 } else { self.panels.len() + p0 };
-                let lines = if self.prefetch_weights { panel_len.div_ceil(16) } else { 0 };
-                tile.prefetch = filters.wrapping_add(next * panel_len);
-                tile.prefetch_lines = lines.div_ceil(groups * tile.tap_count);
-                let (from, to) = (
-                    patches.wrapping_add(point * self.patch_point()),
-                    products.wrapping_add(point * self.product_point()),
-                );
-                let to = to.wrapping_add((panel - p0) * 2 * tile.c_vector);
-                for group in 0..groups {
-                    let (t0, t1) = part(tiles, group, groups);
-                    tile.a = from.wrapping_add(t0 * self.lanes);
-                    tile.c = to.wrapping_add(t0 * self.lanes);
+        let whole = Piece { patches, filters: nest.args.weights, products, ahead: std::ptr::null(), rows: block.tiles(), vectors: 2 };
+        match &self.factors {
+            Factors::Floats { kernels, rows } => {
+                let mut tile = Tile::new(self.isa);
+                (tile.rows, tile.c_rows) = (rows.as_ptr(), rows.as_ptr());
+                tile.c_vector = self.product[0];
+                (tile.taps, tile.tap_count) = (self.taps.as_ptr(), self.taps.len());
+                tile.run = self.lanes;
+                tile.last_run = self.inputs - (self.taps.len() - 1) * self.lanes;
+                let panel_len = self.inputs * 2 * self.lanes;
+                self.pieces(&whole, panels, (panel_len, kernels.max_rows()), |piece, lines| {
+                    (tile.a, tile.b, tile.c) = (piece.patches, piece.filters, piece.products);
+                    (tile.prefetch, tile.prefetch_lines) = (piece.ahead, lines);
                     // SAFETY: patches, filters and products have these extents.
-                    unsafe { self.kernels.run(&tile, t1 - t0, vectors) };
-                    tile.prefetch = tile.prefetch.wrapping_add(tile.prefetch_lines * tile.tap_count * 16);
+                    unsafe { kernels.run(&tile, piece.rows, piece.vectors) };
+                });
+            }
+            Factors::Pairs { unit, words } => unit.enter(|unit| {
+                let panel_len = words.panel(self.taps.len());
+                self.pieces(&whole, panels, (panel_len, ROWS), |piece, lines| {
+                    let tile = WordTile {
+                        a: piece.patches.cast(),
+                        a_row: WORDS,
+                        rows: piece.rows,
+                        taps: self.taps.as_ptr(),
+                        tap_count: self.taps.len(),
+                        b: piece.filters.cast(),
+                        start: std::ptr::null(),
+                        acc: piece.products,
+                        prefetch: piece.ahead.cast(),
+                        prefetch_lines: lines,
+                    };
+                    // SAFETY: as above; rows beyond the last lie in the slack, or are computed after.
+                    unsafe { unit.tile(&tile) };
+                });
+            }),
+        }
+    }
+
+    /// Tiles of products, point by point, of panels `p0..p1`, of at most so many rows each, and the lines that each tap asks
+    /// for ahead.
+    fn pieces(
+        &self,
+        whole: &Piece,
+        (p0, p1): (usize, usize),
+        (panel_len, most): (usize, usize),
+        mut run: impl FnMut(&Piece, usize),
+    ) {
+        let groups = whole.rows.div_ceil(most);
+        let lines = if self.prefetch_weights { panel_len.div_ceil(16) } else { 0 };
+        let lines = lines.div_ceil(groups * self.taps.len());
+        for point in 0..self.points {
+            let filters = whole.filters.wrapping_add(point * self.panels.len() * panel_len);
+            for panel in p0..p1 {
+                let next = if panel + 1 < p1 { panel + 1 } else { self.panels.len() + p0 };
+                let to = (panel - p0) * 2 * self.most_tiles() * self.lanes;
+                for group in 0..groups {
+                    let (t0, t1) = part(whole.rows, group, groups);
+                    let piece = Piece {
+                        patches: whole.patches.wrapping_add(point * self.patch_point() + t0 * self.lanes),
+                        filters: filters.wrapping_add(panel * panel_len),
+                        products: whole.products.wrapping_add(point * self.product_point() + to + t0 * self.product[1]),
+                        ahead: filters.wrapping_add(next * panel_len + group * lines * self.taps.len() * 16),
+                        rows: t1 - t0,
+                        vectors: self.panels[panel].count.div_ceil(self.lanes),
+                    };
+                    run(&piece, lines);
                 }
             }
         }
@@ -296,18 +394,18 @@ impl Winograd {
 
     /// Transforms sums of products of panels `p0..p1` to outputs.
     unsafe fn finish(&self, nest: &Nest<'_>, products: *mut f32, block: &Block, (p0, p1): (usize, usize)) {
-        let vector_len = self.most_tiles() * self.lanes;
         let strip = products.wrapping_add(self.products_len());
         for panel in p0..p1 {
             let OutputPanel { first, count, .. } = self.panels[panel];
             for vector in 0..count.div_ceil(self.lanes) {
                 let first = first + vector * self.lanes;
                 let lanes = self.lanes.min(self.channels - first);
-                let mut from = products.wrapping_add(((panel - p0) * 2 + vector) * vector_len).cast_const();
+                let panel_at = (panel - p0) * 2 * self.most_tiles() * self.lanes;
+                let mut from = products.wrapping_add(panel_at + vector * self.product[0]).cast_const();
                 for row in block.rows.0..block.rows.1 {
                     // SAFETY: the products of this row of tiles; its outputs are this chunk's.
                     unsafe { self.finish_row(nest, from, strip, block, row, (first, lanes)) };
-                    from = from.wrapping_add(block.width() * self.lanes);
+                    from = from.wrapping_add(block.width() * self.product[1]);
                 }
             }
         }
@@ -334,6 +432,7 @@ impl Winograd {
             products,
             point: self.product_point(),
             tiles: block.width(),
+            tile: self.product[1],
             out: nest.args.output.wrapping_add(at(&self.write)),
             row: self.write.step[1],
             rows: self.extent[0] - y,

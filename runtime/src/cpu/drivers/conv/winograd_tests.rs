@@ -2,8 +2,9 @@ use super::tests::{blocked, expected, problem, run_scheduled, sizes};
 use super::*;
 use crate::cpu::drivers::testing::{buffer, isas, values};
 use egret_program::driver::hook::View2;
-use egret_program::driver::{Activation, Bias, Epilogue, Operand, Split};
+use egret_program::driver::{Activation, Bias, Epilogue, Operand, Split, Words};
 use egret_simd::winograd::{Matrices, matrices};
+use egret_simd::words::WordUnit;
 
 /// Odd and even extents, no padding, padding on one side, tails of channels, several batch items; every extent leaves
 /// tiles that reach beyond the image.
@@ -23,15 +24,15 @@ fn problems(l: usize) -> Vec<ConvProblem> {
 }
 
 /// Blocks of all tiles, of one, of few; every division of the work.
-fn schedules(p: &ConvProblem, outputs: usize, lanes: usize) -> Vec<(usize, ConvSchedule)> {
+fn schedules(p: &ConvProblem, outputs: usize, words: Option<Words>, lanes: usize) -> Vec<(usize, ConvSchedule)> {
     let with = |tile_rows, tile_columns, block, split| ConvSchedule {
-        engine: ConvEngine::Winograd { outputs, tile_rows, tile_columns },
+        engine: ConvEngine::Winograd { outputs, tile_rows, tile_columns, words },
         block,
         split,
-        ..ConvSchedule::winograd(p, outputs, lanes)
+        ..ConvSchedule::winograd(p, outputs, words, lanes)
     };
     vec![
-        (1, ConvSchedule::winograd(p, outputs, lanes)),
+        (1, ConvSchedule::winograd(p, outputs, words, lanes)),
         (2, with(1, 1, 1, Split::Rows)),
         (3, with(2, 3, 2, Split::Rows)),
         (2, with(99, 99, 1, Split::Panels)),
@@ -87,30 +88,33 @@ fn terms(p: &ConvProblem, m: &Matrices, x: &[f32], w: &[f32]) -> (Vec<f64>, usiz
     (terms, p.in_channels + 1 + transforms)
 }
 
-/// Asserts that `got` is `want` but for `steps` roundings relative to `size`.
+/// Asserts that `got` is `want` but for `steps` roundings relative to `size`, and where factors are narrowed one of each.
 #[track_caller]
-fn assert_within(got: f32, want: f64, steps: usize, size: f64, what: &dyn std::fmt::Display) {
+fn assert_within(got: f32, want: f64, steps: usize, size: f64, words: Option<Words>, what: &dyn std::fmt::Display) {
     let unit = f64::from(f32::EPSILON) / 2.0;
-    let bound = steps as f64 * unit / (1.0 - steps as f64 * unit) * size;
+    let narrowed = if words.is_some() { 2.0 * 2f64.powi(-8) + 2f64.powi(-16) } else { 0.0 };
+    let bound = (steps as f64 * unit / (1.0 - steps as f64 * unit) + narrowed) * size;
     assert!((f64::from(got) - want).abs() <= bound, "{what}: got {got}, want {want} ± {bound:e}");
 }
 
 fn check(transform: impl Fn(&mut ConvProblem, Isa) -> Made) {
     for isa in isas() {
-        for m in [matrices(2), matrices(4)].into_iter().flatten() {
+        let pairs = (isa == Isa::Avx512 && WordUnit::bf16().is_some()).then_some((2, Some(Words::Bf16)));
+        for (m, words) in [(2, None), (4, None)].into_iter().chain(pairs) {
+            let m = matrices(m).expect("there are such");
             for mut p in problems(isa.lanes_f32()) {
                 let made = transform(&mut p, isa);
                 let (x, w, y) = sizes(&p);
                 let (x, w) = (values(x, 1), values(w, 2));
                 let want = expected(&p, &x, &w, y);
                 let (terms, steps) = terms(&p, m, &x, &w);
-                let schedules = schedules(&p, m.outputs, isa.lanes_f32());
+                let schedules = schedules(&p, m.outputs, words, isa.lanes_f32());
                 let extras: Vec<*mut u8> = made.extras.iter().map(|b| b.as_ptr()).collect();
                 let got = run_scheduled(&p, isa, &schedules, &x, &w, (&extras, made.hook), (&[], None));
                 for (i, got) in got.iter().enumerate() {
                     let (value, scale) = (made.finish)(i, want[i].0);
-                    let what = format!("{isa} F({}) {p}", m.outputs);
-                    assert_within(*got, value, steps + 4, (terms[i] + 3.0) * scale, &what);
+                    let what = format!("{isa} F({}) {words:?} {p}", m.outputs);
+                    assert_within(*got, value, steps + 4, (terms[i] + 3.0) * scale, words, &what);
                 }
             }
         }
@@ -200,7 +204,7 @@ fn f2_is_more_exact_than_the_direct_sum() {
         (squares / y as f64).sqrt()
     };
     let direct = error(ConvSchedule::choose(&p, isa.lanes_f32()));
-    let [f2, f4] = [2, 4].map(|m| error(ConvSchedule::winograd(&p, m, isa.lanes_f32())));
+    let [f2, f4] = [2, 4].map(|m| error(ConvSchedule::winograd(&p, m, None, isa.lanes_f32())));
     assert!(f2 < direct, "{f2:e}, direct {direct:e}");
     // measured 3 to 5 times
     assert!(f4 < 8.0 * direct, "{f4:e}, direct {direct:e}");
@@ -212,9 +216,13 @@ fn what_cannot_be_is_an_error() {
     let (one, two, kernel) = ([1, 1], [2, 2], [3, 3]);
     let good = problem(ConvForm::Forward, 1, (8, 8), 1, &[6, 6], &kernel, &one, &one, (&one, &one), 8);
     let strided = problem(ConvForm::Forward, 1, (8, 8), 1, &[6, 6], &kernel, &two, &one, (&one, &one), 8);
-    let schedule = ConvSchedule::winograd(&good, 2, 8);
+    let schedule = ConvSchedule::winograd(&good, 2, None, 8);
     assert!(ConvPlan::new(&good, &schedule, isa).is_ok());
     assert!(matches!(ConvPlan::new(&strided, &schedule, isa), Err(DriverError::Unsupported(_))));
-    let third = ConvSchedule { engine: ConvEngine::Winograd { outputs: 3, tile_rows: 1, tile_columns: 1 }, ..schedule };
-    assert!(matches!(ConvPlan::new(&good, &third, isa), Err(DriverError::Unsupported(_))));
+    // pairs of bf16 are for AVX-512
+    for (outputs, words) in [(3, None), (2, Some(Words::Bf16))] {
+        let engine = ConvEngine::Winograd { outputs, tile_rows: 1, tile_columns: 1, words };
+        let other = ConvSchedule { engine, ..schedule.clone() };
+        assert!(matches!(ConvPlan::new(&good, &other, isa), Err(DriverError::Unsupported(_))));
+    }
 }
