@@ -241,6 +241,15 @@ pub fn raise(
         forward = follow(forward, &trimmed);
         graph = trimmed.graph;
     }
+    if !exact
+        && rules.has("scaled-integers")
+        && let Some(made) = raise::multiply_integers(&graph, device)?
+    {
+        log.follow(&made.map);
+        forward = follow(forward, &made);
+        log.extend(made.applied);
+        graph = made.graph;
+    }
     if let Some(spelled) = raise::spell_out(&graph, device)? {
         log.follow(&spelled.map);
         forward = follow(forward, &spelled);

@@ -81,6 +81,7 @@ impl Range {
         let exact = match (f, args) {
             (ScalarFn::Max, [a, b]) => Range { low: a.low.max(b.low), high: a.high.max(b.high) },
             (ScalarFn::Min, [a, b]) => Range { low: a.low.min(b.low), high: a.high.min(b.high) },
+            (ScalarFn::Relu, [a]) => Range { low: a.low.max(0.0), high: a.high.max(0.0) },
             (ScalarFn::Select, [_, a, b]) => a.and(*b),
             _ if dtype.is_float() => whole,
             (ScalarFn::Add, [a, b]) => Range { low: a.low + b.low, high: a.high + b.high },

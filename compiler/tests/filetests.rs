@@ -1,6 +1,6 @@
 //! Stages of the compiler as text: graphs of `filetests/` in, snapshots out.
 //!
-//! The comment at the head of a file says what the file shows. Two of its lines are directives:
+//! The comment at the head of a file says what the file shows. Some of its lines are directives:
 //!
 //! - `stages: …` lists what is recorded, each in a snapshot of its own:
 //!   - `raised`: the graph after canonicalisation and raise;
@@ -11,6 +11,8 @@
 //! - `search beats greedy`: the extracted plan is cheaper than the greedy one, in the model and in launches;
 //! - `search beats greedy on DEVICE`, `search equals greedy on DEVICE`: the modelled cost alone, on that description.
 //!
+//! - `device: NAME`: the description that the stages are compiled for.
+//!
 //! Everything else is compiled for one description of a CPU, so that the snapshots are the same on every host.
 
 use std::fmt::Write;
@@ -20,12 +22,12 @@ use egret_compiler::{CompileOptions, Compiled, Level, compile, plan};
 use egret_ir::{Graph, text};
 use egret_program::{DeviceDescription, Launch, Program, Step};
 
-fn device() -> DeviceDescription {
-    DeviceDescription::named("x86-64-avx512").unwrap()
-}
+/// What is compiled for where a file names nothing else.
+const DEVICE: &str = "x86-64-avx512";
 
-fn compiled(graph: &Graph, level: Level) -> Compiled {
-    compile(graph, &device(), &CompileOptions { level, ..CompileOptions::default() }).unwrap_or_else(|e| panic!("{e}"))
+fn compiled(graph: &Graph, device: &str, level: Level) -> Compiled {
+    let device = DeviceDescription::named(device).unwrap();
+    compile(graph, &device, &CompileOptions { level, ..CompileOptions::default() }).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// Launches in order, then each kernel once.
@@ -51,9 +53,10 @@ fn kernels(program: &Program) -> String {
     text
 }
 
-fn clif(compiled: &Compiled) -> String {
+fn clif(compiled: &Compiled, device: &str) -> String {
     let (graph, options) = (&compiled.rewritten.graph, plan::Options::default());
-    let texts = plan::list(graph, &device(), &options, plan::Listing::Clif).unwrap_or_else(|e| panic!("{e}"));
+    let device = DeviceDescription::named(device).unwrap();
+    let texts = plan::list(graph, &device, &options, plan::Listing::Clif).unwrap_or_else(|e| panic!("{e}"));
     let named = texts.iter().map(|(id, text)| {
         let kernel = compiled.program.kernel(*id);
         format!("{} {}:\n{}\n", kernel.family, kernel.name, text.trim_end())
@@ -70,8 +73,8 @@ fn cuda(full: &Compiled) -> String {
     kernels.iter().map(|kernel| kernel.source.text.trim_end().to_string() + "\n").collect::<Vec<_>>().join("\n")
 }
 
-fn search_beats_greedy(graph: &Graph) {
-    let (greedy, full) = (compiled(graph, Level::Greedy), compiled(graph, Level::Full));
+fn search_beats_greedy(graph: &Graph, device: &str) {
+    let (greedy, full) = (compiled(graph, device, Level::Greedy), compiled(graph, device, Level::Full));
     let report = full.rewritten.report();
     assert!(report.greedy_cost > report.cost, "greedy {} µs, search {} µs", report.greedy_cost, report.cost);
     let launches = |c: &Compiled| c.program.launches().len();
@@ -95,11 +98,12 @@ fn check(name: &str) {
     let graph = text::parse(&source).unwrap_or_else(|e| panic!("{name}: {e}"));
     let head: Vec<&str> = source.lines().map_while(|line| line.strip_prefix("// ")).collect();
     let stages = head.iter().find_map(|line| line.strip_prefix("stages: ")).expect("a line `stages: …`");
-    let full = compiled(&graph, Level::Full);
+    let device = head.iter().find_map(|line| line.strip_prefix("device: ")).unwrap_or(DEVICE);
+    let full = compiled(&graph, device, Level::Full);
     let replayed = full.rewritten.replay().unwrap_or_else(|e| panic!("{name}: {e}"));
     assert!(replayed == full.rewritten.graph, "{name}: the journal does not give the chosen graph");
     if head.contains(&"search beats greedy") {
-        search_beats_greedy(&graph);
+        search_beats_greedy(&graph, device);
     }
     for line in &head {
         if let Some(device) = line.strip_prefix("search beats greedy on ") {
@@ -120,7 +124,7 @@ fn check(name: &str) {
                 "raised" => text::print(&full.raised),
                 "rewritten" => text::print(&full.rewritten.graph),
                 "kernels" => kernels(&full.program),
-                "clif" => clif(&full),
+                "clif" => clif(&full, device),
                 "cuda" => cuda(&full),
                 other => panic!("{name}: there is no stage `{other}`"),
             };
@@ -163,6 +167,7 @@ files! {
     residual_block
     residual_stream
     rotary
+    scaled_integers
     scales
     softmax
     spelled_attention

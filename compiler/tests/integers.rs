@@ -278,3 +278,68 @@ fn quantised_results_of_floats() {
     });
     check(&network, &[("x", few(DType::F32, &[1, 8, 9, 7], 2))], 1e-5);
 }
+
+/// Powers of two, so that floats scaled by them are exact.
+fn scales(shape: &[usize]) -> Tensor {
+    let mut tensor = Tensor::zeros(DType::F32, shape);
+    (0..tensor.elements()).for_each(|i| tensor.set(i, ScalarValue::Float(2f64.powi(-4 - (i % 3) as i32))));
+    tensor
+}
+
+/// A network as quantisers export it: numbers become bytes and scaled floats again before each operator. The operators
+/// multiply the bytes: sums of fewer than 2⁹ terms, which floats hold too.
+#[test]
+fn scaled_integers_are_multiplied_as_integers() {
+    let network = |channels: i64| {
+        graph(|t| {
+            let weights = |name: &str, shape: &[usize], of: &[usize]| {
+                let integers = t.param(name, drawn(DType::I8, shape, name.len())).cast(DType::I32).cast(DType::F32);
+                integers * t.param(&format!("{name} scales"), scales(of))
+            };
+            let c = channels as usize;
+            let x = (input(t, "x", DType::U8, &[2, channels, 6, 7]).cast(DType::I32) - 117).cast(DType::F32) * 0.25;
+            let conv = Conv::forward(&[1, 1], &[1, 1], &[1, 1], &[1, 1], 1);
+            let y = x.conv(weights("w", &[40, c, 3, 3], &[40, 1, 1, 1]), conv).relu();
+            t.output("y", y);
+            let again = (requantised(y, 1.0 / 64.0, 3.0).cast(DType::I32) - 3).cast(DType::F32) * 64.0;
+            let corner = (again.slice(2, 0i64, 1i64, 1).slice(3, 0i64, 1i64, 1).reshape([2i64, 40]) / 64.0)
+                .round()
+                .maximum(-128.0)
+                .minimum(127.0)
+                .cast(DType::I8);
+            let rows = corner.cast(DType::F32) * t.input("run's scale", egret_ir::f32([1]));
+            t.output("z", rows.matmul(weights("columns", &[40, 21], &[21])));
+        })
+    };
+    let inputs = |channels: usize| [("x", drawn(DType::U8, &[2, channels, 6, 7], 3)), ("run's scale", scales(&[1]))];
+    let quantised = network(40);
+    check(&quantised, &inputs(40), 0.0);
+    // the first begins with its zero point, the product has none
+    assert_eq!((bytes_from(&quantised, -117), bytes_from(&quantised, -128)), (1, 1));
+    // a quad that would be mostly empty is no gain
+    let few = network(16);
+    check(&few, &inputs(16), 0.0);
+    assert_eq!((bytes_from(&few, -117), bytes_from(&few, -128)), (0, 1));
+}
+
+/// Sums that could leave `i32`, weights of a run, and results that must be as the reference rounds them stay floats.
+#[test]
+fn scaled_integers_that_stay_floats() {
+    let product = |terms: i64, known: bool, exact: bool| {
+        let network = graph(|t| {
+            let x = input(t, "x", DType::U8, &[3, terms]).cast(DType::F32) * 0.5;
+            let shape = [terms, 32];
+            let w = match known {
+                true => t.param("w", drawn(DType::I8, &shape.map(|n| n as usize), 1)),
+                false => input(t, "w", DType::I8, &shape),
+            };
+            t.output("y", x.matmul(w.cast(DType::F32) * 0.5));
+        });
+        let device = DeviceDescription::named("x86-64-avx512-bf16").expect("shipped");
+        let options = CompileOptions { exact, ..CompileOptions::default() };
+        let program = compile(&network, &device, &options).unwrap_or_else(|e| panic!("{e}")).program;
+        program.kernels.iter().any(|kernel| kernel.text.contains("bytes from"))
+    };
+    assert!(product(64, true, false));
+    assert!(!product(64, true, true) && !product(64, false, false) && !product(70_000, true, false));
+}

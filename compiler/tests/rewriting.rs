@@ -255,8 +255,10 @@ fn no_rule_is_unused() {
         return;
     }
     let step = transformer(1, true);
-    for graph in graphs.iter().chain([&step]).chain(filetests().iter().map(|(_, graph)| graph)) {
-        let device = device(CPU);
+    let files = filetests();
+    let of_files = files.iter().flat_map(|(_, graph)| [(graph, CPU), (graph, "x86-64-avx512-bf16")]);
+    for (graph, name) in graphs.iter().chain([&step]).map(|graph| (graph, CPU)).chain(of_files) {
+        let device = device(name);
         let set = RewriteSet::standard();
         let raised = raise(graph, &device, &set, false, &mut Vec::new()).unwrap_or_else(|e| panic!("{e}"));
         used.extend(raised.log.iter().map(|applied| applied.rule));

@@ -19,6 +19,7 @@ mod view;
 use egret_ir::{Diagnostic, Graph};
 
 pub use loops::move_contractions;
+pub use spell::scaled::multiply_integers;
 pub use spell::spell_out;
 pub use trim::trim_loops;
 

@@ -6,13 +6,14 @@
 //! states; any other form becomes products around a softmax.
 
 mod integer;
+pub(crate) mod scaled;
 mod unique;
 
 use egret_ir::ops::{
     Attention, AttentionGrad, Broadcast, Cast, DotGeneral, Labels, Pointwise, Proj, Reduce, ReduceKind, Reshape,
     Scatter, ScatterKind, Softmax,
 };
-use egret_ir::{DType, Diagnostic, ExprKind, Graph, Literal, Node, NodeId, Op, ScalarExpr, ScalarFn};
+use egret_ir::{DType, Diagnostic, ExprKind, Graph, Literal, Node, NodeId, Op, ScalarExpr, ScalarFn, Shape};
 use egret_program::DeviceDescription;
 use smallvec::SmallVec;
 
@@ -137,6 +138,11 @@ impl Speller<'_> {
 
     fn cast(&mut self, id: NodeId, dtype: DType) -> Option<NodeId> {
         if self.dtype(id) == dtype { Some(id) } else { self.add(Cast { dtype }, &[id]) }
+    }
+
+    /// The value in another shape, itself if it has that.
+    fn reshaped(&mut self, id: NodeId, shape: Shape) -> Option<NodeId> {
+        if self.builder.graph().tensor_type(id).shape == shape { Some(id) } else { self.add(Reshape { shape }, &[id]) }
     }
 
     fn map(&mut self, f: ScalarFn, operands: &[NodeId]) -> Option<NodeId> {

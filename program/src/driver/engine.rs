@@ -89,12 +89,7 @@ impl ConvSchedule {
     ///
     /// Patches of a block of tiles, and the products of the panels in a chunk, stay in the second-level cache together. A
     /// problem of few tiles is one block: its weights are read once, by panels that threads divide.
-    pub fn winograd(
-        problem: &ConvProblem<usize>,
-        outputs: usize,
-        words: Option<Words>,
-        lanes: usize,
-    ) -> ConvSchedule {
+    pub fn winograd(problem: &ConvProblem<usize>, outputs: usize, words: Option<Words>, lanes: usize) -> ConvSchedule {
         /// Bytes of transformed patches in a block.
         const PATCHES: usize = 512 << 10;
         /// Bytes of products in a chunk.

@@ -7,8 +7,7 @@
 //! inside the image: it is the convolution of an image of ones.
 
 use egret_ir::ops::{
-    Broadcast, Conv, ConvForm, DotGeneral, Labels, Reduce, ReduceKind, ReduceWindow, Reshape, Transpose, Window,
-    WindowKind,
+    Broadcast, Conv, ConvForm, DotGeneral, Labels, Reduce, ReduceKind, ReduceWindow, Transpose, Window, WindowKind,
 };
 use egret_ir::{DType, Dim, Literal, NodeId, Op, ScalarFn, Shape};
 use smallvec::SmallVec;
@@ -120,7 +119,13 @@ impl Speller<'_> {
 
     /// A zero point of an operand with these labels, as it broadcasts to the result; `None` where it changes along what is
     /// summed.
-    fn spread_over(&mut self, zero: NodeId, of: NodeId, labels: &Labels, dot: &DotGeneral) -> Option<NodeId> {
+    pub(super) fn spread_over(
+        &mut self,
+        zero: NodeId,
+        of: NodeId,
+        labels: &Labels,
+        dot: &DotGeneral,
+    ) -> Option<NodeId> {
         let shape = self.builder.graph().tensor_type(zero).shape.clone();
         let rank = self.builder.graph().tensor_type(of).shape.rank();
         let mut kept = Labels::default();
@@ -150,13 +155,6 @@ impl Speller<'_> {
         let placed: Option<Shape> =
             out.0.iter().map(|l| if labels.has(*l) { extents.next() } else { Some(Dim::ONE) }).collect();
         self.reshaped(value, placed?)
-    }
-
-    fn reshaped(&mut self, value: NodeId, shape: Shape) -> Option<NodeId> {
-        if self.builder.graph().tensor_type(value).shape == shape {
-            return Some(value);
-        }
-        self.add(Reshape { shape }, &[value])
     }
 
     /// A forward convolution of two operands that are bytes in `i32`; the image's zero point is one number, the weights' one,
@@ -263,7 +261,7 @@ impl Speller<'_> {
 }
 
 /// Whether each label of a sum is in both operands, and none twice in one.
-fn is_separable(dot: &DotGeneral) -> bool {
+pub(super) fn is_separable(dot: &DotGeneral) -> bool {
     let once = |labels: &Labels| (0..labels.0.len()).all(|axis| labels.axis(labels.0[axis]) == Some(axis));
     let shared = |own: &Labels, other: &Labels| own.0.iter().all(|l| other.has(*l) || dot.out.has(*l));
     once(&dot.lhs) && once(&dot.rhs) && shared(&dot.lhs, &dot.rhs) && shared(&dot.rhs, &dot.lhs)

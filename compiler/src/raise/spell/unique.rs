@@ -2,8 +2,8 @@
 //! `non_zero`, and what was permuted is put back by sorting the permutation.
 
 use egret_ir::ops::{
-    Cast, Concat, Cumulative, CumulativeKind, Gather, Iota, NonZero, Places, Proj, Reduce, ReduceKind, Reshape, Slice,
-    TopK, Unique,
+    Cast, Concat, Cumulative, CumulativeKind, Gather, Iota, NonZero, Places, Proj, Reduce, ReduceKind, Slice, TopK,
+    Unique,
 };
 use egret_ir::{DType, Dim, Literal, NodeId, ScalarFn, Shape, TensorType};
 
@@ -28,7 +28,7 @@ impl Speller<'_> {
             Some(axis) => ty.shape[axis].clone(),
             None => ty.shape.elements(),
         };
-        let x = self.shaped(operand, Shape::from([extent.clone()]))?;
+        let x = self.reshaped(operand, Shape::from([extent.clone()]))?;
         let size = Dim::fresh(unique.size, extent.clone());
         // halves and truth values are compared as what holds them
         let keys = match ty.dtype {
@@ -50,7 +50,7 @@ impl Speller<'_> {
                 let values = self.take(x, first)?;
                 let mut shape = if unique.axis.is_some() { ty.shape } else { Shape::from([extent]) };
                 shape.dims_mut()[unique.axis.unwrap_or(0)] = size;
-                self.shaped(values, shape)
+                self.reshaped(values, shape)
             }
             1 => arranged(self, first),
             2 => {
@@ -92,7 +92,7 @@ impl Speller<'_> {
         let is_first = self.map(ScalarFn::Eq, &[places, zero])?;
         let begins = self.map(ScalarFn::Or, &[differs, is_first])?;
         let found = self.add(NonZero { size: unique.size }, &[begins])?;
-        let starts = self.shaped(found, Shape::from([Dim::fresh(unique.size, extent.clone())]))?;
+        let starts = self.reshaped(found, Shape::from([Dim::fresh(unique.size, extent.clone())]))?;
         let count = self.add(Cast { dtype: DType::I64 }, &[begins])?;
         let sum = Cumulative { kind: CumulativeKind::Sum, axis: 0, exclusive: false, reverse: false };
         let number = self.add(sum, &[count])?;
@@ -121,11 +121,6 @@ impl Speller<'_> {
     fn sorted(&mut self, list: NodeId, extent: &Dim) -> Option<NodeId> {
         let sorted = self.add(TopK { axis: 0, k: extent.clone(), largest: false }, &[list])?;
         self.add(Proj { index: 1 }, &[sorted])
-    }
-
-    /// The value in another shape, itself if it has that.
-    fn shaped(&mut self, id: NodeId, shape: Shape) -> Option<NodeId> {
-        if self.builder.graph().tensor_type(id).shape == shape { Some(id) } else { self.add(Reshape { shape }, &[id]) }
     }
 
     fn take(&mut self, of: NodeId, at: NodeId) -> Option<NodeId> {

@@ -43,12 +43,20 @@ fn scalar(m: &Match, name: &str) -> Option<()> {
     when(m.splat(name).is_some() && m.ty(name)?.shape.rank() == 0)
 }
 
-pub(super) const CODE: [CodeRule; 1] = [code(
-    "loop-motion",
-    Topic::Algebra,
-    Real,
-    "a contraction of slices leaves `scan` before it; of stacked results, or in a carried sum, after it",
-)];
+pub(super) const CODE: [CodeRule; 2] = [
+    code(
+        "loop-motion",
+        Topic::Algebra,
+        Real,
+        "a contraction of slices leaves `scan` before it; of stacked results, or in a carried sum, after it",
+    ),
+    code(
+        "scaled-integers",
+        Topic::Algebra,
+        Real,
+        "a sum of scaled integers that fit bytes is one of integers, where a CPU multiplies bytes: Σ (s·a)(t·b) = s·t·Σ a·b",
+    ),
+];
 
 pub(super) fn rules() -> Vec<Rule> {
     vec![

@@ -284,7 +284,9 @@ impl Winograd {
             let within = channels % self.vectors * (WORDS / self.vectors);
             let mut to = patches.wrapping_add(self.taps[channels / self.vectors] + within);
             if channels * self.lanes >= self.inputs {
-                for (point, tile) in (0..self.points).flat_map(|point| (0..block.tiles()).map(move |tile| (point, tile))) {
+                for (point, tile) in
+                    (0..self.points).flat_map(|point| (0..block.tiles()).map(move |tile| (point, tile)))
+                {
                     let to = to.wrapping_add(point * self.patch_point() + tile * WORDS);
                     // SAFETY: words of these vectors alone.
                     unsafe { std::ptr::write_bytes(to, 0, WORDS / self.vectors) };
@@ -320,7 +322,14 @@ impl Winograd {
         block: &Block,
         panels: (usize, usize),
     ) {
-        let whole = Piece { patches, filters: nest.args.weights, products, ahead: std::ptr::null(), rows: block.tiles(), vectors: 2 };
+        let whole = Piece {
+            patches,
+            filters: nest.args.weights,
+            products,
+            ahead: std::ptr::null(),
+            rows: block.tiles(),
+            vectors: 2,
+        };
         match &self.factors {
             Factors::Floats { kernels, rows } => {
                 let mut tile = Tile::new(self.isa);
