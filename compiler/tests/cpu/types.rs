@@ -134,6 +134,31 @@ fn casts_saturate() {
     assert!(y.iter().zip(&x).all(|(y, x)| y.is_nan() && x.is_nan() || *y == f64::from(*x)));
 }
 
+/// A clamp by constants before a cast, whose bounds it may rely on; NaN is zero after it too.
+#[test]
+fn casts_after_clamps() {
+    let x: Vec<f32> = (-70..70).flat_map(|i| [i as f32 * 7.3, f32::NAN, f32::INFINITY, -1e20, 3e9]).collect();
+    let n = x.len();
+    macro_rules! check {
+        ($($dtype:ident $rust:ty, $low:literal to $high:literal;)*) => { $(
+            for order in [false, true] {
+                let kernel = map(&[F32], $dtype, |x, _| match order {
+                    false => x[0].clone().max($low as f32).min($high as f32).cast($dtype),
+                    true => x[0].clone().min($high as f32).max($low as f32).cast($dtype),
+                });
+                let y: Vec<$rust> = run_map(&kernel, &[&x], n, 1);
+                let clamped = x.iter().map(|x| if x.is_nan() { 0 } else { x.clamp($low as f32, $high as f32) as $rust });
+                assert_eq!(y, clamped.collect::<Vec<_>>(), "{} of {} to {}", $dtype, $low, $high);
+            }
+        )* };
+    }
+    check! {
+        U8 u8, 0.0 to 255.0; U8 u8, 3.0 to 200.0; U8 u8, -1.0 to 255.0; I8 i8, -128.0 to 127.0; I8 i8, -129.0 to 127.0;
+        U16 u16, 0.0 to 65535.0; I16 i16, -300.0 to 300.0; I32 i32, -1000.0 to 1000.0; I32 i32, -2147483648.0 to 2147483520.0;
+        I32 i32, -2147483648.0 to 2147483648.0; I64 i64, -5.0 to 5.0;
+    }
+}
+
 /// `y[i] = x[i]` as another type, by vectors and by scalars.
 fn converts<A: Copy, B: Copy + Default>(from: DType, to: DType, x: &[A]) -> [Vec<B>; 2] {
     let by_vectors = map(&[from], to, |x, _| x[0].clone().cast(to));

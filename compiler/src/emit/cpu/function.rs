@@ -28,6 +28,8 @@ pub(super) struct Lower<'a, 'f> {
     pub b: FunctionBuilder<'f>,
     pub kernel: &'a Kernel,
     pub fma: bool,
+    /// Whether the target is x86-64.
+    pub x86: bool,
     pub slots: Vec<Slot>,
     isa: &'a dyn TargetIsa,
     buffers: Vec<Value>,
@@ -83,6 +85,7 @@ pub(super) fn build(
         b,
         kernel,
         fma: fma && !kernel.exact,
+        x86: isa.name() == "x64",
         slots: vec![Slot::Unknown; kernel.vars.len()],
         isa,
         buffers: Vec::new(),

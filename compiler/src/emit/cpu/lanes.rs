@@ -8,7 +8,7 @@ use egret_ir::DType;
 
 use super::function::{Lower, Slot};
 use super::half::{arithmetic, is_half};
-use super::narrow::is_narrow;
+use super::narrow::{is_clamped_to, is_narrow};
 use super::scalar::{float_condition, int_condition, never_nan, signed};
 use super::vector::{Group, Inner, VectorLoop, vector_type};
 use crate::emit::EmitError;
@@ -96,6 +96,9 @@ impl Lower<'_, '_> {
             Expr::Cast(to, a) if fits(self, a) => {
                 let from = self.dtype(a)?;
                 let x = self.vector(looped, group, a)?;
+                if from == DType::F32 && is_clamped_to(a, *to) {
+                    return Ok(self.clamped_to_int(x));
+                }
                 if let Some(value) = self.vector_cast(from, *to, ty, x)? {
                     return Ok(value);
                 }
