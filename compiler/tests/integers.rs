@@ -64,6 +64,13 @@ fn bytes_from(graph: &Graph, low: i32) -> usize {
     launches.iter().filter(|launch| is(program.kernel(launch.kernel))).count()
 }
 
+/// Families of the launches on a device with products of bytes.
+fn families(graph: &Graph) -> Vec<String> {
+    let device = DeviceDescription::named("x86-64-avx512-bf16").expect("shipped");
+    let program = compile(graph, &device, &CompileOptions::default()).unwrap_or_else(|e| panic!("{e}")).program;
+    program.launches().iter().map(|launch| program.kernel(launch.kernel).family.clone()).collect()
+}
+
 /// On each description `at_least` launches multiply integers that fit 16 bits, and no generated kernel multiplies.
 fn runs_on_drivers(graph: &Graph, at_least: usize) {
     for device in devices() {
@@ -299,9 +306,12 @@ fn scaled_integers_are_multiplied_as_integers() {
             let c = channels as usize;
             let x = (input(t, "x", DType::U8, &[2, channels, 6, 7]).cast(DType::I32) - 117).cast(DType::F32) * 0.25;
             let conv = Conv::forward(&[1, 1], &[1, 1], &[1, 1], &[1, 1], 1);
-            let y = x.conv(weights("w", &[40, c, 3, 3], &[40, 1, 1, 1]), conv).relu();
+            let again = |y| (requantised(y, 1.0 / 64.0, 3.0).cast(DType::I32) - 3).cast(DType::F32) * 64.0;
+            let y = x.conv(weights("w", &[40, c, 3, 3], &[40, 1, 1, 1]), conv.clone()).relu();
             t.output("y", y);
-            let again = (requantised(y, 1.0 / 64.0, 3.0).cast(DType::I32) - 3).cast(DType::F32) * 64.0;
+            // what a pool makes of an image is quantised in its kernel
+            let pooled = again(again(y).max_pool(&[2, 2], &[1, 1], &[0, 0]));
+            let again = again(pooled.conv(weights("again", &[40, 40, 3, 3], &[1]), conv) / 512.0);
             let corner = (again.slice(2, 0i64, 1i64, 1).slice(3, 0i64, 1i64, 1).reshape([2i64, 40]) / 64.0)
                 .round()
                 .maximum(-128.0)
@@ -315,11 +325,13 @@ fn scaled_integers_are_multiplied_as_integers() {
     let quantised = network(40);
     check(&quantised, &inputs(40), 0.0);
     // the first begins with its zero point, the product has none
-    assert_eq!((bytes_from(&quantised, -117), bytes_from(&quantised, -128)), (1, 1));
+    assert_eq!([-117, -3, -128].map(|low| bytes_from(&quantised, low)), [1, 1, 1]);
+    let pools = families(&quantised).into_iter().filter(|family| ["window", "pool"].contains(&family.as_str()));
+    assert_eq!(pools.collect::<Vec<String>>(), ["pool"]);
     // a quad that would be mostly empty is no gain
     let few = network(16);
     check(&few, &inputs(16), 0.0);
-    assert_eq!((bytes_from(&few, -117), bytes_from(&few, -128)), (0, 1));
+    assert_eq!([-117, -3, -128].map(|low| bytes_from(&few, low)), [0, 1, 1]);
 }
 
 /// Sums that could leave `i32`, weights of a run, and results that must be as the reference rounds them stay floats.

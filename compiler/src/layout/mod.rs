@@ -129,8 +129,11 @@ pub fn layout(
                         Op::ReduceWindowGrad(op) => op.window.size.len(),
                         _ => 0,
                     };
+                    let quantised = matches!(node.op, Op::Fused(_))
+                        && ty.dtype == DType::I32
+                        && graph.tensor_type(node.operands[0]).dtype == DType::F32;
                     windowed + 2 == ty.shape.rank()
-                        && ty.dtype == DType::F32
+                        && (ty.dtype == DType::F32 || quantised)
                         && feeds_image(graph, &users, id)
                         && (reads_blocked(graph, &blocked, id) || feeds_conv(graph, &users, id, lanes))
                 }

@@ -24,7 +24,8 @@ fn pooling(frame: &Frame, id: NodeId) -> Option<ReduceWindow> {
     let source = crate::schedule::scope::value_of(&frame.graph, node.operands[0]);
     let is_blocked = |value| matches!(frame.layouts.get(&value), Some(Layout::Blocked { .. }));
     let blocked = is_blocked((id, 0)) || is_blocked(source) && !fused;
-    let f32 = x.dtype == DType::F32 && y.dtype == DType::F32;
+    // an epilogue may quantise
+    let f32 = x.dtype == DType::F32 && (y.dtype == DType::F32 || fused && y.dtype == DType::I32);
     let spatial = op.window.size.len() + 2 == x.shape.rank() && op.window.size.len() <= 3;
     (blocked && f32 && spatial).then(|| (**op).clone())
 }
