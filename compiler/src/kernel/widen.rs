@@ -19,9 +19,7 @@ impl Kernel {
     /// stored to a buffer and at casts, except casts of extents. Kernels without halves stay as they are, and so do tiles
     /// that asynchronous copies fill or matrices are loaded from: those are storage, as buffers are.
     pub fn with_wide_halves(mut self) -> Kernel {
-        let halves = self.buffers.iter().map(|b| b.dtype).chain(self.vars.iter().copied()).any(|t| is_half(Some(t)));
-        let scratch = self.scratch.iter().any(|s| is_half(Some(s.dtype)));
-        if !halves && !scratch {
+        if !self.has_halves() {
             return self;
         }
         let mut body = std::mem::take(&mut self.body);
@@ -43,6 +41,22 @@ impl Kernel {
             s.dtype = wide(s.dtype);
         }
         self
+    }
+
+    /// Whether anything is of a half type: a buffer, a variable, scratch, or a cast or literal within an expression.
+    fn has_halves(&self) -> bool {
+        let memories = self.buffers.iter().map(|b| b.dtype).chain(self.scratch.iter().map(|s| s.dtype));
+        let made = |e: &Expr| match e {
+            Expr::Cast(t, _) | Expr::Literal(Literal::Float(t, _)) => is_half(Some(*t)),
+            _ => false,
+        };
+        let computed = |s: &Stmt| {
+            let mut found = false;
+            s.expressions(|e| found = found || e.any(&mut |e| made(e)));
+            found
+        };
+        memories.chain(self.vars.iter().copied()).any(|t| is_half(Some(t)))
+            || self.body.iter().any(|s| s.any(&mut |s| computed(s)))
     }
 }
 
@@ -132,7 +146,7 @@ impl Widening<'_> {
 
 #[cfg(test)]
 mod tests {
-    use egret_ir::DType::{BF16, F32, I64};
+    use egret_ir::DType::{BF16, F16, F32, I64, U16};
 
     use super::super::{Access, Kernel, KernelBuilder, LoopKind};
     use super::*;
@@ -158,6 +172,18 @@ mod tests {
         // the loaded element rounds at the cast, the extent does not, the result rounds at its store
         assert!(text.contains("v0 = v0 + f32(bf16(f32(b0[v1])))"), "{text}");
         assert!(text.contains("b1[0] = bf16(v0 / f32(d0))"), "{text}");
+    }
+
+    /// A half that is only cast to and from is no buffer's or variable's type.
+    #[test]
+    fn halves_between_casts_round() {
+        let mut k = KernelBuilder::new();
+        let (x, y) = (k.buffer(U16, Access::Read), k.buffer(U16, Access::Write));
+        k.store(y, 0, x.load(0).cast(F16).cast(U16));
+        let wide = k.finish().unwrap().with_wide_halves();
+        wide.verify().unwrap();
+        let text = wide.text();
+        assert!(text.contains("b1[0] = u16(f32(f16(f32(b0[0]))))"), "{text}");
     }
 
     #[test]
