@@ -10,10 +10,10 @@ mod orders;
 #[path = "support/simulate.rs"]
 mod simulate;
 
-use egret_compiler::{CompileOptions, F32Products, compile};
+use egret_compiler::{CompileOptions, F32Products, Level, compile};
 use egret_ir::{DType, Dim, Graph, Tensor, TensorType, trace};
 use egret_program::{DeviceDescription, KernelBody};
-use orders::{check, compare, inputs, of, program, source};
+use orders::{check, compare, inputs, multiplies, of, program, source};
 use simulate::{Simulated, everywhere};
 
 /// `x · w`, sides transposed on demand, of whole tiles.
@@ -85,6 +85,27 @@ fn batches_heads_and_several_sums() {
         ]
     });
     check("batched", &graph.unwrap(), F32Products::Fma, false);
+}
+
+/// An outer product sums no label: of a step's terms the first alone is there.
+#[test]
+fn outer_products_have_one_term() {
+    let sm_80 = DeviceDescription::named("sm_80").unwrap();
+    // rewriting makes of most of them multiplications
+    let options = CompileOptions { level: Level::None, ..CompileOptions::default() };
+    for (dtype, [m, n]) in
+        [(DType::BF16, [11, 13]), (DType::BF16, [72, 64]), (DType::F16, [24, 10]), (DType::F32, [512, 384])]
+    {
+        let graph = trace(|t| {
+            let (x, y) = (t.input("x", of(dtype, [m])), t.input("y", of(dtype, [n])));
+            let (z, w) = (t.input("z", of(dtype, [2, 16])), t.input("w", of(dtype, [2, 9])));
+            (x.dot_general(y, "a,b->ba"), z.dot_general(w, "ab,ac->abc"))
+        });
+        let graph = graph.unwrap();
+        let program = compile(&graph, &sm_80, &options).unwrap_or_else(|e| panic!("{e}")).program;
+        assert_eq!(multiplies(&program), dtype != DType::F32);
+        compare(&format!("outer {dtype} {m} {n}"), &graph, &program, false);
+    }
 }
 
 #[test]

@@ -184,9 +184,11 @@ impl Product<'_> {
     /// Indices of a term of a step, and where it is inside, unless it always is.
     pub fn term(&self, scope: &mut Scope, step: &Expr, offset: &Expr) -> (Index, Option<Expr>) {
         let width = Dim::from(self.tiles.step);
-        let Some((last, outer)) = self.sums.parts.split_last() else { return (Index::new(), None) };
         // steps that never reach over the last part's end have the other parts in common
-        if !outer.is_empty() && last.modulo(&width).is(0) {
+        if let Some((last, outer)) = self.sums.parts.split_last()
+            && !outer.is_empty()
+            && last.modulo(&width).is(0)
+        {
             let mut parts: SmallVec<[Dim; 4]> = outer.into();
             parts.push(last.floor_div(&width));
             let mut index = scope.unflatten(step.clone(), &parts);
