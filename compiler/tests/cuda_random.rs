@@ -43,20 +43,27 @@ fn devices() -> Vec<(&'static str, Arc<Device>)> {
     ARCHITECTURES.iter().map(open).collect()
 }
 
-/// The outputs of a sample; what has no kernel for GPUs is told apart.
-fn outputs(sample: &Sample, device: &Arc<Device>, level: Level) -> Result<Vec<(String, Tensor)>, String> {
+/// What running a sample came to, if not to outputs.
+enum Stopped {
+    /// It has no kernel for GPUs.
+    Refused(String),
+    Failed(String),
+}
+
+/// The outputs of a sample.
+fn outputs(sample: &Sample, device: &Arc<Device>, level: Level) -> Result<Vec<(String, Tensor)>, Stopped> {
+    let failed = |e: &dyn std::fmt::Display| Stopped::Failed(e.to_string());
     let options = CompileOptions { level, ..CompileOptions::default() };
-    let compiled = match compile(&sample.graph, &device.description(), &options) {
-        Err(error) if error.code == "E0465" => return Err(error.to_string()),
-        other => other.unwrap_or_else(|e| panic!("{e}\n{}", text::print(&sample.graph))),
-    };
+    let compiled = compile(&sample.graph, &device.description(), &options).map_err(|error| match error.code {
+        "E0465" => Stopped::Refused(error.to_string()),
+        _ => failed(&error),
+    })?;
     let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
     let options = LoadOptions { cache: Cache::at(folder) };
-    let show = || text::print(&sample.graph);
     let exe = Executable::load(Arc::new(compiled.program), device, &|_| None, &options);
-    let mut session = exe.and_then(|exe| exe.session()).unwrap_or_else(|e| panic!("{e}\n{}", show()));
+    let mut session = exe.and_then(|exe| exe.session()).map_err(|e| failed(&e))?;
     let given: Vec<(&str, &Tensor)> = sample.inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    let outputs = session.run(&given).unwrap_or_else(|e| panic!("{e}\n{}", show()));
+    let outputs = session.run(&given).map_err(|e| failed(&e))?;
     Ok(outputs.iter().map(|output| (output.name().to_string(), output.to_tensor())).collect())
 }
 
@@ -68,7 +75,8 @@ fn record(line: &str) {
     writeln!(file, "{line}").expect("a line of results");
 }
 
-/// Runs samples on the architectures in turn, or on all; `compare` says what differs.
+/// Runs samples on the architectures in turn, or on all; `compare` says what differs. Every sample runs, and what fails is
+/// told in the end.
 fn run(
     kind: &str,
     count: u64,
@@ -81,6 +89,7 @@ fn run(
     let devices = devices();
     let (count, all) = depth(count);
     let mut refused = 0;
+    let mut failures = Vec::new();
     for seed in 0..count {
         let sample = sample(seed);
         let level = LEVELS[seed as usize % 3];
@@ -88,21 +97,25 @@ fn run(
             if !all && seed as usize % devices.len() != i {
                 continue;
             }
-            let outcome = match outputs(&sample, device, level) {
-                Ok(have) => match compare(&sample, &have) {
-                    None => "equal".to_string(),
-                    Some(differs) => {
-                        panic!("{kind} {seed} on {name}, {level:?}: {differs}\n{}", text::print(&sample.graph))
-                    }
-                },
-                Err(why) => {
+            let outcome = outputs(&sample, device, level)
+                .and_then(|have| compare(&sample, &have).map_or(Ok(()), |differs| Err(Stopped::Failed(differs))));
+            let told = match outcome {
+                Ok(()) => "equal".to_string(),
+                Err(Stopped::Refused(why)) => {
                     refused += 1;
                     format!("refused: {}", why.lines().next().unwrap_or_default())
                 }
+                Err(Stopped::Failed(why)) => {
+                    eprintln!("{kind} {seed} on {name}, {level:?}: {why}\n{}", text::print(&sample.graph));
+                    let why = why.lines().next().unwrap_or_default().to_string();
+                    failures.push(format!("{kind} {seed} on {name}, {level:?}: {why}"));
+                    format!("failed: {why}")
+                }
             };
-            record(&format!("{kind}\t{seed}\t{name}\t{level:?}\t{outcome}"));
+            record(&format!("{kind}\t{seed}\t{name}\t{level:?}\t{told}"));
         }
     }
+    assert!(failures.is_empty(), "{} failed:\n{}", failures.len(), failures.join("\n"));
     let most = count as usize * if all { devices.len() } else { 1 } / 20;
     assert!(refused <= most, "{refused} graphs have no kernels");
 }
