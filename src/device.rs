@@ -169,7 +169,7 @@ impl Device {
         match &self.kind {
             #[cfg(feature = "cuda")]
             Kind::Cuda(gpu) => Ok(gpu.open()?.versions().map_err(egret_runtime::RuntimeError::from)?),
-            _ => Ok(format!("{} threads, {}", self.thread_count(), Isa::detect())),
+            _ => Ok(format!("{} threads, {}, {}", self.thread_count(), Isa::detect(), egret_simd::processor())),
         }
     }
 

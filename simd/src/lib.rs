@@ -21,6 +21,7 @@ pub mod pack;
 mod peak;
 pub mod pool;
 pub mod pool_gradient;
+mod processor;
 mod share;
 mod strips;
 mod tile;
@@ -36,6 +37,7 @@ pub use element::Element;
 pub use isa::Isa;
 pub use math::{VectorFn, VectorFunction, vector_function};
 pub use peak::peak;
+pub use processor::processor;
 pub use share::{kernel_rate, word_rate};
 pub use strips::{Strips, strips};
 pub use tile::{

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
-use cranelift_codegen::ir::{InstBuilder, MemFlagsData, Type, Value};
+use cranelift_codegen::ir::{InstBuilder, MemFlagsData, Type, Value, types};
 use egret_ir::DType;
 
 use super::function::{Lower, Slot};
@@ -218,6 +218,8 @@ impl Lower<'_, '_> {
     }
 
     fn int_lanes(&mut self, op: BinaryOp, dtype: DType, x: Value, y: Value) -> Result<Value, EmitError> {
+        // 64 bits have no instruction
+        let words = self.b.func.dfg.value_type(x) == types::I32X4;
         Ok(match (op, dtype) {
             (BinaryOp::Add, _) => self.b.ins().iadd(x, y),
             (BinaryOp::Sub, _) => self.b.ins().isub(x, y),
@@ -225,6 +227,10 @@ impl Lower<'_, '_> {
             (BinaryOp::And, _) | (BinaryOp::Min, DType::Bool) => self.b.ins().band(x, y),
             (BinaryOp::Or, _) | (BinaryOp::Max, DType::Bool) => self.b.ins().bor(x, y),
             (BinaryOp::Xor, _) => self.b.ins().bxor(x, y),
+            (BinaryOp::Max, _) if words && signed(dtype) => self.b.ins().smax(x, y),
+            (BinaryOp::Max, _) if words => self.b.ins().umax(x, y),
+            (BinaryOp::Min, _) if words && signed(dtype) => self.b.ins().smin(x, y),
+            (BinaryOp::Min, _) if words => self.b.ins().umin(x, y),
             (BinaryOp::Max | BinaryOp::Min, _) => {
                 let condition = match (op == BinaryOp::Max, signed(dtype)) {
                     (true, true) => IntCC::SignedGreaterThan,
