@@ -95,6 +95,19 @@ mod tests {
     }
 
     #[test]
+    fn operands_that_do_not_fit_are_told_with_their_shapes() {
+        let refused = trace(|t| {
+            let lengths = |name| t.input(name, i64([3]));
+            let labels = t.input("labels", i64([3, 2]));
+            let loss = ctc(t.input("x", f32([3, 4])), labels, lengths("frames"), lengths("counts"));
+            t.output("loss", loss);
+        });
+        let error = refused.expect_err("two axes are too few");
+        assert_eq!(error.code, "E0612");
+        assert!(error.message.contains("[3, 4]") && error.message.contains("[3, 2]"), "{error}");
+    }
+
+    #[test]
     fn it_is_the_sum_over_all_paths() {
         let (batch, frames, classes, most) = (3, 5, 4, 3);
         let logits: Vec<f32> = (0..batch * frames * classes).map(|i| ((i * 37 % 17) as f32 - 8.0) / 5.0).collect();
