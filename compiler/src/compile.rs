@@ -222,7 +222,7 @@ pub fn raise(
         for (id, _) in graph.iter().filter(|(_, node)| matches!(node.op, Op::Grad(_))) {
             map[id.index()].into_iter().for_each(|loss| forward[loss.index()] = true);
         }
-        let again = raise::canonicalise_with(&expanded, rules, settled)?;
+        let again = raise::canonicalise_gradients(&expanded, rules, exact, settled)?;
         log.follow(&again.map);
         forward = follow(rewrite::with_operands(&expanded, forward), &again);
         log.extend(again.applied);

@@ -164,6 +164,7 @@ files! {
     merged_convolutions
     merged_projections
     movement
+    pooled_gradient
     residual_block
     residual_stream
     rotary

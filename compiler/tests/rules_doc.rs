@@ -69,6 +69,7 @@ fn page() -> String {
         Topic::Fold,
         Topic::Movement,
         Topic::Raise,
+        Topic::Gradient,
         Topic::Algebra,
         Topic::Epilogue,
         Topic::Prologue,

@@ -234,6 +234,17 @@ fn error(op: &Op, operands: &[&Bounded], result: &Tensor, cx: &EvalCx) -> Result
                 }
             }
         }
+        Op::ReduceWindowGrad(grad) => {
+            let (x, dy) = (operands[0], parts(operands[1]));
+            if grad.kind == WindowKind::Max && x.error.iter().any(|e| *e > 0.0) {
+                // elsewhere the maximum may be another element
+                return Ok(None);
+            }
+            let x = tensor(&x.value, x.value.values().map(ScalarValue::as_f64));
+            let of_all = crate::ops::ReduceWindowGrad { kind: WindowKind::Sum, ..(**grad).clone() }.into();
+            let on = |op: &Op, dy: Tensor| eval(op, &[x.clone(), dy]);
+            summed(on(op, dy.error)?, on(&of_all, dy.ones)?, on(op, dy.size)?)
+        }
         Op::DotGeneral(_) | Op::Conv(_) => {
             let (a, b) = (parts(operands[0]), parts(operands[1]));
             let reach = tensor(&a.size, a.size.values().zip(a.error.values()).map(|(x, e)| x.as_f64() + e.as_f64()));

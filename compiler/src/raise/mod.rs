@@ -16,6 +16,8 @@ pub(crate) mod spell;
 mod trim;
 mod view;
 
+use std::sync::Arc;
+
 use egret_ir::{Diagnostic, Graph};
 
 pub use loops::move_contractions;
@@ -25,6 +27,7 @@ pub use trim::trim_loops;
 
 use crate::rewrite::RewriteSet;
 use crate::rewrite::direct::{self, Applied, Builder, Direct};
+use crate::rewrite::pattern::Rule;
 use crate::rewrite::rules::Topic;
 
 /// Folds, shares and simplifies, in regions first; recognises nothing.
@@ -41,11 +44,33 @@ pub fn canonicalise(graph: &Graph) -> Result<Graph, Diagnostic> {
 /// # Errors
 /// As [`canonicalise`].
 pub fn canonicalise_with(graph: &Graph, set: &RewriteSet, settled: Vec<bool>) -> Result<Direct, Diagnostic> {
-    let inside = graph.with_regions(&mut |_, _, region| Ok(canonicalise_with(region, set, Vec::new())?.graph))?;
+    canonicalise_by(graph, set, &set.of(&[Topic::Fold, Topic::Movement], false), settled)
+}
+
+/// [`canonicalise_with`] of what differentiation wrote, by rules for gradients too; with `exact` those that keep every bit.
+///
+/// # Errors
+/// As [`canonicalise`].
+pub fn canonicalise_gradients(
+    graph: &Graph,
+    set: &RewriteSet,
+    exact: bool,
+    settled: Vec<bool>,
+) -> Result<Direct, Diagnostic> {
+    canonicalise_by(graph, set, &set.of(&[Topic::Fold, Topic::Movement, Topic::Gradient], exact), settled)
+}
+
+fn canonicalise_by(
+    graph: &Graph,
+    set: &RewriteSet,
+    rules: &[Arc<Rule>],
+    settled: Vec<bool>,
+) -> Result<Direct, Diagnostic> {
+    let inside = graph.with_regions(&mut |_, _, region| Ok(canonicalise_by(region, set, rules, Vec::new())?.graph))?;
     let graph = inside.as_ref().unwrap_or(graph);
     let used = simplify::Used::of(set);
     let mut hook = |builder: &mut Builder, node| simplify::simplify(builder, node, used);
-    direct::apply(graph, &set.of(&[Topic::Fold, Topic::Movement], false), settled, &mut hook)
+    direct::apply(graph, rules, settled, &mut hook)
 }
 
 /// Canonicalises, and names composites, in regions first. Reports where, outside of them.

@@ -13,6 +13,7 @@ use super::RewriteSet;
 use super::activation;
 use super::journal::{How, Journal, Refusal, Step};
 use super::part::Part;
+use super::saturate::leaf_number;
 use super::term::{BindingTime, Graph, Kind, OpId, Term, add, tensor_type};
 
 /// Most functions in a program.
@@ -252,6 +253,8 @@ struct Joined {
     operands: SmallVec<[Id; 4]>,
     /// Epilogues of the same anchor that the program took in.
     siblings: SmallVec<[Term; 2]>,
+    /// Comparisons that the program makes itself.
+    compared: SmallVec<[Term; 2]>,
     /// The function has an operand that is neither the anchor's value nor a number.
     foreign: bool,
 }
@@ -292,7 +295,7 @@ fn join(
     }
     let mut extras: SmallVec<[Id; 4]> = anchor.extras.clone();
     let mut args: SmallVec<[ScalarExpr; 3]> = SmallVec::new();
-    let mut siblings = SmallVec::new();
+    let (mut siblings, mut compared) = (SmallVec::new(), SmallVec::new());
     let mut foreign = false;
     for (i, operand) in node.operands.iter().enumerate() {
         let operand = egraph.find(*operand);
@@ -326,6 +329,12 @@ fn join(
             return Err("another operand was computed from the anchor's result");
         }
         foreign = true;
+        if let Some((term, value, program)) = comparison(egraph, operand) {
+            let place = slot(&mut extras, value) + 1;
+            compared.push(term);
+            args.push(program.substitute(&mut |_| ScalarExpr::arg(place)));
+            continue;
+        }
         args.push(ScalarExpr::arg(slot(&mut extras, operand) + 1));
     }
     let program = match egraph.analysis.op(node.op) {
@@ -334,7 +343,41 @@ fn join(
         _ => return Err("the function is not elementwise"),
     };
     let (op, operands) = finish(egraph, anchor, program, extras, &out, exact)?;
-    Ok(Joined { op, operands, siblings, foreign })
+    Ok(Joined { op, operands, siblings, compared, foreign })
+}
+
+/// The comparison with a number that a class is, of a value that is stored anyway: it, the value, and its program. A program
+/// that reads the value makes the comparison itself; truth values beside it would only be written and read.
+fn comparison(egraph: &Graph, class: Id) -> Option<(Term, Id, ScalarExpr)> {
+    let compares = |term: &&Term| match egraph.analysis.op(term.op) {
+        Op::Pointwise(pointwise) => pointwise.f.is_predicate() && !pointwise.f.is_logical(),
+        _ => false,
+    };
+    let mut comparisons = egraph[class].nodes.iter().filter(compares);
+    let (Some(term), None) = (comparisons.next(), comparisons.next()) else { return None };
+    let Op::Pointwise(pointwise) = egraph.analysis.op(term.op) else { return None };
+    let [a, b] = term.operands.as_slice() else { return None };
+    let shape = &tensor_type(egraph, class)?.shape;
+    let number = |id: &Id| {
+        let single = tensor_type(egraph, *id)?.shape.iter().all(|dim| dim.is(1));
+        egraph[*id].data.splat.filter(|_| single).map(ScalarExpr::constant)
+    };
+    let is_stored = |term: &Term| {
+        let op = egraph.analysis.op(term.op);
+        leaf_number(op).is_some() || matches!(op, Op::ReduceWindow(_))
+    };
+    let (value, args) = match (number(a), number(b)) {
+        (None, Some(number)) => (*a, [ScalarExpr::arg(0), number]),
+        (Some(number), None) => (*b, [number, ScalarExpr::arg(0)]),
+        _ => return None,
+    };
+    let value = egraph.find(value);
+    let whole = tensor_type(egraph, value)?.shape == *shape;
+    if !whole || !egraph[value].nodes.iter().any(is_stored) {
+        return None;
+    }
+    let dtype = tensor_type(egraph, class)?.dtype;
+    Some((term.clone(), value, ScalarExpr::apply(pointwise.f, args, dtype)))
 }
 
 fn slot(extras: &mut SmallVec<[Id; 4]>, id: Id) -> usize {
@@ -427,7 +470,7 @@ fn unite(
     joined: Joined,
 ) -> bool {
     let rule = joined.rule();
-    let Joined { op, operands, siblings, .. } = joined;
+    let Joined { op, operands, siblings, compared, .. } = joined;
     let before = egraph.total_number_of_nodes();
     let Some(new) = add(egraph, &op, &operands) else { return false };
     if egraph[new].data.ty != egraph[class].data.ty || egraph.find(new) == egraph.find(class) {
@@ -435,7 +478,7 @@ fn unite(
     }
     let term = Term { kind: Kind::of(&op), op: egraph.analysis.op_id(&op), operands };
     let joined = egraph.total_number_of_nodes() == before;
-    let matched: Vec<Term> = [node.clone(), anchor.clone()].into_iter().chain(siblings).collect();
+    let matched: Vec<Term> = [node.clone(), anchor.clone()].into_iter().chain(siblings).chain(compared).collect();
     let step = Step {
         rule,
         how: How::Epilogue { node, at, anchor },

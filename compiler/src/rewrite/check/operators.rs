@@ -2,8 +2,8 @@
 
 use egret_ir::ops::{
     Broadcast, Cast, Concat, Conv, ConvForm, Cumulative, CumulativeKind, DotGeneral, Fused, Gather, Labels, Norm,
-    NormKind, Pad, Places, Real, Reduce, ReduceKind, ReduceWindow, Reshape, Reverse, Slice, Softmax, StopGradient,
-    Transpose, Window, WindowKind,
+    NormKind, Pad, Places, Real, Reduce, ReduceKind, ReduceWindow, ReduceWindowGrad, Reshape, Reverse, Slice, Softmax,
+    StopGradient, Transpose, Window, WindowKind,
 };
 use egret_ir::{DType, Dim, Literal, NodeId, Op, ScalarExpr, ScalarFn, Shape, TensorType};
 use smallvec::{SmallVec, smallvec};
@@ -102,6 +102,7 @@ impl Sampler<'_> {
             "window_sum" => self.window(WindowKind::Sum, one, want),
             "window_mean_valid" => self.window(WindowKind::MeanValid, one, want),
             "window_mean_all" => self.window(WindowKind::MeanAll, one, want),
+            "window_max_grad" => self.window_gradient(WindowKind::Max, patterns, want),
             "gather" => self.gather(patterns, want),
             "gather_elements" => self.gather_elements(patterns, want),
             "dot_general" => self.dot(patterns, rest, want),
@@ -248,6 +249,17 @@ impl Sampler<'_> {
         debug_assert_eq!(window.size.len(), spatial);
         let x = self.pattern(pattern, &TensorType { dtype: want.dtype, shape: shape_of(&shape) })?;
         Some((ReduceWindow { kind, window }.into(), smallvec![x]))
+    }
+
+    fn window_gradient(&mut self, kind: WindowKind, patterns: &[Pattern], want: &TensorType) -> Drawn {
+        let [x, dy] = patterns else { return None };
+        let x = self.pattern(x, want)?;
+        let ty = self.ty(x);
+        let spatial = ty.shape.rank().checked_sub(2).filter(|n| *n > 0)?;
+        let (_, window) = self.windows(&vec![1; spatial]);
+        let windows = TensorType { dtype: ty.dtype, shape: window.output(&ty.shape).ok()? };
+        let dy = self.pattern(dy, &windows)?;
+        Some((ReduceWindowGrad { kind, window }.into(), smallvec![x, dy]))
     }
 
     /// Windows over as many axes, and the extents before them.

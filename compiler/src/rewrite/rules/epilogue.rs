@@ -6,7 +6,12 @@ use super::{CodeRule, Topic, code};
 
 pub(super) const CODE: [CodeRule; 4] = [
     code("epilogue-unary", Topic::Epilogue, Exact, "f(anchor): the function joins the anchor's program"),
-    code("epilogue-binary", Topic::Epilogue, Exact, "f(anchor, y): so does one with a foreign operand"),
+    code(
+        "epilogue-binary",
+        Topic::Epilogue,
+        Exact,
+        "f(anchor, y): so does one with a foreign operand; comparisons of a stored y with a number are made there too",
+    ),
     code(
         "epilogue-both",
         Topic::Epilogue,

@@ -3,6 +3,7 @@
 mod algebra;
 mod epilogue;
 mod fold;
+mod gradient;
 mod merge;
 mod movement;
 mod raise;
@@ -24,6 +25,8 @@ pub enum Topic {
     Movement,
     /// Spellings of composites, applied directly before differentiation.
     Raise,
+    /// What differentiation spells; applied directly after it.
+    Gradient,
     /// Scales and biases into weights.
     Algebra,
     /// Elementwise nodes into the anchor that makes their operand.
@@ -73,6 +76,7 @@ pub fn all() -> &'static Arc<Vec<(Topic, Arc<Rule>)>> {
             (Topic::Fold, fold::rules()),
             (Topic::Movement, movement::rules()),
             (Topic::Raise, raise::rules()),
+            (Topic::Gradient, gradient::rules()),
             (Topic::Algebra, algebra::rules()),
             (Topic::Region, region::rules()),
         ];
