@@ -34,6 +34,8 @@ pub struct PoolGradPlan {
     x: Surface,
     dy: Surface,
     dx: Surface,
+    /// Whether each element is read by one window at most.
+    alone: bool,
     windows: Windows,
 }
 
@@ -58,6 +60,7 @@ impl PoolGradPlan {
             x: Surface::new(windows.x, dims(&pool.in_halo, 0), pool.lanes, pool.in_batch_stride),
             dy: Surface::new(windows.y, dims(&pool.out_halo, 0), pool.lanes, pool.out_batch_stride),
             dx: Surface::new(windows.x, dims(&p.dx_halo, 0), pool.lanes, p.dx_batch_stride),
+            alone: windows.kernel == windows.stride && windows.dilation == [1; 3],
             windows,
         })
     }
@@ -94,11 +97,14 @@ impl PoolGradPlan {
         let start = |s: &Surface| s.origin + item * s.batch + block * s.block;
         let windows = &self.windows;
         let dx = args.dx.wrapping_add(start(&self.dx));
+        // what the windows write is not zeroed first
+        let written = if self.alone { windows.covered() } else { [0; 3] };
         for depth in 0..windows.x[0] {
             for height in 0..windows.x[1] {
-                let row = dx.wrapping_add(depth * self.dx.step[0] + height * self.dx.step[1]);
-                // SAFETY: a row of dx.
-                unsafe { std::ptr::write_bytes(row, 0, windows.x[2] * self.lanes) };
+                let from = if depth < written[0] && height < written[1] { written[2] } else { 0 };
+                let row = dx.wrapping_add(depth * self.dx.step[0] + height * self.dx.step[1] + from * self.lanes);
+                // SAFETY: the rest of a row of dx.
+                unsafe { std::ptr::write_bytes(row, 0, (windows.x[2] - from) * self.lanes) };
             }
         }
         let (x_taps, dx_taps) = (taps, taps.wrapping_add(windows.elements()));
@@ -133,6 +139,7 @@ impl PoolGradPlan {
                             PoolKind::MeanValid => tap_count as f32,
                             _ => 1.0,
                         },
+                        alone: self.alone,
                     };
                     // SAFETY: the taps lie inside x and dx.
                     unsafe { (self.row)(&row) };
@@ -235,6 +242,7 @@ mod tests {
         let mut first: Option<Vec<f32>> = None;
         for threads in [1, 2] {
             let (team, mut dx) = (Team::new(threads), Buffer::floats(length).unwrap());
+            dx.as_f32_mut().fill(f32::NAN);
             let scratch = ScratchPool::new(team.size(), plan.scratch()).unwrap();
             let args = PoolGradArgs { x: x.as_ptr(), dy: dy.as_ptr(), dx: dx.as_ptr() };
             unsafe { plan.run(&args, &team, &scratch) };

@@ -74,6 +74,11 @@ impl Windows {
         inside(at, self.stride[d], self.pad[d], self.dilation[d], self.kernel[d], self.x[d])
     }
 
+    /// Of windows that lie side by side, how much of each axis of x they hold.
+    pub(super) fn covered(&self) -> [usize; 3] {
+        std::array::from_fn(|d| (self.y[d] * self.stride[d]).saturating_sub(self.pad[d]).min(self.x[d]))
+    }
+
     /// From position 0 of a tensor over x to the first tap of a window, in floats.
     pub(super) fn corner(&self, surface: &Surface, d: usize, at: usize) -> isize {
         ((at * self.stride[d]) as isize - self.pad[d] as isize) * surface.step[d] as isize
