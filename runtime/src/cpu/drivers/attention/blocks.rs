@@ -88,6 +88,37 @@ impl Blocks {
         unsafe { self.product(&mut tile, to, a, 1, channels, &offsets, again) }
     }
 
+    /// `to[i * to_row + c] (+)= sum over j < count of a[i][j] * b[j * b_row + c]` for `i < rows` and `c < channels`, which are
+    /// whole vectors; `a` is a block.
+    pub(super) unsafe fn spread(
+        &self,
+        (to, to_row): (*mut f32, usize),
+        a: *const f32,
+        (rows, count): (usize, usize),
+        (b, b_row): (*const f32, usize),
+        channels: usize,
+        again: bool,
+    ) {
+        let offsets: [usize; MAX_ROWS] = std::array::from_fn(|m| m * self.width);
+        let c_rows: [usize; MAX_ROWS] = std::array::from_fn(|m| m * to_row);
+        let lanes = self.width / 2;
+        let parts = rows.div_ceil(self.kernels.max_rows());
+        for column in (0..channels).step_by(self.width) {
+            let vectors = (channels - column).min(self.width) / lanes;
+            let mut tile = self.tile(b.wrapping_add(column), count, 1);
+            tile.b_step = b_row;
+            (tile.rows, tile.c_rows, tile.partial_rows) = (offsets.as_ptr(), c_rows.as_ptr(), c_rows.as_ptr());
+            for i in 0..parts {
+                let (m0, m1) = part(rows, i, parts);
+                tile.a = a.wrapping_add(m0 * self.width);
+                tile.c = to.wrapping_add(m0 * to_row + column);
+                tile.partial = if again { tile.c } else { std::ptr::null() };
+                // SAFETY: the caller's.
+                unsafe { self.kernels.run(&tile, m1 - m0, vectors) };
+            }
+        }
+    }
+
     fn tile(&self, b: *const f32, steps: usize, a_step: usize) -> Tile {
         let mut tile = Tile::new(self.isa);
         tile.taps = NO_OFFSET.as_ptr();

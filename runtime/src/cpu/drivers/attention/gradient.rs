@@ -1,5 +1,6 @@
-//! The gradient: one part by blocks of keys (of keys and values), one by blocks of queries. Probabilities are computed again
-//! from the log-sum-exp; each output is summed by one chunk in a fixed order.
+//! The gradient: one part by blocks of keys (of keys and values), one by blocks of queries, or, where there are many heads, one
+//! chunk for all of a head. Probabilities are computed again from the log-sum-exp; each output is summed by one chunk in a fixed
+//! order.
 
 use super::blocks::{Blocks, Unit, check, exclude, plain};
 use super::{AttentionGradArgs, views};
@@ -10,6 +11,10 @@ use egret_program::driver::hook::{ScoreFn, View2};
 use egret_program::driver::{AttentionGradProblem, AttentionOperand, AttentionSchedule, Score};
 use egret_simd::Isa;
 
+/// Groups of heads with the same keys from which each of them is one chunk: then scores and their gradients are computed once
+/// instead of by keys and again by queries.
+const WHOLE_GROUPS: usize = 16;
+
 /// The gradient of attention whose extents are known.
 #[derive(Debug)]
 pub struct AttentionGradPlan {
@@ -17,6 +22,8 @@ pub struct AttentionGradPlan {
     lse: AttentionOperand,
     blocks: Blocks,
     block: usize,
+    /// Gradients of queries are summed beside those of keys, a group a chunk.
+    whole: bool,
 }
 
 struct Operands<'a>(&'a AttentionGradArgs<'a>);
@@ -56,10 +63,15 @@ impl AttentionGradPlan {
         let Some(lse) = problem.forward.lse.clone() else {
             return Err(DriverError::Problem("the gradient needs the log-sum-exp"));
         };
+        let f = &problem.forward;
+        let groups = f.units() / f.sharing().max(1);
+        let blocks = Blocks::new(isa, schedule.lanes)?;
+        let vectors = f.head_dim > 0 && f.head_dim.is_multiple_of(blocks.width / 2);
         Ok(AttentionGradPlan {
+            whole: groups >= WHOLE_GROUPS && vectors && f.k_len > 0,
             p: problem.clone(),
             lse,
-            blocks: Blocks::new(isa, schedule.lanes)?,
+            blocks,
             block: schedule.key_block.max(1),
         })
     }
@@ -100,7 +112,17 @@ impl AttentionGradPlan {
             |unit: usize| Rows { lse: lse.0.wrapping_add(unit * stride), delta: delta.0.wrapping_add(unit * stride) };
         let width = self.blocks.width;
         let (key_blocks, query_blocks) = (f.k_len.div_ceil(width), f.q_len.div_ceil(width));
-        let by_keys = units / f.sharing().max(1) * key_blocks;
+        let groups = units / f.sharing().max(1);
+        if self.whole {
+            team.parallel(groups, &|group, worker| {
+                for block in 0..key_blocks {
+                    // SAFETY: chunks write the gradients of different heads.
+                    unsafe { self.keys(operands.get(), group, block * width, &rows, scratch.worker(worker)) };
+                }
+            });
+            return;
+        }
+        let by_keys = groups * key_blocks;
         team.parallel(by_keys + units * query_blocks, &|chunk, worker| {
             let scratch = scratch.worker(worker);
             // SAFETY: chunks write different rows.
@@ -135,7 +157,8 @@ impl AttentionGradPlan {
         }
     }
 
-    /// Gradients of a block of keys and values, keys side by side: sums over all queries of all units that read them.
+    /// Gradients of a block of keys and values, keys side by side: sums over all queries of all units that read them. What
+    /// the block gives to these queries is added to their gradient, if a chunk is a whole group.
     unsafe fn keys(
         &self,
         args: &AttentionGradArgs,
@@ -197,6 +220,11 @@ impl AttentionGradPlan {
                     }
                     b.sums(sum_v, grad_o, p.grad_o.row, n, s, dv, true);
                     b.sums(sum_k, q, f.q.row, n, dp, d, true);
+                    if self.whole {
+                        let to = (args.grad_q.add(unit.row(&p.grad_q, q0)), p.grad_q.row);
+                        let keys = (args.k.add(first.row(&f.k, k0)), f.k.row);
+                        b.spread(to, dp, (n, count), keys, d, k0 > 0);
+                    }
                     q0 += n;
                 }
             }

@@ -56,6 +56,9 @@ fn problems() -> Vec<AttentionProblem> {
         problem((2, 3, 3), (40, 150), (17, 9), plain(0.25, None)),
         causal(problem((1, 4, 2), (33, 70), (16, 24), plain(0.3, None)), 37),
         causal(problem((2, 3, 1), (35, 35), (8, 5), plain(0.5, None)), 0),
+        // so many heads that the gradient takes each of them as a whole
+        problem((4, 8, 4), (40, 70), (48, 9), plain(0.25, None)),
+        causal(problem((8, 2, 2), (33, 35), (16, 16), plain(0.5, None)), 3),
     ];
     let mut with = |shape, lens, dims, scale: f32, strides: [usize; 4], offset: Option<usize>, both: bool| {
         let mut p = problem(shape, lens, dims, plain(scale, None));
