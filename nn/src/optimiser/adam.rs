@@ -57,7 +57,8 @@ impl Optimiser for Adam {
             let (m, v) = (step.beside(of, "mean"), step.beside(of, "square"));
             let next_m = m * self.beta1 + g * (1.0 - self.beta1);
             let next_v = v * self.beta2 + g * g * (1.0 - self.beta2);
-            let moved = w - rate / c1 * next_m / ((next_v / c2).sqrt() + self.eps);
+            // √(v/c₂) as √v·(1/√c₂): two divisions of one number each instead of one an element
+            let moved = w - rate / c1 * next_m / (next_v.sqrt() * c2.rsqrt() + self.eps);
             let of = [(m, next_m), (v, next_v), (*parameter, moved)];
             updates.extend(of.map(|(state, value)| Update { state, value }));
         }
