@@ -41,7 +41,7 @@ pub use processor::processor;
 pub use share::{kernel_rate, word_rate};
 pub use strips::{Strips, strips};
 pub use tile::{
-    MAX_ROWS, MICRO_KERNELS, MicroKernel, Tile, TileFn, TileKind, half_kernel, max_rows, short_kernel, strided_kernel,
-    tile_kernel,
+    MAX_ROWS, MICRO_KERNELS, MicroKernel, Tile, TileFn, TileKind, half_kernel, max_rows, short_kernel,
+    strided_half_kernel, strided_kernel, tile_kernel,
 };
 pub use transpose::{TransposeFn, transpose};

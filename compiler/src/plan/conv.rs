@@ -76,7 +76,8 @@ impl Planner<'_> {
             Form::WeightGrad => (shape(node.operands[0]), shape(id), shape(node.operands[1])),
         };
         let no_halo: SmallVec<[i64; 3]> = SmallVec::from_elem(0, conv.spatial());
-        let image = conv.form == Form::Forward
+        let unpadded = conv.form == Form::WeightGrad && needed.iter().all(|halo| *halo == 0);
+        let image = (conv.form == Form::Forward || unpadded)
             && !has_prologue(&node.op)
             && conv.groups == 1
             && conv.spatial() <= 2

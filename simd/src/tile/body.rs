@@ -97,6 +97,9 @@ unsafe fn products<V: Lanes, const M: usize, const N: usize, const KIND: u8, con
         let mut more = [[[V::zero(); N]; M]; 4];
         for i in 0..t.tap_count {
             let mut p = t.a.add(*t.taps.add(i));
+            if !t.b_taps.is_null() {
+                b = t.b.wrapping_add(*t.b_taps.add(i));
+            }
             if t.prefetch_a != 0 {
                 let next = p.wrapping_add(t.prefetch_a);
                 unroll!(J < M, {
@@ -189,29 +192,42 @@ unsafe fn finish<V: Lanes, const M: usize, const N: usize>(t: &Tile<V::Element>,
             (false, true) => Some((t.partial, t.partial_rows, t.partial_vector)),
             (false, false) => return finish_any::<V, M, N>(t, acc),
         };
-        if t.last_lanes < V::LANES || t.first_lane > 0 {
+        // whole vectors are stored of what is filled, and partial sums of it are whole vectors too: so halves of vectors are
+        let partial = t.last_lanes < V::LANES;
+        if partial && !(N == 1 && t.fill && t.residual.is_null()) || t.first_lane > 0 {
             return finish_any::<V, M, N>(t, acc);
         }
         let upper = t.clamp && t.hi < V::Element::INFINITY;
         match (added, upper) {
-            (None, false) => finish_full::<V, M, N, false, false>(t, acc, (t.c, t.c_rows, 0)),
-            (None, true) => finish_full::<V, M, N, false, true>(t, acc, (t.c, t.c_rows, 0)),
-            (Some(added), false) => finish_full::<V, M, N, true, false>(t, acc, added),
-            (Some(added), true) => finish_full::<V, M, N, true, true>(t, acc, added),
+            (None, _) if N == 1 && partial => finish_full::<V, M, N, false, true, true>(t, acc, (t.c, t.c_rows, 0)),
+            (Some(added), _) if N == 1 && partial => finish_full::<V, M, N, true, true, true>(t, acc, added),
+            (None, false) => finish_full::<V, M, N, false, false, false>(t, acc, (t.c, t.c_rows, 0)),
+            (None, true) => finish_full::<V, M, N, false, true, false>(t, acc, (t.c, t.c_rows, 0)),
+            (Some(added), false) => finish_full::<V, M, N, true, false, false>(t, acc, added),
+            (Some(added), true) => finish_full::<V, M, N, true, true, false>(t, acc, added),
         }
     }
 }
 
-/// Whole vectors, at most one operand to add: its address, rows and distance of vectors.
+/// Whole vectors, or with zeros in the lanes that do not exist (`FILLS`), at most one operand to add: its address, rows and
+/// distance of vectors.
 #[inline(always)]
-unsafe fn finish_full<V: Lanes, const M: usize, const N: usize, const ADDS: bool, const UPPER: bool>(
+unsafe fn finish_full<
+    V: Lanes,
+    const M: usize,
+    const N: usize,
+    const ADDS: bool,
+    const UPPER: bool,
+    const FILLS: bool,
+>(
     t: &Tile<V::Element>,
     acc: &[[V; N]; M],
     (added, added_rows, added_vector): (*const V::Element, *const usize, usize),
 ) {
     unsafe {
         let lo = V::splat(if t.clamp { t.lo } else { V::Element::NEG_INFINITY });
-        let hi = V::splat(t.hi);
+        let hi = V::splat(if t.clamp { t.hi } else { V::Element::INFINITY });
+        let exist = V::range(0, if FILLS { t.last_lanes } else { V::LANES });
         let c_vector = t.c_vector;
         unroll!(J < M, {
             let row = t.c.add(*t.c_rows.add(J));
@@ -224,6 +240,9 @@ unsafe fn finish_full<V: Lanes, const M: usize, const N: usize, const ADDS: bool
                 v = lo.max(v);
                 if UPPER {
                     v = hi.min(v);
+                }
+                if FILLS && I == N - 1 {
+                    v = V::select(exist, v, V::zero());
                 }
                 v.store(row.add(I * c_vector));
             });

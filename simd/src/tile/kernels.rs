@@ -196,6 +196,12 @@ unsafe fn neon_strided<const M: usize, const STEP: usize, const RUN: usize>(t: &
     unsafe { body::tile::<crate::vector::Neon8, M, 2, STRIDED, STEP, RUN>(t) }
 }
 
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")]
+unsafe fn avx512_strided_half<const M: usize, const STEP: usize, const RUN: usize>(t: &Tile) {
+    unsafe { body::tile::<crate::vector::Half, M, 1, STRIDED, STEP, RUN>(t) }
+}
+
 /// A match from (step, rows, run) to the kernel; steps of one and two pixels in blocked channels and in an image.
 macro_rules! strided {
     ($kernel:ident, $key:expr; $($step:literal)*; $rows:tt; $pairs:tt) => {
@@ -220,6 +226,19 @@ pub(super) fn lookup_strided(isa: Isa, step: usize, rows: usize, run: usize) -> 
         Isa::Avx2 => strided!(avx2_strided, (step, rows, run); 1 2 8 16; (1 2 3 4 5 6); ()),
         #[cfg(target_arch = "aarch64")]
         Isa::Neon => strided!(neon_strided, (step, rows, run); 1 2 8 16; (1 2 3 4 5 6); ()),
+        _ => {
+            let _ = (step, rows, run);
+            None
+        }
+    }
+}
+
+/// The caller has checked that the host supports `isa`.
+pub(super) fn lookup_strided_half(isa: Isa, step: usize, rows: usize, run: usize) -> Option<TileFn> {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => strided!(avx512_strided_half, (step, rows, run); 1 2 16;
+            (1 2 3 4 5 6 7 8 9 10 11 12 13 14); (10 5 12 6 14 7)),
         _ => {
             let _ = (step, rows, run);
             None

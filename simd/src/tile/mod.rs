@@ -169,11 +169,17 @@ pub fn strided_kernel(isa: Isa, step: usize, rows: usize, run: usize) -> Option<
     if isa.is_supported() { kernels::lookup_strided(isa, step, rows, run) } else { None }
 }
 
+/// A kernel of one vector that does what [`half_kernel`]'s does, for rows as [`strided_kernel`] has them, of steps of one and
+/// two pixels in a row-major image and of one in blocked channels: without a load of an address in two products of three.
+pub fn strided_half_kernel(isa: Isa, step: usize, rows: usize, run: usize) -> Option<TileFn> {
+    if isa.is_supported() { kernels::lookup_strided_half(isa, step, rows, run) } else { None }
+}
+
 /// The argument of a tile kernel. All distances are in elements.
 ///
 /// ```text
 /// for t in 0..tap_count
-///     p = a + taps[t]
+///     p = a + taps[t];  b = b_taps[t] behind the first b, if there is such a table
 ///     for _ in 0..(runs[t], or last_run for the last tap, else run)
 ///         acc[m][n] += p[rows[m]] * (b + n b_vector)[0..L]        for all m, n
 ///         p += a_step;  b += b_step
@@ -207,6 +213,8 @@ pub struct Tile<E = f32> {
     pub b_vector: usize,
     /// Added to `b` after each tap.
     pub b_skip: usize,
+    /// Offset in `b` of each tap, instead of where the one before it ends; null: none.
+    pub b_taps: *const usize,
 
     /// Output.
     pub c: *mut E,
@@ -225,7 +233,7 @@ pub struct Tile<E = f32> {
     pub bias: *const E,
     /// An element for each row; null: none.
     pub row_bias: *const E,
-    /// Partial sums to go on from (may be `c`); null: none.
+    /// Partial sums to go on from (may be `c`), of whole vectors where `fill` stores these; null: none.
     pub partial: *const E,
     /// Offset of each row of the tile in `partial`.
     pub partial_rows: *const usize,
@@ -268,6 +276,7 @@ impl<E: Element> Tile<E> {
             b_step: 2 * isa.lanes::<E>(),
             b_vector: isa.lanes::<E>(),
             b_skip: 0,
+            b_taps: std::ptr::null(),
             c: std::ptr::null_mut(),
             c_rows: std::ptr::null(),
             c_vector: isa.lanes::<E>(),

@@ -120,42 +120,62 @@ fn strided_kernels() {
         let l = isa.lanes_f32();
         for (step, m) in [1, 2, l, 2 * l].into_iter().flat_map(|step| (1..=MAX_ROWS).map(move |m| (step, m))) {
             for run in [m, m / 2] {
-                let Some(strided) = strided_kernel(isa, step, m, run) else { continue };
-                seen += 1;
-                let table = tile_kernel(isa, TileKind::Table, m, 2).expect("as high as the strided one");
-                let rows: Vec<usize> = (0..m).map(|i| i / run * 500 + i % run * step).collect();
-                let taps = [0usize, 37];
-                let (a, b): (Vec<f32>, Vec<f32>) = (values(1200, 1), values(9 * 2 * l, 2));
-                let (residual, bias): (Vec<f32>, Vec<f32>) = (values(m * 2 * l, 5), values(2 * l, 3));
-                let c_rows: Vec<usize> = (0..m).map(|i| i * 2 * l).collect();
-                for (added, clamp, hi, last_lanes) in [
-                    (false, false, f32::INFINITY, l),
-                    (true, true, f32::INFINITY, l),
-                    (false, true, 0.5, l),
-                    (true, true, 0.5, 3),
-                ] {
-                    let run_kernel = |f: TileFn| {
-                        let mut c = vec![7.0f32; m * 2 * l];
-                        let mut t = Tile::new(isa);
-                        (t.a, t.rows, t.taps) = (a.as_ptr(), rows.as_ptr(), taps.as_ptr());
-                        (t.tap_count, t.run, t.last_run, t.b, t.bias) = (2, 5, 4, b.as_ptr(), bias.as_ptr());
-                        (t.c, t.c_rows, t.last_lanes) = (c.as_mut_ptr(), c_rows.as_ptr(), last_lanes);
-                        (t.clamp, t.lo, t.hi) = (clamp, -0.25, hi);
-                        if added {
-                            (t.residual, t.residual_rows) = (residual.as_ptr(), c_rows.as_ptr());
-                        }
-                        (t.prefetch_a, t.prefetch, t.prefetch_lines) = (64, b.as_ptr(), 1);
-                        // SAFETY: all offsets lie within the vectors above.
-                        unsafe { f(&t) };
-                        c
-                    };
-                    let (got, want) = (run_kernel(strided), run_kernel(table));
-                    assert!(got == want, "{isa} {m} rows, {step} apart in runs of {run}");
+                let table =
+                    |vectors| tile_kernel(isa, TileKind::Table, m, vectors).expect("as high as the strided one");
+                if let Some(strided) = strided_kernel(isa, step, m, run) {
+                    seen += 1;
+                    same_bits(isa, [strided, table(2)], [m, 2, step, run], [l, 3]);
+                }
+                if let Some(strided) = strided_half_kernel(isa, step, m, run) {
+                    seen += 1;
+                    same_bits(isa, [strided, table(1)], [m, 1, step, run], [l / 2, 3]);
                 }
             }
         }
     }
     assert!(seen > 0 || !Isa::Avx2.is_supported());
+}
+
+/// Both kernels, of `n` vectors of which the last has one of these numbers of lanes, write the same.
+fn same_bits(isa: Isa, kernels: [TileFn; 2], [m, n, step, run]: [usize; 4], lanes: [usize; 2]) {
+    let l = isa.lanes_f32();
+    let rows: Vec<usize> = (0..m).map(|i| i / run * 500 + i % run * step).collect();
+    let taps = [0usize, 37];
+    let (a, b): (Vec<f32>, Vec<f32>) = (values(1200, 1), values(9 * n * l, 2));
+    let (residual, bias): (Vec<f32>, Vec<f32>) = (values(m * n * l, 5), values(n * l, 3));
+    let c_rows: Vec<usize> = (0..m).map(|i| i * n * l).collect();
+    let (residuals, partials) = (Some(false), Some(true));
+    for (added, clamp, hi, last_lanes, fill) in [
+        (None, false, f32::INFINITY, lanes[0], false),
+        (residuals, true, f32::INFINITY, lanes[0], false),
+        (None, true, 0.5, lanes[0], true),
+        (residuals, true, 0.5, lanes[1], false),
+        (None, false, f32::INFINITY, lanes[1], true),
+        (None, true, 0.5, lanes[1], true),
+        (partials, false, f32::INFINITY, lanes[1], true),
+        (partials, true, 0.5, lanes[0], true),
+    ] {
+        let run_kernel = |f: TileFn| {
+            let mut c = vec![7.0f32; m * n * l];
+            let mut t = Tile::new(isa);
+            (t.a, t.rows, t.taps) = (a.as_ptr(), rows.as_ptr(), taps.as_ptr());
+            (t.tap_count, t.run, t.last_run) = (2, 5, 4);
+            (t.b, t.b_step, t.bias) = (b.as_ptr(), n * l, bias.as_ptr());
+            (t.c, t.c_rows, t.last_lanes, t.fill) = (c.as_mut_ptr(), c_rows.as_ptr(), last_lanes, fill);
+            (t.clamp, t.lo, t.hi) = (clamp, -0.25, hi);
+            match added {
+                Some(false) => (t.residual, t.residual_rows) = (residual.as_ptr(), c_rows.as_ptr()),
+                Some(true) => (t.partial, t.partial_rows) = (c.as_ptr(), c_rows.as_ptr()),
+                None => {}
+            }
+            (t.prefetch_a, t.prefetch, t.prefetch_lines) = (64, b.as_ptr(), 1);
+            // SAFETY: all offsets lie within the vectors above.
+            unsafe { f(&t) };
+            c
+        };
+        let (got, want) = (run_kernel(kernels[0]), run_kernel(kernels[1]));
+        assert!(got == want, "{isa} {m} rows, {step} apart in runs of {run}, {last_lanes} lanes of {n} vectors");
+    }
 }
 
 fn nan_passes<E: Element>() {

@@ -2,7 +2,8 @@
 
 use super::DriverError;
 use egret_simd::{
-    Element, Isa, MAX_ROWS, Tile, TileFn, TileKind, half_kernel, max_rows, short_kernel, strided_kernel, tile_kernel,
+    Element, Isa, MAX_ROWS, Tile, TileFn, TileKind, half_kernel, max_rows, short_kernel, strided_half_kernel,
+    strided_kernel, tile_kernel,
 };
 
 /// The kernels of one instruction set and kind, by height and width.
@@ -74,7 +75,7 @@ impl Kernels {
         if self.shorts {
             return self;
         }
-        for (rows, kernel) in self.table[1].iter_mut().enumerate().skip(1) {
+        for rows in 1..=MAX_ROWS {
             let step = if rows == 1 { 1 } else { offsets[1] };
             let regular = |run: usize| (0..rows).all(|m| offsets[m] == m / run * offsets[run] + m % run * step);
             let run = if (1..rows).all(|m| offsets[m] == m * step) {
@@ -84,7 +85,9 @@ impl Kernels {
             } else {
                 continue;
             };
-            *kernel = strided_kernel(isa, step, rows, run).or(*kernel);
+            let (whole, half) = (&mut self.table[1][rows], &mut self.half[rows]);
+            *whole = strided_kernel(isa, step, rows, run).or(*whole);
+            *half = strided_half_kernel(isa, step, rows, run).or(*half);
         }
         self
     }

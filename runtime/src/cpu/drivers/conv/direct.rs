@@ -69,8 +69,10 @@ impl Direct {
             true => vec![vec![0..1]],
             false => (0..p.groups).map(|group| input_segments(group, inputs, lanes)).collect(),
         };
+        let floats_per_step = if depthwise { lanes } else { 2 * lanes };
         let floats_per_tap = if depthwise { lanes } else { inputs * 2 * lanes };
-        let grids = grids(&shape, p.form, &read, &segments, lanes, floats_per_tap, kernels.max_rows());
+        let floats = (floats_per_tap, floats_per_step);
+        let grids = grids(&shape, p.form, &read, &segments, lanes, floats, kernels.max_rows());
         let written = if forward { shape.y } else { shape.x };
         let bound = Bound::new(&p.epilogue, written, lanes)?;
         let panels = match depthwise {
@@ -254,13 +256,15 @@ impl Direct {
         for panel in p0..p1 {
             let OutputPanel { group, first, count } = self.panels[panel];
             let list = &grid.groups[group];
-            (tile.taps, tile.runs, tile.tap_count) = (list.taps.as_ptr(), list.runs.as_ptr(), list.taps.len());
             let (first_block, first_lane) = (first / lanes, first % lanes);
             let vectors = (first_lane + count).div_ceil(lanes);
+            let last_lanes = first_lane + count - (vectors - 1) * lanes;
             if !hooked {
-                tile.first_lane = first_lane;
-                tile.last_lanes = first_lane + count - (vectors - 1) * lanes;
+                (tile.first_lane, tile.last_lanes) = (first_lane, last_lanes);
                 tile.fill = first + count == self.channels;
+            } else {
+                // a strip has whole vectors, of which half a one may be computed
+                tile.last_lanes = if vectors == 1 && 2 * last_lanes <= lanes { last_lanes } else { lanes };
             }
             let mut tail = [0f32; 32];
             if let Bound::Direct { bias: true, .. } = self.bound {
@@ -305,6 +309,9 @@ impl Direct {
                     let offset = first_block * surface.block + at(surface.batch, *step);
                     (base.wrapping_add(offset), step[2])
                 });
+                let list = grid.edges.at(plane_row, rows).map_or(list, |lists| &lists[group]);
+                (tile.taps, tile.runs, tile.tap_count) = (list.taps.as_ptr(), list.runs.as_ptr(), list.taps.len());
+                tile.b_taps = if list.weights.is_empty() { std::ptr::null() } else { list.weights.as_ptr() };
                 let tiles = if rows > 1 { 1 } else { tiles_in_row };
                 for i in 0..tiles {
                     let (w0, w1) = if rows > 1 { (0, rows * width) } else { part(width, i, tiles) };

@@ -35,6 +35,12 @@ impl Surface {
         let origin = (0..3).map(|d| halo[d] * step[d]).sum();
         Surface { step, block: extent(0) * step[0], batch, origin }
     }
+
+    /// A row-major image: each channel is a block.
+    pub(crate) fn row_major(spatial: Dims, batch: usize) -> Surface {
+        let step = [spatial[1] * spatial[2], spatial[2], 1];
+        Surface { step, block: spatial[0] * step[0], batch, origin: 0 }
+    }
 }
 
 /// The numbers of a problem in three dims.
@@ -121,6 +127,53 @@ pub(super) struct TapList {
     pub(super) taps: Vec<usize>,
     /// Channels in each.
     pub(super) runs: Vec<usize>,
+    /// Where the weights of each begin, if some before it are left out.
+    pub(super) weights: Vec<usize>,
+}
+
+/// What tiles read of which some rows of taps lie above or below all that exists: zeros, which need no multiplication.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Edges {
+    /// What each group reads, without these rows.
+    lists: Vec<Vec<TapList>>,
+    /// By the first row and how many more, the place in `lists`.
+    of: Vec<Vec<Option<usize>>>,
+}
+
+impl Edges {
+    /// `exists(j, tap)` tells whether what a tap reads at output row `j` exists; `list` makes the lists of the taps that are
+    /// read.
+    fn new(
+        (outputs, rows_per_tile): (usize, usize),
+        taps: usize,
+        exists: impl Fn(usize, usize) -> bool,
+        list: impl Fn(&[bool]) -> Vec<TapList>,
+    ) -> Edges {
+        let mut edges = Edges::default();
+        let mut known: Vec<Vec<bool>> = Vec::new();
+        for first in 0..outputs {
+            let of_row = (0..rows_per_tile).map(|more| {
+                let rows = first..(first + more + 1).min(outputs);
+                let read: Vec<bool> = (0..taps).map(|tap| rows.clone().any(|row| exists(row, tap))).collect();
+                if !read.contains(&false) {
+                    return None;
+                }
+                Some(known.iter().position(|have| *have == read).unwrap_or_else(|| {
+                    edges.lists.push(list(&read));
+                    known.push(read);
+                    known.len() - 1
+                }))
+            });
+            let of_row = of_row.collect();
+            edges.of.push(of_row);
+        }
+        edges
+    }
+
+    /// What groups read at `rows` rows from `row` on, unless it is everything.
+    pub(super) fn at(&self, row: usize, rows: usize) -> Option<&[TapList]> {
+        Some(&self.lists[(*self.of.get(row)?.get(rows - 1)?)?])
+    }
 }
 
 /// A regular set of output positions with the taps that reach them: all positions of a forward convolution, or one
@@ -141,6 +194,8 @@ pub(super) struct Grid {
     pub(super) rows_per_tile: usize,
     /// Offsets of a tile's rows in the input.
     pub(super) in_rows: [usize; MAX_ROWS],
+    /// What tiles at the first and last rows read.
+    pub(super) edges: Edges,
 }
 
 impl Grid {
@@ -171,49 +226,68 @@ pub(super) fn grids(
     read: &Surface,
     segments: &[Vec<Range<usize>>],
     lanes: usize,
-    floats_per_tap: usize,
+    (floats_per_tap, floats_per_step): (usize, usize),
     max_rows: usize,
 ) -> Vec<Grid> {
+    let read_block = read.block;
     let grid = |count, groups, in_step, lattice, weights| {
-        let grid = Grid { count, groups, in_step, lattice, weights, rows_per_tile: 1, in_rows: [0; MAX_ROWS] };
-        grid.finish(max_rows)
+        let (rows_per_tile, in_rows, edges) = (1, [0; MAX_ROWS], Edges::default());
+        Grid { count, groups, in_step, lattice, weights, rows_per_tile, in_rows, edges }.finish(max_rows)
     };
-    let list = |offsets: &[usize], segments: &Vec<Range<usize>>| {
-        let mut list = TapList::default();
+    // of taps that are read; where their weights lie is only told where some are not
+    let list = |offsets: &[usize], segments: &Vec<Range<usize>>, read: Option<&[bool]>| {
+        let (mut list, mut weights) = (TapList::default(), 0);
         for segment in segments {
-            let channel = segment.start / lanes * read.block + segment.start % lanes;
-            list.taps.extend(offsets.iter().map(|offset| channel.wrapping_add(*offset)));
-            list.runs.resize(list.taps.len(), segment.len());
+            let channel = segment.start / lanes * read_block + segment.start % lanes;
+            for (tap, offset) in offsets.iter().enumerate() {
+                if read.is_none_or(|read| read[tap]) {
+                    list.taps.push(channel.wrapping_add(*offset));
+                    list.runs.push(segment.len());
+                    list.weights.extend(read.map(|_| weights));
+                }
+                weights += segment.len() * floats_per_step;
+            }
         }
         list
     };
-    let lists = |offsets: &[usize]| segments.iter().map(|of_group| list(offsets, of_group)).collect();
+    let lists = |offsets: &[usize], read: Option<&[bool]>| -> Vec<TapList> {
+        segments.iter().map(|of_group| list(offsets, of_group, read)).collect()
+    };
+    let edged = |mut grid: Grid, offsets: &[usize], row: &dyn Fn(usize, usize) -> isize, extent: usize| {
+        let exists = |j: usize, tap: usize| (0..extent as isize).contains(&row(j, tap));
+        let extents = (grid.count[1], grid.rows_per_tile);
+        grid.edges = Edges::new(extents, offsets.len(), exists, |read| lists(offsets, Some(read)));
+        grid
+    };
+    let kernel: Vec<Dims> = points(shape.kernel).collect();
     if form == ConvForm::Forward {
         let offset = |tap: Dims| at(read, |d| (tap[d] * shape.dilation[d]) as isize - shape.pad[d] as isize);
-        let offsets: Vec<usize> = points(shape.kernel).map(offset).collect();
+        let offsets: Vec<usize> = kernel.iter().copied().map(offset).collect();
         let in_step = std::array::from_fn(|d| shape.stride[d] * read.step[d]);
-        return vec![grid(shape.y, lists(&offsets), in_step, Lattice::ALL, 0)];
+        let row = |j: usize, tap: usize| {
+            (j * shape.stride[1] + kernel[tap][1] * shape.dilation[1]) as isize - shape.pad[1] as isize
+        };
+        let grid = grid(shape.y, lists(&offsets, None), in_step, Lattice::ALL, 0);
+        return vec![edged(grid, &offsets, &row, shape.x[1])];
     }
     let phases = gradient_phases(shape.kernel, shape.stride, shape.dilation, shape.pad);
-    let kernel: Vec<Dims> = points(shape.kernel).collect();
     let mut weights = 0;
     let mut grids = Vec::new();
     for (first, phase) in points(shape.stride).zip(&phases) {
-        let offset = |tap: &usize| {
-            at(read, |d| {
-                let position = (first[d] + shape.pad[d]) as isize;
-                let distance = position - (kernel[*tap][d] * shape.dilation[d]) as isize;
-                distance / shape.stride[d] as isize
-            })
+        let distance = |tap: usize, d: usize| {
+            let position = (first[d] + shape.pad[d]) as isize;
+            (position - (kernel[tap][d] * shape.dilation[d]) as isize) / shape.stride[d] as isize
         };
-        let offsets: Vec<usize> = phase.iter().map(offset).collect();
+        let offsets: Vec<usize> = phase.iter().map(|tap| at(read, |d| distance(*tap, d))).collect();
         let count = std::array::from_fn(|d| shape.x[d].saturating_sub(first[d]).div_ceil(shape.stride[d]));
         let here = weights;
         weights += phase.len() * floats_per_tap;
         if count.contains(&0) {
             continue;
         }
-        grids.push(grid(count, lists(&offsets), read.step, Lattice { first, step: shape.stride }, here));
+        let row = |j: usize, tap: usize| j as isize + distance(phase[tap], 1);
+        let grid = grid(count, lists(&offsets, None), read.step, Lattice { first, step: shape.stride }, here);
+        grids.push(edged(grid, &offsets, &row, shape.y[1]));
     }
     grids
 }

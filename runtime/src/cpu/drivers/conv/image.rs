@@ -2,7 +2,7 @@
 
 use super::ConvArgs;
 use super::direct::{Direct, Nest};
-use super::geometry::{Grid, Shape, TapList, points};
+use super::geometry::{Edges, Grid, Shape, TapList, points};
 use super::hooked::Lattice;
 use crate::cpu::drivers::{DriverError, ScratchNeed, ScratchPool, even_rows, part};
 use crate::cpu::team::Team;
@@ -50,12 +50,13 @@ impl ImageConv {
             let runs = vec![shape.kernel[2]; taps.len()];
             Grid {
                 count: shape.y,
-                groups: vec![TapList { taps, runs }],
+                groups: vec![TapList { taps, runs, weights: Vec::new() }],
                 in_step: [0, shape.stride[1] * copy[1], shape.stride[2]],
                 lattice: Lattice::ALL,
                 weights: 0,
                 rows_per_tile: 1,
                 in_rows: [0; MAX_ROWS],
+                edges: Edges::default(),
             }
             .finish(max_rows)
         })?;

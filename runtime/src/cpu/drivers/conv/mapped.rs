@@ -3,7 +3,7 @@
 
 use super::ConvArgs;
 use super::direct::{Direct, Nest};
-use super::geometry::{Grid, Shape, Surface, TapList, points};
+use super::geometry::{Edges, Grid, Shape, Surface, TapList, points};
 use super::hooked::Lattice;
 use crate::cpu::drivers::epilogue::{MAX_VIEWS, clamp_of};
 use crate::cpu::drivers::{DriverError, ScratchNeed, ScratchPool, chunk_count, part};
@@ -92,6 +92,7 @@ impl MappedConv {
                 weights: 0,
                 rows_per_tile: 1,
                 in_rows: [0; MAX_ROWS],
+                edges: Edges::default(),
             }
             .finish(max_rows)
         };

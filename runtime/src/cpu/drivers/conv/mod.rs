@@ -79,8 +79,8 @@ impl ConvPlan {
     ///
     /// # Errors
     /// If the numbers contradict each other, a halo is too small, or the form does not exist: weight gradients of groups
-    /// whose channels are not multiples of L (except depthwise), images with groups or three spatial dims, gradients
-    /// with respect to images, Winograd, words and integers of another problem than
+    /// whose channels are not multiples of L (except depthwise), images with groups or three spatial dims (weight
+    /// gradients: with groups or padding), gradients with respect to images, Winograd, words and integers of another problem than
     /// [`ConvProblem::has_winograd`], [`ConvProblem::has_words`] and [`ConvProblem::has_shorts`] tell, words on a processor without
     /// their unit.
     pub fn new(problem: &ConvProblem, schedule: &ConvSchedule, isa: Isa) -> Result<ConvPlan, DriverError> {
@@ -112,13 +112,11 @@ impl ConvPlan {
             _ if matches!(schedule.engine, ConvEngine::Winograd { .. }) => {
                 Form::Winograd(Box::new(Winograd::new(problem, schedule, isa)?))
             }
-            (ConvForm::WeightGradient, ConvInput::Blocked) => {
-                Form::WeightGradient(Box::new(WeightGradient::new(problem, isa)?))
-            }
+            (ConvForm::WeightGradient, _) => Form::WeightGradient(Box::new(WeightGradient::new(problem, isa)?)),
             (ConvForm::Forward, ConvInput::Image) => Form::Image(ImageConv::new(problem, schedule, isa)?),
             (_, ConvInput::Blocked) => Form::Direct(Direct::new(problem, schedule, isa)?),
             (_, ConvInput::Image) => {
-                return Err(DriverError::Unsupported("gradients on a row-major image"));
+                return Err(DriverError::Unsupported("input gradients of a row-major image"));
             }
         };
         Ok(ConvPlan { form })

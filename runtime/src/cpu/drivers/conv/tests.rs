@@ -310,7 +310,8 @@ fn run_weight_gradient(p: &ConvProblem, isa: Isa, x: &[f32], dy: &[f32], n: usiz
         let team = Team::new(threads);
         let scratch = ScratchPool::new(team.size(), plan.scratch()).unwrap();
         let out = Buffer::floats(n).unwrap();
-        let (x, dy) = (blocked(p, true, x, isa), blocked(p, false, dy, isa));
+        let x = if p.input == ConvInput::Image { buffer(x) } else { blocked(p, true, x, isa) };
+        let dy = blocked(p, false, dy, isa);
         let args = ConvArgs {
             input: x.as_ptr(),
             weights: dy.as_ptr(),
@@ -360,6 +361,90 @@ fn image() {
             let want = expected(&p, &x, &w, y);
             for (g, (sum, size)) in run(&p, isa, &x, &w, &[], None).iter().zip(&want) {
                 assert_close(*g, *sum, 200, *size, &format_args!("{isa} {p}"));
+            }
+        }
+    }
+}
+
+/// Weight gradients of images that no padding surrounds: one run of neighbours a row of taps, of several lengths.
+#[test]
+fn weight_gradient_of_an_image() {
+    let form = ConvForm::WeightGradient;
+    for isa in isas() {
+        let l = isa.lanes_f32();
+        for mut p in [
+            problem(form, 3, (3, 6), 1, &[12, 13], &[5, 5], &[1, 1], &[1, 1], (&[0, 0], &[0, 0]), l),
+            problem(form, 2, (1, 40), 1, &[9, 11], &[3, 3], &[1, 1], &[1, 1], (&[0, 0], &[0, 0]), l),
+            problem(form, 2, (2, 19), 1, &[17, 16], &[7, 7], &[2, 3], &[1, 1], (&[0, 0], &[0, 0]), l),
+            problem(form, 1, (3, 8), 1, &[14, 15], &[3, 5], &[1, 1], &[2, 2], (&[0, 0], &[0, 0]), l),
+            problem(form, 2, (2, 4), 1, &[6, 40], &[2, 17], &[1, 1], &[1, 1], (&[0, 0], &[0, 0]), l),
+            problem(form, 2, (3, 5), 1, &[40], &[6], &[1], &[1], (&[0], &[0]), l),
+        ] {
+            p.input = ConvInput::Image;
+            p.in_halo.fill(0);
+            p.in_batch_stride = p.in_channels * p.in_spatial.iter().product::<usize>();
+            let (x, w, y) = sizes(&p);
+            let (x, dy) = (values(x, 1), values(y, 2));
+            let want = expected(&p, &x, &dy, w);
+            for (g, (sum, size)) in run_weight_gradient(&p, isa, &x, &dy, w).iter().zip(&want) {
+                assert_close(*g, *sum, 2000, *size, &format_args!("{isa} {p}"));
+            }
+            (p.pad_begin, p.in_spatial) = (vec![1; p.in_spatial.len()], p.in_spatial.iter().map(|n| n - 1).collect());
+            let error = ConvPlan::new(&p, &ConvSchedule::choose(&p, l), isa).unwrap_err();
+            assert!(matches!(error, DriverError::Unsupported(_)), "{error:?}");
+        }
+    }
+}
+
+/// Rows above and below all that exists are not multiplied: not even NaN in them matters.
+#[test]
+fn rows_outside_are_left_out() {
+    for isa in isas() {
+        let l = isa.lanes_f32();
+        for form in [ConvForm::Forward, ConvForm::InputGradient] {
+            for p in [
+                problem(form, 2, (l + 2, 5), 1, &[6, 15], &[3, 3], &[1, 1], &[1, 1], (&[1, 1], &[1, 1]), l),
+                problem(form, 1, (2 * l + 2, 2 * l + 2), 1, &[9, 16], &[5, 1], &[2, 1], &[1, 1], (&[2, 0], &[2, 0]), l),
+                problem(form, 2, (2, 2), 2, &[5, 15], &[3, 3], &[1, 1], &[1, 1], (&[1, 1], &[1, 1]), l),
+            ] {
+                let of_x = form == ConvForm::Forward;
+                let (x, w, y) = sizes(&p);
+                let (read, written) = if of_x { (x, y) } else { (y, x) };
+                let (a, w) = (values(read, 1), values(w, 2));
+                let want = expected(&p, &a, &w, written);
+                let schedule = ConvSchedule::choose(&p, l);
+                let plan = ConvPlan::new(&p, &schedule, isa).unwrap();
+                let pack = PackPlan::new(&PackProblem::for_conv(&p, &schedule), isa).unwrap();
+                let (packed, weights) = (Buffer::floats(pack.packed_len()).unwrap(), buffer(&w));
+                let team = Team::new(1);
+                unsafe { pack.run(weights.as_ptr(), packed.as_ptr(), &team) };
+                let mut input = blocked(&p, of_x, &a, isa);
+                let r = relayout(&p, of_x, Direction::ToBlocked, l);
+                let (rows, columns) = (r.spatial[0] + 2 * r.halo[0], r.spatial[1] + 2 * r.halo[1]);
+                for (i, row) in input.as_f32_mut().chunks_mut(columns * l).enumerate() {
+                    if !(r.halo[0]..r.halo[0] + r.spatial[0]).contains(&(i % rows)) {
+                        row.fill(f32::NAN);
+                    }
+                }
+                let back = relayout(&p, !of_x, Direction::ToRowMajor, l);
+                let out = Buffer::floats(p.batch * back.blocked_batch_stride).unwrap();
+                let args = ConvArgs {
+                    input: input.as_ptr(),
+                    weights: packed.as_ptr(),
+                    output: out.as_ptr(),
+                    extras: &[],
+                    outs: &[],
+                    hook: None,
+                    prologue_extras: &[],
+                    prologue: None,
+                };
+                let scratch = ScratchPool::new(1, plan.scratch()).unwrap();
+                unsafe { plan.run(&args, &team, &scratch) };
+                let result = Buffer::floats(written).unwrap();
+                unsafe { RelayoutPlan::new(&back, isa).unwrap().run(out.as_ptr(), result.as_ptr(), &team) };
+                for (g, (sum, size)) in result.as_f32().iter().zip(&want) {
+                    assert_close(*g, *sum, 2000, *size, &format_args!("{isa} {p}"));
+                }
             }
         }
     }
