@@ -1,7 +1,7 @@
 //! The element types of tiles and panels.
 
 use crate::tile::{TileFn, TileKind};
-use crate::{Isa, TransposeFn};
+use crate::{Isa, RowsFn, TransposeFn};
 
 mod sealed {
     pub trait Sealed {}
@@ -29,10 +29,14 @@ pub trait Element: sealed::Sealed + Copy + PartialOrd + From<f32> + Into<f64> + 
     /// The transposition on a host that has the instruction set.
     #[doc(hidden)]
     fn transposition(isa: Isa) -> TransposeFn<Self>;
+
+    /// The copy of rows on a host that has the instruction set.
+    #[doc(hidden)]
+    fn row_copy(isa: Isa) -> RowsFn<Self>;
 }
 
 macro_rules! element {
-    ($element:ident, $kernel:ident, $half:expr, $transposition:ident) => {
+    ($element:ident, $kernel:ident, $half:expr, $of:ident) => {
         impl Element for $element {
             const ZERO: $element = 0.0;
             const INFINITY: $element = $element::INFINITY;
@@ -45,7 +49,10 @@ macro_rules! element {
                 $half(isa, kind, rows)
             }
             fn transposition(isa: Isa) -> TransposeFn<$element> {
-                crate::transpose::$transposition(isa)
+                crate::transpose::$of(isa)
+            }
+            fn row_copy(isa: Isa) -> RowsFn<$element> {
+                crate::rows::$of(isa)
             }
         }
     };

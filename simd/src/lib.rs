@@ -22,6 +22,7 @@ mod peak;
 pub mod pool;
 pub mod pool_gradient;
 mod processor;
+mod rows;
 mod share;
 mod strips;
 mod tile;
@@ -38,6 +39,7 @@ pub use isa::Isa;
 pub use math::{VectorFn, VectorFunction, vector_function};
 pub use peak::peak;
 pub use processor::processor;
+pub use rows::{RowsFn, copy_rows};
 pub use share::{kernel_rate, word_rate};
 pub use strips::{Strips, strips};
 pub use tile::{

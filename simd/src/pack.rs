@@ -10,7 +10,7 @@
 //! Panels and segments are those of [`ConvPanels`]. Rows, columns and outputs that do not exist are zero. A *phase* is a set of kernel taps that are used together: a
 //! forward convolution has one with all taps, the gradient of a strided one has several.
 
-use crate::{Element, Isa, TransposeFn, transpose};
+use crate::{Element, Isa, RowsFn, TransposeFn, copy_rows, transpose};
 
 /// The shape of packed convolution weights.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,12 +149,13 @@ pub fn column_panels_len(k: usize, columns: usize, lanes: usize) -> usize {
 #[derive(Clone, Copy, Debug)]
 pub struct PanelPacker<E = f32> {
     transpose: TransposeFn<E>,
+    copy: RowsFn<E>,
 }
 
 impl<E: Element> PanelPacker<E> {
     /// `None` if the host lacks the instruction set.
     pub fn new(isa: Isa) -> Option<PanelPacker<E>> {
-        Some(PanelPacker { transpose: transpose(isa)? })
+        Some(PanelPacker { transpose: transpose(isa)?, copy: copy_rows(isa)? })
     }
 
     /// Writes one panel `dst[k][width]`, `dst[i][j] = src[i * k_stride + j * stride]` for `j < count`, zero for the
@@ -174,9 +175,7 @@ impl<E: Element> PanelPacker<E> {
     ) {
         unsafe {
             if stride == 1 {
-                for i in 0..k {
-                    std::ptr::copy_nonoverlapping(src.add(i * k_stride), dst.add(i * width), count);
-                }
+                (self.copy)(dst, width, src, k_stride, k, count);
             } else if k_stride == 1 {
                 (self.transpose)(dst, width, src, stride, count, k);
             } else {

@@ -12,6 +12,9 @@ use egret_simd::{MAX_ROWS, Tile};
 /// Runs of steps that a streamed panel is asked for in advance.
 const STREAM_AHEAD: usize = 2;
 
+/// Steps of a transposed A that are packed for one tile after the other.
+const PACKED_AT_ONCE: usize = 32;
+
 /// Bytes of a cache line.
 const LINE_BYTES: usize = 64;
 
@@ -76,13 +79,18 @@ impl<'a, E: Factor> Chunk<'a, E> {
     /// Tiles of rows one behind the other, each `[k][rows]`.
     unsafe fn pack_a(&self, m0: usize, m1: usize, tiles: usize) {
         let plan = self.plan;
-        for i in 0..tiles {
-            let (t0, t1) = part(m1 - m0, i, tiles);
-            let from = self.a().wrapping_add((m0 + t0) * plan.a_row);
-            let to = self.worker.wrapping_add(t0 * plan.k);
-            let rows = t1 - t0;
-            // SAFETY: see `run`.
-            unsafe { plan.packer.panel(to, rows, from, plan.a_col, plan.a_row, plan.k, rows) };
+        // of a transposed A all tiles take their part of a few rows, while these are in the first-level cache
+        let step = if plan.a_row == 1 { PACKED_AT_ONCE } else { plan.k.max(1) };
+        for k0 in (0..plan.k).step_by(step) {
+            let steps = step.min(plan.k - k0);
+            for i in 0..tiles {
+                let (t0, t1) = part(m1 - m0, i, tiles);
+                let rows = t1 - t0;
+                let from = self.a().wrapping_add((m0 + t0) * plan.a_row + k0 * plan.a_col);
+                let to = self.worker.wrapping_add(t0 * plan.k + k0 * rows);
+                // SAFETY: see `run`.
+                unsafe { plan.packer.panel(to, rows, from, plan.a_col, plan.a_row, steps, rows) };
+            }
         }
     }
 
