@@ -62,8 +62,15 @@ pub(super) struct Winograd {
 /// How transformed patches and filters are multiplied.
 #[derive(Debug)]
 enum Factors {
-    Floats { kernels: Kernels, rows: [usize; MAX_ROWS] },
+    Floats(Box<Floats>),
     Pairs { unit: WordKernels, words: Words },
+}
+
+/// Tile kernels of floats, and where the rows of a tile lie.
+#[derive(Debug)]
+struct Floats {
+    kernels: Kernels,
+    rows: [usize; MAX_ROWS],
 }
 
 impl Factors {
@@ -72,13 +79,14 @@ impl Factors {
             return Ok(Factors::Pairs { unit: unit(words)?, words });
         }
         let rows = std::array::from_fn(|m| m * isa.lanes_f32());
-        Ok(Factors::Floats { kernels: Kernels::new(isa, TileKind::Table)?.for_rows(isa, &rows), rows })
+        let kernels = Kernels::new(isa, TileKind::Table)?.for_rows(isa, &rows);
+        Ok(Factors::Floats(Box::new(Floats { kernels, rows })))
     }
 
     /// What tiles may touch beyond their rows: of patches, and of sums.
     fn slack(&self) -> [usize; 2] {
         match self {
-            Factors::Floats { .. } => [0, 0],
+            Factors::Floats(_) => [0, 0],
             Factors::Pairs { .. } => [ROWS * WORDS, ROWS * COLUMNS],
         }
     }
@@ -331,7 +339,8 @@ impl Winograd {
             vectors: 2,
         };
         match &self.factors {
-            Factors::Floats { kernels, rows } => {
+            Factors::Floats(floats) => {
+                let Floats { kernels, rows } = &**floats;
                 let mut tile = Tile::new(self.isa);
                 (tile.rows, tile.c_rows) = (rows.as_ptr(), rows.as_ptr());
                 tile.c_vector = self.product[0];
