@@ -6,15 +6,19 @@
 //! that another process sees it whole or not at all; what is read is checked, and what is damaged is removed. A folder that
 //! cannot be written costs time, not results.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 /// Before the content of an entry.
 const MAGIC: &[u8; 8] = b"EGRETK1\n";
 /// Bytes that the cache may take; the entries that were used longest ago go first.
 const MOST_BYTES: u64 = 1 << 30;
+/// Bytes that a process writes between two looks at all entries of a folder, which may be tens of thousands.
+const LOOK_BYTES: u64 = MOST_BYTES / 64;
 /// How the files are called.
 const EXTENSION: &str = "image";
 
@@ -103,14 +107,33 @@ impl Cache {
 
     /// Writes entries: key, what it is in one line, content. A failure is not the caller's concern.
     pub fn put<'a>(&self, entries: impl IntoIterator<Item = (u128, String, &'a [u8])>) {
+        let mut written = 0;
         for (key, about, content) in entries {
             let Some(path) = self.path(key) else { return };
             if let Err(error) = write(&path, &about, content) {
                 tracing::debug!(path = %path.display(), %error, "an entry is not kept");
                 return;
             }
+            written += content.len() as u64;
         }
-        self.trim(MOST_BYTES);
+        if self.is_look_due(written) {
+            self.trim(MOST_BYTES);
+        }
+    }
+
+    /// Whether all entries are to be looked at, now that so many bytes more are written: when a process writes first, and
+    /// then every [`LOOK_BYTES`].
+    fn is_look_due(&self, written: u64) -> bool {
+        static SINCE: Mutex<BTreeMap<PathBuf, u64>> = Mutex::new(BTreeMap::new());
+        let Some(folder) = &self.folder else { return false };
+        let mut folders = SINCE.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = folders.entry(folder.clone()).or_insert(LOOK_BYTES);
+        *since += written;
+        let due = *since >= LOOK_BYTES;
+        if due {
+            *since = 0;
+        }
+        due
     }
 
     /// All whole entries, the latest first.
@@ -199,4 +222,17 @@ fn parse(bytes: &[u8]) -> Option<(&str, &[u8])> {
     let (len, rest) = rest.split_first_chunk::<4>()?;
     let (about, content) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
     Some((std::str::from_utf8(about).ok()?, content))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_are_looked_at_first_and_then_now_and_again() {
+        let cache = Cache::at("a folder that nothing is written to");
+        let due = [0, 1, LOOK_BYTES - 2, 1, 1].map(|written| cache.is_look_due(written));
+        assert_eq!(due, [true, false, false, true, false]);
+        assert!(!Cache::none().is_look_due(LOOK_BYTES));
+    }
 }
