@@ -1,25 +1,23 @@
 //! Regions of images in channels-last memory, for GPUs.
 //!
 //! A convolution by tensor cores copies neighbouring channels of a pixel; row-major, neighbours are pixels, which padding and
-//! taps shift by less than what is copied at once. What computes images from images keeps them as they are. Everything
-//! else reads an element at a time from sectors that hold other channels, which is what a region costs.
+//! taps shift by less than what is copied at once, so that elements come one by one ([`Convolution`]). What computes images
+//! from images keeps them as they are. Everything else reads an element at a time from sectors that hold other channels,
+//! which is what a region costs. Outside of regions an operand is copied where its convolution gains more.
 
 use egret_ir::ops::ConvForm;
 use egret_ir::{DType, Dim, Graph, NodeId, Op};
 use egret_program::DeviceDescription;
 use smallvec::SmallVec;
 
+use super::convolution::Convolution;
 use super::{Layout, Layouts, conv_of, reads_blocked, same_axes};
-use crate::cost::{self, SYMBOL_HINT};
-use crate::partition::{Family, Partition};
+use crate::cost::SYMBOL_HINT;
+use crate::partition::{Family, Partition, is_movement};
 use crate::schedule::cuda::F32Products;
 
 /// Bytes that memory gives at least.
 const SECTOR: f64 = 32.0;
-/// An image of a multiple of so many channels is copied where it enters a region: as many as go at once.
-pub const COPIED_CHANNELS: i64 = 8;
-/// What an engine of multiply-adds gains where it reads neighbours: a share of its time.
-const COALESCED: f64 = 0.1;
 
 /// Row-major strides of memory in which the second axis comes last.
 pub fn strides(shape: &[Dim]) -> SmallVec<[Dim; 6]> {
@@ -44,6 +42,7 @@ pub(super) fn choose(
     device: &DeviceDescription,
     products: F32Products,
     row_major: &[bool],
+    known: &Known,
     layouts: &mut Layouts,
 ) {
     let users = graph.users();
@@ -70,12 +69,13 @@ pub(super) fn choose(
     region.parent = (0..graph.nodes().len()).collect();
     region.gain = vec![0.0; graph.nodes().len()];
     region.join(&candidate);
-    region.price(&candidate, device, products);
+    region.price(&candidate, device, products, known);
     for i in (0..candidate.len()).filter(|i| candidate[*i]) {
         if region.gain[region.root(i)] > 0.0 {
             layouts.of[i] = Layout::ChannelsLast;
         }
     }
+    copies(graph, partition, device, products, known, layouts);
 }
 
 fn windowed(op: &Op) -> usize {
@@ -146,12 +146,9 @@ impl Regions<'_> {
         }
     }
 
-    fn price(&mut self, candidate: &[bool], device: &DeviceDescription, products: F32Products) {
+    fn price(&mut self, candidate: &[bool], device: &DeviceDescription, products: F32Products, known: &Known) {
         let graph = self.graph;
-        let fma = device.core_gflops * f64::from(device.cores);
-        let matrix = device.block_limits().2 * f64::from(device.cores);
         let bytes = |id: NodeId| graph.tensor_type(id).bytes().hint(SYMBOL_HINT) as f64;
-        let copy = |id: NodeId| 2.0 * bytes(id) / device.memory_gbps;
         // what wastes parts of sectors wastes the second cache's bandwidth: neighbours in memory are read soon after
         let wasted = |id: NodeId| {
             let share = SECTOR / graph.tensor_type(id).dtype.size() as f64 - 1.0;
@@ -159,31 +156,15 @@ impl Regions<'_> {
         };
         for group in &self.partition.groups {
             let id = group.root;
-            let node = graph.node(id);
-            let Some(conv) = conv_of(&node.op) else { continue };
-            let images = [id, node.operands[0], node.operands[1]];
+            let Some(convolution) = Convolution::new(graph, id, device, products) else { continue };
+            let operands = [graph.node(id).operands[0], graph.node(id).operands[1]];
+            let images = [id, operands[0], operands[1]];
             let Some(of) = images.into_iter().find(|id| candidate[id.index()]) else { continue };
-            let types: SmallVec<[_; 4]> = node.operands.iter().map(|o| graph.ty(*o)).collect();
-            let flops = cost::sketch(&node.op, &types, &node.ty, &|_| false).flops;
-            let mut gain = match (graph.tensor_type(node.operands[0]).dtype, products) {
-                (DType::F32, F32Products::Fma) => COALESCED * flops / fma,
-                (DType::I8 | DType::U8, _) if conv.wide => flops / fma - 0.5 * flops / matrix,
-                (DType::I8 | DType::U8 | DType::I32, _) => COALESCED * flops / fma,
-                (DType::F32, F32Products::Tf32) => flops / fma - 2.0 * flops / matrix,
-                (DType::F32, F32Products::Tf32x3) => flops / fma - 6.0 * flops / matrix,
-                _ => flops / fma - flops / matrix,
-            };
-            // images that enter are copied, if their channels are worth it; one that leaves is written pixel by pixel
-            let entering = if conv.form == ConvForm::WeightGrad { 2 } else { 1 };
-            for read in node.operands[..entering].iter().filter(|read| !candidate[read.index()]) {
-                let few = graph.tensor_type(*read).shape[1].as_const().is_none_or(|n| n % COPIED_CHANNELS != 0);
-                gain -= if few { 0.0 } else { copy(*read) };
-            }
-            if conv.form != ConvForm::WeightGrad && !candidate[id.index()] {
-                gain -= wasted(id);
-            }
+            let apart = Operands { graph, partition: self.partition, ids: operands, known, device };
+            let (_, outside) = apart.best(&convolution, [false; 2], false);
+            let (_, inside) = apart.best(&convolution, operands.map(|id| candidate[id.index()]), candidate[id.index()]);
             let root = self.root(of.index());
-            self.gain[root] += gain;
+            self.gain[root] += outside - inside;
         }
         for i in (0..candidate.len()).filter(|i| candidate[*i]) {
             let id = NodeId::new(i);
@@ -196,7 +177,88 @@ impl Regions<'_> {
             let joins = matches!(&graph.node(id).op, Op::Concat(op) if op.axis == 1);
             let copied = joins && graph.tensor_type(id).shape[0].is(1);
             let root = self.root(i);
-            self.gain[root] -= lost + if copied { copy(id) + 1e3 * device.launch_us } else { 0.0 };
+            self.gain[root] -= lost + if copied { copy(graph, id, device) } else { 0.0 };
         }
+    }
+}
+
+/// Nanoseconds of a copy in another layout.
+fn copy(graph: &Graph, id: NodeId, device: &DeviceDescription) -> f64 {
+    let bytes = graph.tensor_type(id).bytes().hint(SYMBOL_HINT) as f64;
+    2.0 * bytes / device.memory_gbps + 1e3 * device.launch_us
+}
+
+/// What is copied for nothing: known when it is loaded, or copied already.
+type Known<'k> = dyn Fn(NodeId) -> bool + 'k;
+
+/// The operands of a convolution.
+struct Operands<'g> {
+    graph: &'g Graph,
+    partition: &'g Partition,
+    ids: [NodeId; 2],
+    known: &'g Known<'g>,
+    device: &'g DeviceDescription,
+}
+
+impl Operands<'_> {
+    /// Whether a copy with channels last of an operand is another one.
+    fn differs(&self, operand: usize) -> bool {
+        let shape = &self.graph.tensor_type(self.ids[operand]).shape;
+        let same = shape[1].is(1) || shape[2..].iter().all(|d| d.is(1));
+        let (node, at) = (self.graph.node(self.ids[operand]), self.ids[operand].index());
+        // views and what is computed where it is read have no memory
+        let stored = self.partition.written_by[at].is_some() || node.operands.is_empty();
+        !same && (stored || !is_movement(&node.op) && (self.known)(self.ids[operand]))
+    }
+
+    /// Which operands to copy, of those that do not lie with channels last, and the nanoseconds of that and the convolution.
+    fn best(&self, convolution: &Convolution, last: [bool; 2], result: bool) -> ([bool; 2], f64) {
+        // multiply-adds gain little, and that within regions
+        if !convolution.is_matrix() && !result && !last[0] {
+            return ([false; 2], convolution.time(last, result));
+        }
+        let mut best: Option<([bool; 2], f64)> = None;
+        let free = self.ids.map(|id| (self.known)(id));
+        // the first of equal ones copies what is copied for nothing, and nothing else
+        for number in 0..4 {
+            let copies = [0, 1].map(|i| free[i] != (number >> i & 1 == 1));
+            let lies = [0, 1].map(|i| last[i] || copies[i]);
+            if (0..2).any(|i| copies[i] && (last[i] || !self.differs(i) || !convolution.gains(i, lies))) {
+                continue;
+            }
+            let paid = (0..2).filter(|i| copies[*i] && !free[*i]);
+            let price: f64 = paid.map(|i| copy(self.graph, self.ids[i], self.device)).sum();
+            let time = convolution.time(lies, result) + price;
+            if best.is_none_or(|(_, least)| time < least) {
+                best = Some((copies, time));
+            }
+        }
+        best.unwrap_or(([false; 2], f64::INFINITY))
+    }
+}
+
+/// Decides for each convolution which of its operands that lie row-major are copied with channels last.
+fn copies(
+    graph: &Graph,
+    partition: &Partition,
+    device: &DeviceDescription,
+    products: F32Products,
+    known: &Known,
+    layouts: &mut Layouts,
+) {
+    let mut made: Vec<bool> = vec![false; graph.nodes().len()];
+    for group in &partition.groups {
+        let id = group.root;
+        let Some(convolution) = Convolution::new(graph, id, device, products) else { continue };
+        let ids = [graph.node(id).operands[0], graph.node(id).operands[1]];
+        let is_last = |id: NodeId| layouts.of[id.index()] == Layout::ChannelsLast;
+        let (last, result) = (ids.map(is_last), is_last(id));
+        let known = |id: NodeId| known(id) || made[id.index()];
+        let operands = Operands { graph, partition, ids, known: &known, device };
+        let copied = operands.best(&convolution, last, result).0;
+        for (copied, id) in copied.into_iter().zip(ids) {
+            made[id.index()] |= copied;
+        }
+        layouts.copied.insert(id, copied);
     }
 }

@@ -6,11 +6,13 @@
 
 mod channels;
 pub mod channels_last;
+mod convolution;
 mod in_place;
 
 use egret_ir::ops::{Conv, ConvForm};
 use egret_ir::{DType, Dim, Graph, NodeId, Op};
 use egret_program::DeviceDescription;
+use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 use crate::partition::{Family, Partition, is_movement};
@@ -40,6 +42,8 @@ pub struct Layouts {
     pub of: Vec<Layout>,
     /// f32 lanes of a block.
     pub lanes: i64,
+    /// Of convolutions of GPUs, which of the first two operands are copied with channels last.
+    pub copied: FxHashMap<NodeId, [bool; 2]>,
 }
 
 /// The convolution of a node, fused or not.
@@ -94,19 +98,20 @@ fn roles(conv: &Conv, node: &egret_ir::Node, id: NodeId) -> (NodeId, NodeId, Nod
     }
 }
 
-/// Chooses layouts.
+/// Chooses layouts. `known` tells what is known when it is loaded.
 pub fn layout(
     graph: &Graph,
     partition: &Partition,
     device: &DeviceDescription,
     products: F32Products,
     must_be_row_major: &[bool],
+    known: &dyn Fn(NodeId) -> bool,
 ) -> Layouts {
     let n = graph.nodes().len();
     let lanes = device.lanes();
-    let mut layouts = Layouts { of: vec![Layout::RowMajor; n], lanes };
+    let mut layouts = Layouts { of: vec![Layout::RowMajor; n], lanes, copied: FxHashMap::default() };
     if !device.is_cpu() {
-        channels_last::choose(graph, partition, device, products, must_be_row_major, &mut layouts);
+        channels_last::choose(graph, partition, device, products, must_be_row_major, known, &mut layouts);
         return layouts;
     }
     let users = graph.users();

@@ -25,6 +25,8 @@ pub struct Frame {
     pub row_major: FxHashMap<Value, BufferId>,
     /// Channels-last copies of row-major values.
     pub channels_last: FxHashMap<Value, BufferId>,
+    /// Of convolutions of GPUs, which of the first two operands are copied there.
+    pub copied: FxHashMap<NodeId, [bool; 2]>,
     /// Blocked copies of row-major values, by halo.
     pub blocked: FxHashMap<(Value, SmallVec<[i64; 3]>), BufferId>,
     /// Values that lie in the buffer of a concatenation.
@@ -99,6 +101,7 @@ impl Frame {
             times: Vec::new(),
             row_major: FxHashMap::default(),
             channels_last: FxHashMap::default(),
+            copied: FxHashMap::default(),
             blocked: FxHashMap::default(),
             in_place: InPlace::default(),
             hosts: FxHashMap::default(),

@@ -335,7 +335,10 @@ impl Planner<'_> {
         let maps = if self.unfused { Maps::Alone } else { Maps::Joined };
         let mut partition = partition::partition(&graph, &live_run, &leaves_run, &stored, maps);
         updates::order(&graph, &mut partition);
-        let mut layouts = layout::layout(&graph, &partition, self.device, self.products, &leaves_run);
+        let products = if self.exact { F32Products::Fma } else { self.products };
+        let known = |id: NodeId| frame.times[id.index()] < BindingTime::Run;
+        let mut layouts = layout::layout(&graph, &partition, self.device, products, &leaves_run, &known);
+        frame.copied = std::mem::take(&mut layouts.copied);
         if !self.unfused {
             updates::join(frame, &mut partition, &layouts);
             frame.in_place = layout::in_place(&graph, &partition, &mut layouts, &leaves_run);
@@ -520,7 +523,7 @@ impl Planner<'_> {
     fn set_aside(&mut self, frame: &Frame, value: Value, place: Place) -> BufferId {
         let ty = &frame.graph.ty(value.0).parts()[value.1];
         let layout = frame.layouts.get(&value).unwrap_or(&Layout::RowMajor);
-        let layouts = layout::Layouts { of: Vec::new(), lanes: self.lanes };
+        let layouts = layout::Layouts { of: Vec::new(), lanes: self.lanes, copied: FxHashMap::default() };
         let bytes = layouts.elements_of(&ty.shape, layout) * Dim::from(ty.dtype.size());
         self.buffer(place, ty.dtype, bytes, ty.bytes())
     }

@@ -57,6 +57,26 @@ impl Scope<'_> {
         width
     }
 
+    /// [`Scope::neighbours`] along the axes from `first` on, counted as one, row-major.
+    pub fn run(&self, id: NodeId, first: usize, limit: i64) -> i64 {
+        let shape = &self.graph.tensor_type(id).shape;
+        let Some(lie) = self.lie(id).filter(|lie| self.stored.is_aligned(lie.source)) else { return 1 };
+        let mut count = Dim::ONE;
+        for axis in (first..shape.rank()).rev().filter(|axis| !shape[*axis].is(1)) {
+            if lie.strides[axis] != count {
+                return 1;
+            }
+            count = count * shape[axis].clone();
+        }
+        let others = (0..first).filter(|axis| !shape[*axis].is(1)).map(|axis| &lie.strides[axis]);
+        let all: SmallVec<[&Dim; 8]> = others.chain([&lie.offset, &count]).collect();
+        let mut width = if count.is(1) { 1 } else { limit };
+        while width > 1 && !all.iter().all(|dim| dim.modulo(&Dim::from(width)).is(0)) {
+            width /= 2;
+        }
+        width
+    }
+
     /// The buffer that holds a value, and the index there of its element at `index`; `None` where it is computed.
     pub fn place(&mut self, id: NodeId, index: &[Expr]) -> Option<(Memory, Expr)> {
         let lie = self.lie(id)?;

@@ -49,7 +49,15 @@ pub struct Side {
     threads: i64,
 }
 
-/// What a thread copies in every stage: a place of the side, and where in the stage it goes.
+/// What a thread copies in every stage.
+pub enum Places {
+    /// Few, worked out once.
+    Each(Vec<Place>),
+    /// Many: a loop of passes works them out.
+    Passes(Box<Passes>),
+}
+
+/// A place of the side, and where in the stage it goes.
 pub struct Place {
     index: Index,
     guard: Option<Expr>,
@@ -57,6 +65,22 @@ pub struct Place {
     term: Expr,
     to: Expr,
 }
+
+/// Lines of a stage, so many after each other a pass.
+pub struct Passes {
+    count: i64,
+    lines: i64,
+    /// The place in a line, the same in every pass, and the line of the first.
+    near: Expr,
+    far: Expr,
+    /// First row, or column, of the tile.
+    first: Expr,
+    /// Where lines are terms: the row's, or column's, index and bounds.
+    own: Option<(Index, Option<Expr>)>,
+}
+
+/// Places that are worked out once.
+const FEW: i64 = 4;
 
 impl Side {
     /// A side of a problem, with shared memory for its stages.
@@ -124,30 +148,45 @@ impl Side {
     }
 
     /// What a thread copies of the rows (or columns) from `first`.
-    pub fn places(&self, scope: &mut Scope, product: &Product, first: &Expr, thread: &Expr) -> Vec<Place> {
-        let lines = self.extent * self.step / self.line();
+    pub fn places(&self, scope: &mut Scope, product: &Product, first: &Expr, thread: &Expr) -> Places {
         let near_count = self.line() / self.width;
-        let per_pass = self.threads / near_count;
+        let lines = self.threads / near_count;
+        let count = self.extent * self.step / self.line() / lines;
         let near = scope.k.bind(thread % near_count * self.width);
         let far = scope.k.bind(thread / near_count);
-        let mut places = Vec::new();
-        for pass in 0..lines / per_pass {
-            let line = scope.k.bind(&far + pass * per_pass);
-            let (own, term) = if self.along_terms { (&line, &near) } else { (&near, &line) };
-            let at = scope.k.bind(first + own);
-            let extents = self.extents(product);
-            let guard = extents.guard(&at, self.extent).map(|guard| scope.k.bind(guard));
-            let index = extents.index(scope, at);
-            // the same for every pass, where passes are whole groups of lines
-            let group = if self.parts_bytes() { 16 } else { 8 };
-            let within = if per_pass % group == 0 { &far } else { &line };
-            let to = match self.pitch {
-                Some(pitch) => term * pitch + own,
-                None => self.chunk_at(line.clone(), within, &near / self.chunk) + &near % self.chunk,
-            };
-            places.push(Place { index, guard, term: term.clone(), to: scope.k.bind(to) });
+        if count > FEW {
+            let own = (!self.along_terms).then(|| self.own(scope, product, first, &near));
+            return Places::Passes(Box::new(Passes { count, lines, near, far, first: first.clone(), own }));
         }
-        places
+        let place = |pass: i64| {
+            let line = scope.k.bind(&far + pass * lines);
+            let (own, term) = if self.along_terms { (&line, &near) } else { (&near, &line) };
+            let (index, guard) = self.own(scope, product, first, own);
+            let to = self.to(&near, &far, &line, lines);
+            Place { index, guard, term: term.clone(), to: scope.k.bind(to) }
+        };
+        Places::Each((0..count).map(place).collect())
+    }
+
+    /// Index and bounds of a row (or column) of the tile from `first`.
+    fn own(&self, scope: &mut Scope, product: &Product, first: &Expr, own: &Expr) -> (Index, Option<Expr>) {
+        let at = scope.k.bind(first + own);
+        let extents = self.extents(product);
+        let guard = extents.guard(&at, self.extent).map(|guard| scope.k.bind(guard));
+        (extents.index(scope, at), guard)
+    }
+
+    /// Where in a stage an element goes, of a line and of the place `near` in it; passes have so many `lines`, of which the
+    /// thread's first is `far`.
+    fn to(&self, near: &Expr, far: &Expr, line: &Expr, lines: i64) -> Expr {
+        let (own, term) = if self.along_terms { (line, near) } else { (near, line) };
+        if let Some(pitch) = self.pitch {
+            return term * pitch + own;
+        }
+        // the same for every pass, where passes are whole groups of lines
+        let group = if self.parts_bytes() { 16 } else { 8 };
+        let within = if lines % group == 0 { far } else { line };
+        self.chunk_at(line.clone(), within, near / self.chunk) + near % self.chunk
     }
 
     /// Brings a step of the sum into a stage, which begins at an element of the tile.
@@ -156,33 +195,64 @@ impl Side {
         scope: &mut Scope,
         product: &Product,
         batch: &[Expr],
-        places: &[Place],
+        places: &Places,
         stage: &Expr,
         step: &Expr,
     ) {
-        // rows of the same term share its indices
-        let mut terms: Vec<(&Expr, (Index, Option<Expr>))> = Vec::new();
-        for place in places {
-            let known = terms.iter().find(|(term, _)| **term == place.term).map(|(_, found)| found.clone());
-            let (sum, guard) = known.unwrap_or_else(|| {
-                let found = product.term(scope, step, &place.term);
-                terms.push((&place.term, found.clone()));
-                found
-            });
-            let inside = both(place.guard.clone(), guard);
-            let to = stage + &place.to;
-            let problem = product.problem;
-            let source = self.is_async.then(|| problem.source(scope, self.which, batch, &place.index, &sum));
-            match source.flatten() {
-                Some((memory, from, place)) => {
-                    let inside = both(inside, place);
-                    scope.k.align_buffer(memory, (16 * self.width / self.chunk) as u32);
-                    scope.k.copy_async((self.tile, to), (memory, from), self.width as u32, inside);
+        match places {
+            Places::Each(places) => {
+                // rows of the same term share its indices
+                let mut terms: Vec<(&Expr, (Index, Option<Expr>))> = Vec::new();
+                for place in places {
+                    let known = terms.iter().find(|(term, _)| **term == place.term).map(|(_, found)| found.clone());
+                    let (sum, guard) = known.unwrap_or_else(|| {
+                        let found = product.term(scope, step, &place.term);
+                        terms.push((&place.term, found.clone()));
+                        found
+                    });
+                    let inside = both(place.guard.clone(), guard);
+                    self.copy(scope, product.problem, batch, (&place.index, &sum), inside, stage + &place.to);
                 }
-                None => {
-                    let value = problem.element(scope, self.which, batch, &place.index, &sum, inside);
-                    scope.k.store(self.tile, to, value);
-                }
+            }
+            Places::Passes(passes) => {
+                let near = self.along_terms.then(|| product.term(scope, step, &passes.near));
+                scope.for_(Expr::int(0), Expr::int(passes.count), LoopKind::Unroll, |scope, pass| {
+                    let line = scope.k.bind(pass * passes.lines + &passes.far);
+                    let (index, bound) = match &passes.own {
+                        Some(own) => own.clone(),
+                        None => self.own(scope, product, &passes.first, &line),
+                    };
+                    let (sum, guard) = match near {
+                        Some(near) => near,
+                        None => product.term(scope, step, &line),
+                    };
+                    let to = self.to(&passes.near, &passes.far, &line, passes.lines);
+                    self.copy(scope, product.problem, batch, (&index, &sum), both(bound, guard), stage + to);
+                });
+            }
+        }
+    }
+
+    /// Copies what lies side by side from an index of the side and of the sum to a place of the stages.
+    fn copy(
+        &self,
+        scope: &mut Scope,
+        problem: &Problem,
+        batch: &[Expr],
+        (index, sum): (&Index, &Index),
+        inside: Option<Expr>,
+        to: Expr,
+    ) {
+        let source = self.is_async.then(|| problem.source(scope, self.which, batch, index, sum));
+        match source.flatten() {
+            Some((memory, from, place)) => {
+                let inside = both(inside, place);
+                scope.k.align_buffer(memory, (16 * self.width / self.chunk) as u32);
+                scope.k.copy_async((self.tile, to), (memory, from), self.width as u32, inside);
+            }
+            None => {
+                let value = problem.element(scope, self.which, batch, index, sum, inside);
+                scope.k.store(self.tile, to, value);
             }
         }
     }

@@ -58,7 +58,7 @@ pub fn both(a: Option<Expr>, b: Option<Expr>) -> Option<Expr> {
 
 /// Whether a convolution has groups of so few channels that of any tile most would be padding: depthwise ones. A thread then
 /// sums an element.
-fn few_channels(graph: &Graph, id: NodeId) -> bool {
+pub fn few_channels(graph: &Graph, id: NodeId) -> bool {
     let node = graph.node(id);
     let Op::Conv(conv) = anchor(&node.op) else { return false };
     let weights = match conv.form {

@@ -5,7 +5,7 @@ use egret_ir::{DType, Op};
 use smallvec::SmallVec;
 
 use super::contract::{Extent, both};
-use super::problem::{Index, Problem};
+use super::problem::{Index, Problem, Which};
 use super::{row_stage, written};
 use crate::kernel::{Expr, LoopKind, Memory, Space};
 use crate::schedule::row::results;
@@ -144,7 +144,7 @@ impl Product<'_> {
             let inside = both(self.rows.guard(&row, TILE), self.sums.guard(&sum, STEP));
             let row = scope.unflatten(row, &self.rows.parts);
             let sum = scope.unflatten(sum, &self.sums.parts);
-            let value = self.problem.left(scope, &block.batch, &row, &sum, inside);
+            let value = self.problem.element(scope, Which::Left, &block.batch, &row, &sum, inside);
             self.widened(scope, value)
         });
     }
@@ -155,7 +155,7 @@ impl Product<'_> {
             let inside = both(self.columns.guard(&column, TILE), self.sums.guard(&sum, STEP));
             let column = scope.unflatten(column, &self.columns.parts);
             let sum = scope.unflatten(sum, &self.sums.parts);
-            let value = self.problem.right(scope, &block.batch, &sum, &column, inside);
+            let value = self.problem.element(scope, Which::Right, &block.batch, &column, &sum, inside);
             self.widened(scope, value)
         });
     }

@@ -11,6 +11,7 @@ pub mod contract;
 pub mod cumulative;
 pub mod fma;
 mod found;
+mod image;
 pub mod map;
 pub mod matrix;
 pub mod problem;
@@ -24,6 +25,7 @@ pub mod sort;
 mod store;
 mod suppress;
 pub mod tiles;
+mod turn;
 
 use egret_ir::{Diagnostic, Dim, Graph, NodeId, Op};
 use egret_program::DeviceDescription;
@@ -110,6 +112,7 @@ pub fn generate(graph: &Graph, stored: &dyn Stored, group: &Group, target: &Targ
     };
     let mut scope = Scope::on_gpu(graph, stored, exact, threads);
     match group.family {
+        Family::Map if turn::is_turned(graph, stored, id) => turn::build(&mut scope, id),
         Family::Map => {
             super::map::build_all(&mut scope, &group.maps());
         }

@@ -19,6 +19,9 @@ const STEP_BYTES: i64 = 64;
 const REGISTERS: i64 = 128;
 /// Nanoseconds from a copy's start to its arrival when it comes from the second cache.
 const LATENCY: f64 = 600.0;
+/// Operations of a thread that brings what lies side by side into shared memory: its place, its bounds, a copy; and where
+/// the term, or the column, is divided into channel and taps for it.
+const BRINGS: (f64, f64) = (12.0, 40.0);
 /// Rows and columns of a thread that multiplies by itself.
 pub const OWN: i64 = 8;
 /// Its block: rows, columns, terms of a stage, stages.
@@ -126,6 +129,24 @@ pub struct Extents {
     pub sums: i64,
 }
 
+impl Extents {
+    /// Whether of a matrix of 16 × 8 most would be padding.
+    pub fn is_thin(&self) -> bool {
+        self.rows < 8 || self.columns < 8
+    }
+}
+
+/// How tensor cores multiply floats; `None`: they do not.
+pub fn matrix_kind(dtype: DType, products: F32Products) -> Option<MatrixKind> {
+    match (dtype, products) {
+        (DType::F16, _) => Some(MatrixKind::F16),
+        (DType::BF16, _) => Some(MatrixKind::BF16),
+        (DType::F32, F32Products::Tf32) => Some(MatrixKind::Tf32),
+        (DType::F32, F32Products::Tf32x3) => Some(MatrixKind::Tf32x3),
+        _ => None,
+    }
+}
+
 impl fmt::Display for Tiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Tiles { engine, rows, columns, step, warp_rows, stages, splits, band } = self;
@@ -144,8 +165,27 @@ struct Facts {
     /// Bytes of an element.
     size: usize,
     extents: Extents,
+    /// What the sides ask of tiles.
+    sides: Sides,
+}
+
+/// How the sides of a product lie, as far as tiles depend on it.
+#[derive(Clone, Copy, Debug)]
+pub struct Sides {
     /// Rows and columns that a tile has at least.
-    least: (i64, i64),
+    pub least: (i64, i64),
+    /// Elements of the left and of the right side that are brought at once.
+    pub widths: (i64, i64),
+    /// Whether a place of them is divided into channel and taps.
+    pub divided: (bool, bool),
+}
+
+impl Sides {
+    /// Sides that are brought by 16 bytes, of elements of `size`.
+    pub fn whole(size: usize) -> Sides {
+        let width = 16 / size as i64;
+        Sides { least: (0, 0), widths: (width, width), divided: (false, false) }
+    }
 }
 
 impl Facts {
@@ -159,21 +199,18 @@ impl Facts {
             DType::U8 => Some(false),
             _ => None,
         };
-        let kind = match (dtypes[0], target.products) {
-            (DType::I8 | DType::U8, _) if problem.is_wide(scope) => {
+        let kind = match dtypes[0] {
+            DType::I8 | DType::U8 if problem.is_wide(scope) => {
                 Some(MatrixKind::Int8 { signed: [signed(Which::Left)?, signed(Which::Right)?] })
             }
-            (DType::F16, _) => Some(MatrixKind::F16),
-            (DType::BF16, _) => Some(MatrixKind::BF16),
-            (DType::F32, F32Products::Tf32) if !target.exact => Some(MatrixKind::Tf32),
-            (DType::F32, F32Products::Tf32x3) if !target.exact => Some(MatrixKind::Tf32x3),
-            (DType::F32, _) => None,
+            DType::F32 if target.exact => None,
+            DType::F32 | DType::F16 | DType::BF16 => matrix_kind(dtypes[0], target.products),
             _ => return None,
         };
         // a row operator needs whole rows of results, which the other engine has
         let whole_rows = matches!(&node.op, Op::Fused(fused) if fused.rows.is_some());
         let alike = dtypes[0] == dtypes[1] || problem.is_wide(scope);
-        if !alike || whole_rows || kind.is_some() && !problem.has_neighbours() {
+        if !alike || whole_rows {
             return None;
         }
         let extent = |parts: &[Dim]| expected(&parts.iter().fold(Dim::ONE, |n, d| n * d.clone())).max(1);
@@ -183,19 +220,24 @@ impl Facts {
             columns: extent(&problem.columns),
             sums: extent(&problem.sums),
         };
-        // of a matrix of 16 × 8 most would be padding
-        let wasted = extents.rows < 8 || extents.columns < 8;
-        if kind.is_some() && wasted {
+        if kind.is_some() && extents.is_thin() {
             return None;
         }
-        let least = kind.map_or((0, 0), |kind| least(scope, problem, kind));
-        Some(Facts { kind, size: dtypes[0].size(), extents, least })
+        let size = dtypes[0].size();
+        let width = |which| problem.neighbours(scope, which, 16 / size as i64).1;
+        let divided = |which| problem.is_divided(which, step(size));
+        let sides = Sides {
+            least: kind.map_or((0, 0), |kind| least(scope, problem, kind)),
+            widths: (width(Which::Left), width(Which::Right)),
+            divided: (divided(Which::Left), divided(Which::Right)),
+        };
+        Some(Facts { kind, size, extents, sides })
     }
 
     fn choose(&self, device: &DeviceDescription) -> Option<Tiles> {
         let tiles = match self.kind {
             None => multiply_adds(self.extents, device)?,
-            Some(kind) => best(kind, self.size, self.extents, self.least, device),
+            Some(kind) => best(kind, self.size, self.extents, self.sides, device),
         };
         Some(self.banded(tiles, device))
     }
@@ -219,10 +261,11 @@ pub fn ranked(scope: &Scope, problem: &Problem, target: &Target) -> Vec<Option<T
     let mut others: Vec<Option<Tiles>> = match facts.kind {
         None => std::iter::once(None).chain(fma_tiles(facts.extents).map(Some)).collect(),
         Some(kind) => {
-            let mut timed: Vec<(f64, Tiles)> = tensor_tiles(kind, facts.size, facts.extents, facts.least, &STAGES)
-                .filter(|tiles| tiles.shared_bytes(facts.size) <= i64::from(device.block_limits().0))
-                .map(|tiles| (time(&tiles, facts.size, facts.extents, device), tiles))
-                .collect();
+            let mut timed: Vec<(f64, Tiles)> =
+                tensor_tiles(kind, facts.size, facts.extents, facts.sides.least, &STAGES)
+                    .filter(|tiles| tiles.shared_bytes(facts.size) <= i64::from(device.block_limits().0))
+                    .map(|tiles| (time(&tiles, facts.size, facts.extents, &facts.sides, device), tiles))
+                    .collect();
             timed.sort_by(|(a, _), (b, _)| a.total_cmp(b));
             timed.into_iter().map(|(_, tiles)| Some(tiles)).collect()
         }
@@ -313,7 +356,7 @@ fn tensor_tiles(
     least: (i64, i64),
     stages: &[i64],
 ) -> impl Iterator<Item = Tiles> {
-    let step = STEP_BYTES / size as i64;
+    let step = step(size);
     let steps = (extents.sums + step - 1) / step;
     let splits = move || (0..).map(|n| 1 << n).take_while(move |s| *s <= MAX_SPLITS && (*s == 1 || steps / *s >= 4));
     let sides = CANDIDATES.into_iter().filter(move |(m, n, _)| *m >= least.0 && *n >= least.1);
@@ -334,12 +377,17 @@ fn tensor_tiles(
     })
 }
 
+/// Terms of a stage, of elements of `size` bytes.
+pub fn step(size: usize) -> i64 {
+    STEP_BYTES / size as i64
+}
+
 /// The fastest schedule by [`time`], of tiles of at least so many rows and columns.
-pub fn best(kind: MatrixKind, size: usize, extents: Extents, least: (i64, i64), device: &DeviceDescription) -> Tiles {
-    let step = STEP_BYTES / size as i64;
+pub fn best(kind: MatrixKind, size: usize, extents: Extents, sides: Sides, device: &DeviceDescription) -> Tiles {
+    let step = step(size);
     let mut found: Option<(f64, Tiles)> = None;
-    for tiles in tensor_tiles(kind, size, extents, least, &STAGES[..1]) {
-        let time = time(&tiles, size, extents, device);
+    for tiles in tensor_tiles(kind, size, extents, sides.least, &STAGES[..1]) {
+        let time = time(&tiles, size, extents, &sides, device);
         if found.is_none_or(|(best, _)| time < best) {
             found = Some((time, tiles));
         }
@@ -349,9 +397,10 @@ pub fn best(kind: MatrixKind, size: usize, extents: Extents, least: (i64, i64), 
     found.map_or(any, |(_, tiles)| tiles)
 }
 
-/// Modelled nanoseconds: waves of blocks, each as long as its products, its copies from the second cache, or the latency
-/// of these, whichever is the longest; and the parts of a split sum, written and read, with a launch.
-fn time(tiles: &Tiles, size: usize, extents: Extents, device: &DeviceDescription) -> f64 {
+/// Modelled nanoseconds: waves of blocks, each as long as its products, its copies from the second cache, what its threads
+/// do to bring these, or their latency, whichever is the longest; and the parts of a split sum, written and read, with a
+/// launch. What comes in less than four bytes at once is waited for in every step.
+pub fn time(tiles: &Tiles, size: usize, extents: Extents, sides: &Sides, device: &DeviceDescription) -> f64 {
     let ceil = |a: i64, b: i64| (a + b - 1) / b;
     let cores = i64::from(device.cores.max(1));
     let (_, _, rate) = device.block_limits();
@@ -364,14 +413,23 @@ fn time(tiles: &Tiles, size: usize, extents: Extents, device: &DeviceDescription
     let slower = tiles.engine.slower(device);
     let products = 2.0 * rows * columns * step * steps * active * slower / rate;
     let copies = (rows + columns) * step * size as f64 * steps * active * cores as f64 / device.cache_gbps;
-    let latency = LATENCY * steps / (tiles.stages - 1) as f64;
+    let bring = |extent: f64, width: i64, divided: bool| {
+        extent / width.max(1) as f64 * if divided { BRINGS.1 } else { BRINGS.0 }
+    };
+    let brought = bring(rows, sides.widths.0, sides.divided.0) + bring(columns, sides.widths.1, sides.divided.1);
+    // a multiply-add counts as two
+    let threads = brought * step * steps * active / (device.core_gflops / 2.0);
+    let latency = match sides.widths.0.min(sides.widths.1) * size as i64 {
+        ..4 => LATENCY * steps + products / active,
+        _ => LATENCY * steps / (tiles.stages - 1) as f64,
+    };
     let parts = if tiles.splits > 1 {
         let elements = (extents.batch * extents.rows * extents.columns) as f64;
         2.0 * 4.0 * elements * tiles.splits as f64 / device.memory_gbps + 1e3 * device.launch_us
     } else {
         0.0
     };
-    waves * products.max(copies).max(latency) + parts
+    waves * products.max(copies).max(threads).max(latency) + parts
 }
 
 #[cfg(test)]
@@ -380,7 +438,7 @@ mod tests {
 
     fn of(batch: i64, rows: i64, columns: i64, sums: i64, device: &str) -> Tiles {
         let device = DeviceDescription::named(device).unwrap();
-        best(MatrixKind::BF16, 2, Extents { batch, rows, columns, sums }, (0, 0), &device)
+        best(MatrixKind::BF16, 2, Extents { batch, rows, columns, sums }, Sides::whole(2), &device)
     }
 
     #[test]
@@ -408,7 +466,7 @@ mod tests {
         let device = DeviceDescription::named("a100").unwrap();
         let banded = |n: i64| {
             let extents = Extents { batch: 1, rows: n, columns: n, sums: 4096 };
-            band(&best(MatrixKind::BF16, 2, extents, (0, 0), &device), 2, extents, &device)
+            band(&best(MatrixKind::BF16, 2, extents, Sides::whole(2), &device), 2, extents, &device)
         };
         assert!(banded(8192) >= 8);
         // all blocks run at once
@@ -420,7 +478,9 @@ mod tests {
         let device = DeviceDescription::named("a100").unwrap();
         let extents = Extents { batch: 1, rows: 1024, columns: 1024, sums: 1024 };
         let choices: Vec<Tiles> = [8, 32, 108, 400]
-            .map(|cores| best(MatrixKind::BF16, 2, extents, (0, 0), &DeviceDescription { cores, ..device.clone() }))
+            .map(|cores| {
+                best(MatrixKind::BF16, 2, extents, Sides::whole(2), &DeviceDescription { cores, ..device.clone() })
+            })
             .to_vec();
         assert!(choices.windows(2).any(|pair| pair[0] != pair[1]), "{choices:?}");
     }
