@@ -1,6 +1,6 @@
 //! What `scripts/gpu-check` measures: products, convolutions of ResNet-50, attention and its gradient, what memory bounds,
-//! whole models and training steps, a line of JSON each. On the GPU that `EGRET_TEST_GPU` numbers; `EGRET_BENCH_QUICK=1`
-//! takes small sizes.
+//! whole models and training steps, a line of JSON each. On the GPU that `EGRET_TEST_GPU` numbers, or a
+//! simulated one of the description that it names, whose times are modelled; `EGRET_BENCH_QUICK=1` takes small sizes.
 
 mod support {
     pub mod drawn;
@@ -16,7 +16,7 @@ use egret_ir::{Bindings, DType, Dim, Graph, Literal, Op, Shape, Tensor, TensorTy
 use egret_program::{DeviceDescription, Program};
 use egret_runtime::cuda::{Cache, Device, Executable, LoadOptions, State};
 use support::drawn::drawn;
-use support::steps::{cnn_training_step, transformer};
+use support::steps::cnn_training_step;
 
 /// Runs before times count, and that count.
 const WARM_UP: usize = 3;
@@ -117,25 +117,58 @@ fn bound_by_memory(quick: bool) -> Vec<Case> {
     all
 }
 
-fn leaf<'t>(t: &Tracer<'t>, name: String, shape: &[i64]) -> Var<'t> {
-    let shape = shape.iter().map(|n| *n as usize).collect();
-    t.param(&name, Weight::Fill { value: Literal::float(0.01, DType::BF16), shape })
+/// Weights of a model, and of one that is trained its states.
+struct Leaves<'a, 't> {
+    t: &'a Tracer<'t>,
+    trained: Option<Vec<Var<'t>>>,
 }
 
-fn project<'t>(t: &Tracer<'t>, name: String, x: Var<'t>, from: i64, to: i64) -> Var<'t> {
-    x.matmul(leaf(t, name.clone(), &[from, to])) + leaf(t, format!("{name}.b"), &[to])
+impl<'a, 't> Leaves<'a, 't> {
+    fn new(t: &'a Tracer<'t>, train: bool) -> Leaves<'a, 't> {
+        Leaves { t, trained: train.then(Vec::new) }
+    }
+
+    fn leaf(&mut self, name: &str, shape: &[i64]) -> Var<'t> {
+        let shape = shape.iter().map(|n| *n as usize).collect();
+        let weight = Weight::Fill { value: Literal::float(0.01, DType::BF16), shape };
+        let Some(trained) = &mut self.trained else { return self.t.param(name, weight) };
+        let var = self.t.state(name, weight);
+        trained.push(var);
+        var
+    }
+
+    fn project(&mut self, name: &str, x: Var<'t>, from: i64, to: i64) -> Var<'t> {
+        x.matmul(self.leaf(name, &[from, to])) + self.leaf(&format!("{name}.b"), &[to])
+    }
+
+    /// A convolution between channels, with a window of some extent and a stride, and its bias.
+    fn convolve(&mut self, name: &str, x: Var<'t>, [from, to, window, stride]: [i64; 4]) -> Var<'t> {
+        let filters = self.leaf(name, &[to, from, window, window]);
+        x.conv2d(filters, [stride; 2], [window / 2; 2]) + self.leaf(&format!("{name}.b"), &[to, 1, 1])
+    }
+
+    /// The result, or of what is trained the loss: the mean square of that, and a step of descent.
+    fn finish(self, y: Var<'t>) -> Var<'t> {
+        let Some(trained) = self.trained else { return y };
+        let y = y.cast(DType::F32);
+        let loss = (y * y).mean();
+        let gradients = self.t.grad(loss, &trained);
+        trained.iter().zip(gradients).for_each(|(leaf, by)| self.t.update(*leaf, *leaf - by * 0.01));
+        loss
+    }
 }
 
-/// A pre-norm transformer of BERT's or GPT-2's form without its embedding.
-fn encoder(causal: bool, [layers, width, heads, batch, length]: [i64; 5]) -> Case {
+/// A pre-norm transformer of BERT's or GPT-2's form without its embedding, or its training step.
+fn encoder(causal: bool, train: bool, [layers, width, heads, batch, length]: [i64; 5]) -> Case {
     let dtype = DType::BF16;
     let graph = trace(|t: &Tracer<'_>| {
+        let mut all = Leaves::new(t, train);
         let mut x = t.input("x", of(dtype, &[batch, length, width]));
         for layer in 0..layers {
-            let normed = x.layer_norm(-1, 1e-5) * leaf(t, format!("{layer}.a"), &[width]);
+            let normed = x.layer_norm(-1, 1e-5) * all.leaf(&format!("{layer}.a"), &[width]);
             let heads_of = |name: &str| {
                 let split: Shape = [batch, length, heads, width / heads].into();
-                project(t, format!("{layer}.{name}"), normed, width, width).reshape(split).transpose(&[0, 2, 1, 3])
+                all.project(&format!("{layer}.{name}"), normed, width, width).reshape(split).transpose(&[0, 2, 1, 3])
             };
             let [q, k, v] = ["q", "k", "v"].map(heads_of);
             let mut scores = q.matmul(k.transpose(&[0, 1, 3, 2])) * (heads as f64 / width as f64).sqrt();
@@ -147,27 +180,59 @@ fn encoder(causal: bool, [layers, width, heads, batch, length]: [i64; 5]) -> Cas
             }
             let mixed = scores.softmax(-1).matmul(v).transpose(&[0, 2, 1, 3]);
             let joined: Shape = [batch, length, width].into();
-            x = x + project(t, format!("{layer}.o"), mixed.reshape(joined), width, width);
-            let normed = x.layer_norm(-1, 1e-5) * leaf(t, format!("{layer}.c"), &[width]);
-            let up = project(t, format!("{layer}.up"), normed, width, 4 * width).gelu();
-            x = x + project(t, format!("{layer}.down"), up, 4 * width, width);
+            x = x + all.project(&format!("{layer}.o"), mixed.reshape(joined), width, width);
+            let normed = x.layer_norm(-1, 1e-5) * all.leaf(&format!("{layer}.c"), &[width]);
+            let up = all.project(&format!("{layer}.up"), normed, width, 4 * width).gelu();
+            x = x + all.project(&format!("{layer}.down"), up, 4 * width, width);
         }
-        x
+        all.finish(x)
     });
-    let kind = if causal { "gpt2" } else { "bert" };
+    let kind = match (causal, train) {
+        (false, _) => "bert",
+        (true, false) => "gpt2",
+        (true, true) => "train_gpt2",
+    };
     case(format!("{kind} bf16 {layers} {width} {heads} {batch} {length}"), graph)
+}
+
+/// A residual network of bottlenecks, as ResNet-50 is one whose norms are in its weights: images, channels of the first
+/// convolution, extent of an image, blocks of each stage.
+fn residual([batch, width, extent]: [i64; 3], blocks: [i64; 4]) -> Case {
+    let graph = trace(|t: &Tracer<'_>| {
+        let mut all = Leaves::new(t, false);
+        let x = t.input("x", of(DType::BF16, &[batch, 3, extent, extent]));
+        let mut x = all.convolve("stem", x, [3, width, 7, 2]).relu().max_pool(&[3, 3], &[2, 2], &[1, 1]);
+        let mut from = width;
+        for (stage, count) in blocks.into_iter().enumerate() {
+            let inner = width << stage;
+            for block in 0..count {
+                let name = |part: &str| format!("{stage}.{block}.{part}");
+                let stride = if stage > 0 && block == 0 { 2 } else { 1 };
+                let y = all.convolve(&name("a"), x, [from, inner, 1, 1]).relu();
+                let y = all.convolve(&name("b"), y, [inner, inner, 3, stride]).relu();
+                let y = all.convolve(&name("c"), y, [inner, 4 * inner, 1, 1]);
+                let own = if block == 0 { all.convolve(&name("d"), x, [from, 4 * inner, 1, stride]) } else { x };
+                x = (y + own).relu();
+                from = 4 * inner;
+            }
+        }
+        let y = all.project("head", x.reduce_mean(&[2, 3], false), from, 1000);
+        all.finish(y)
+    });
+    let [a, b, c, d] = blocks;
+    case(format!("resnet bf16 {batch} {width} {extent} {a} {b} {c} {d}"), graph)
 }
 
 fn cases(quick: bool) -> Vec<Case> {
     let sizes = if quick { [1, 64, 2, 1, 32] } else { [12, 768, 12, 8, 512] };
     let parts = [products(quick), convolutions(quick), attention(quick), bound_by_memory(quick)];
     let mut all: Vec<Case> = parts.into_iter().flatten().collect();
-    all.extend([encoder(false, sizes), encoder(true, sizes)]);
-    let layers = if quick { 1 } else { 6 };
-    all.push(case("training step of a transformer".into(), Ok(transformer(layers, true))));
-    if !quick {
-        all.push(case("training step of a cnn".into(), Ok(cnn_training_step())));
-    }
+    all.push(match quick {
+        true => residual([1, 8, 32], [1, 1, 1, 1]),
+        false => residual([32, 64, 224], [3, 4, 6, 3]),
+    });
+    all.extend([encoder(false, false, sizes), encoder(true, false, sizes), encoder(true, true, sizes)]);
+    all.push(case("train_cnn f32 64".into(), Ok(cnn_training_step())));
     all
 }
 
@@ -179,6 +244,23 @@ fn program(case: &Case, device: &DeviceDescription) -> Program {
 fn median(mut times: Vec<f64>) -> f64 {
     times.sort_by(f64::total_cmp);
     times[times.len() / 2]
+}
+
+/// Elements of a product that are computed again.
+const SAMPLED: usize = 256;
+
+/// The greatest error of sampled elements of `x · y`, as a share of the sum of the terms' magnitudes.
+fn error(x: &Tensor, y: &Tensor, product: &Tensor) -> f64 {
+    let (n, k) = (y.shape()[1], y.shape()[0]);
+    let at = |tensor: &Tensor, i: usize| tensor.get(i).as_f64();
+    let all = product.elements();
+    let sampled = (0..SAMPLED).map(|i| i * (all / SAMPLED).max(1) + i * 31 % n).map(|i| i % all);
+    let errors = sampled.map(|i| {
+        let terms = (0..k).map(|l| at(x, i / n * k + l) * at(y, l * n + i % n));
+        let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + f64::abs(term)));
+        (at(product, i) - sum).abs() / f64::max(size, f64::MIN_POSITIVE)
+    });
+    errors.fold(0.0, f64::max)
 }
 
 /// Runs a case and tells its line.
@@ -211,6 +293,13 @@ fn measure(case: &Case, device: &Arc<Device>, runs: usize) -> String {
         session.run(&given).unwrap_or_else(|e| panic!("{}: {e}", case.name));
         started.elapsed().as_secs_f64() * 1e3
     };
+    let outputs = session.run(&given).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    let error = if case.name.starts_with("product") {
+        let y = outputs.at(0).expect("a product").to_tensor();
+        format!(", \"error\": {:e}", error(&inputs[0].1, &inputs[1].1, &y))
+    } else {
+        String::new()
+    };
     for _ in 0..WARM_UP {
         run(&mut session);
     }
@@ -226,7 +315,7 @@ fn measure(case: &Case, device: &Arc<Device>, runs: usize) -> String {
     );
     format!(
         "{{\"name\": \"{}\", \"kernel_ms\": {kernel_ms:.6}, \"run_ms\": {run_ms:.6}, \"load_ms\": {load_ms:.1}, \
-         \"kernels\": {kernels}, \"flops\": {flops:e}, \"bytes\": {bytes:e}}}",
+         \"kernels\": {kernels}, \"flops\": {flops:e}, \"bytes\": {bytes:e}{error}}}",
         case.name
     )
 }
@@ -234,8 +323,12 @@ fn measure(case: &Case, device: &Arc<Device>, runs: usize) -> String {
 #[test]
 #[ignore = "needs a GPU, and tells times"]
 fn benchmarks() {
-    let number = std::env::var("EGRET_TEST_GPU").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
-    let device = Device::open(number).unwrap_or_else(|e| panic!("{e}"));
+    let named = std::env::var("EGRET_TEST_GPU").unwrap_or("0".into());
+    let device = match named.parse() {
+        Ok(number) => Device::open(number).unwrap_or_else(|e| panic!("{e}")),
+        Err(_) => Device::simulated(&DeviceDescription::named(&named).unwrap_or_else(|e| panic!("{e}")))
+            .unwrap_or_else(|e| panic!("{e}")),
+    };
     let quick = std::env::var_os("EGRET_BENCH_QUICK").is_some();
     for case in cases(quick) {
         println!("{}", measure(&case, &device, if quick { 3 } else { RUNS }));
