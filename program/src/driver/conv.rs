@@ -21,7 +21,7 @@ pub enum ConvForm {
 pub enum ConvInput {
     /// `[N][C/L][H + 2 halo][W + 2 halo][L]`, the halo and the lanes beyond C being zero.
     Blocked,
-    /// Row-major `[N][C][H][W]` without a halo (first layers; forward, one group).
+    /// Row-major `[N][C][H][W]` without a halo (first layers, one group: forward, and weight gradients without padding).
     Image,
 }
 
