@@ -192,15 +192,17 @@ unsafe fn finish<V: Lanes, const M: usize, const N: usize>(t: &Tile<V::Element>,
             (false, true) => Some((t.partial, t.partial_rows, t.partial_vector)),
             (false, false) => return finish_any::<V, M, N>(t, acc),
         };
-        // whole vectors are stored of what is filled, and partial sums of it are whole vectors too: so halves of vectors are
+        // whole vectors are stored of what is filled, and partial sums of it are whole vectors too: so halves of vectors are,
+        // of which there are kernels where vectors are long
+        let halves = N == 1 && V::LANES * size_of::<V::Element>() == 64;
         let partial = t.last_lanes < V::LANES;
-        if partial && !(N == 1 && t.fill && t.residual.is_null()) || t.first_lane > 0 {
+        if partial && !(halves && t.fill && t.residual.is_null()) || t.first_lane > 0 {
             return finish_any::<V, M, N>(t, acc);
         }
         let upper = t.clamp && t.hi < V::Element::INFINITY;
         match (added, upper) {
-            (None, _) if N == 1 && partial => finish_full::<V, M, N, false, true, true>(t, acc, (t.c, t.c_rows, 0)),
-            (Some(added), _) if N == 1 && partial => finish_full::<V, M, N, true, true, true>(t, acc, added),
+            (None, _) if halves && partial => finish_full::<V, M, N, false, true, true>(t, acc, (t.c, t.c_rows, 0)),
+            (Some(added), _) if halves && partial => finish_full::<V, M, N, true, true, true>(t, acc, added),
             (None, false) => finish_full::<V, M, N, false, false, false>(t, acc, (t.c, t.c_rows, 0)),
             (None, true) => finish_full::<V, M, N, false, true, false>(t, acc, (t.c, t.c_rows, 0)),
             (Some(added), false) => finish_full::<V, M, N, true, false, false>(t, acc, added),
@@ -226,7 +228,7 @@ unsafe fn finish_full<
 ) {
     unsafe {
         let lo = V::splat(if t.clamp { t.lo } else { V::Element::NEG_INFINITY });
-        let hi = V::splat(if t.clamp { t.hi } else { V::Element::INFINITY });
+        let hi = V::splat(if t.clamp || !FILLS { t.hi } else { V::Element::INFINITY });
         let exist = V::range(0, if FILLS { t.last_lanes } else { V::LANES });
         let c_vector = t.c_vector;
         unroll!(J < M, {
