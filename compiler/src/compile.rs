@@ -8,6 +8,7 @@ use egret_program::{DeviceDescription, Program};
 use crate::cost::engine::Winograd;
 use crate::rematerialise::{self, Policy, Rematerialised};
 use crate::rewrite::direct::{Applied, Direct};
+use crate::rewrite::rules::{LOOP_MOTION, SCALED_INTEGERS};
 use crate::rewrite::{Level, Options, RewriteSet, Rewritten};
 use crate::schedule::choice::Schedules;
 use crate::schedule::cuda::F32Products;
@@ -228,7 +229,7 @@ pub fn raise(
         log.extend(again.applied);
         graph = again.graph;
     }
-    if rules.has("loop-motion")
+    if rules.has(LOOP_MOTION)
         && let Some(moved) = raise::move_contractions(&graph, exact)?
     {
         log.follow(&moved.map);
@@ -242,7 +243,7 @@ pub fn raise(
         graph = trimmed.graph;
     }
     if !exact
-        && rules.has("scaled-integers")
+        && rules.has(SCALED_INTEGERS)
         && let Some(made) = raise::multiply_integers(&graph, device)?
     {
         log.follow(&made.map);

@@ -1,6 +1,6 @@
 //! Copies of the rows of a matrix, each of so few elements that a call of `memcpy` would cost more than its work.
 
-use crate::vector::{Lanes, Portable4, Portable8};
+use crate::vector::{Lanes, of_elements};
 use crate::{Element, Isa};
 
 /// `dst[i * dst_row + j] = src[i * src_row + j]` for `i < rows`, `j < cols`; strides in elements.
@@ -64,45 +64,7 @@ unsafe fn some<V: Lanes, const N: usize>(
     }
 }
 
-/// The copies of an element type by instruction set, which the host has.
-macro_rules! by_isa {
-    ($name:ident, $element:ty, $portable:ty, $avx2:ident, $avx512:ident, $neon:ident) => {
-        pub(crate) fn $name(isa: Isa) -> RowsFn<$element> {
-            type To = *mut $element;
-            type From = *const $element;
-            unsafe fn portable(d: To, dr: usize, s: From, sr: usize, rows: usize, cols: usize) {
-                unsafe { rows_of::<$portable>(d, dr, s, sr, rows, cols) }
-            }
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
-            unsafe fn avx2(d: To, dr: usize, s: From, sr: usize, rows: usize, cols: usize) {
-                unsafe { rows_of::<std::arch::x86_64::$avx2>(d, dr, s, sr, rows, cols) }
-            }
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")]
-            unsafe fn avx512(d: To, dr: usize, s: From, sr: usize, rows: usize, cols: usize) {
-                unsafe { rows_of::<std::arch::x86_64::$avx512>(d, dr, s, sr, rows, cols) }
-            }
-            #[cfg(target_arch = "aarch64")]
-            #[target_feature(enable = "neon")]
-            unsafe fn neon(d: To, dr: usize, s: From, sr: usize, rows: usize, cols: usize) {
-                unsafe { rows_of::<crate::vector::$neon>(d, dr, s, sr, rows, cols) }
-            }
-            match isa {
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => avx2,
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => avx512,
-                #[cfg(target_arch = "aarch64")]
-                Isa::Neon => neon,
-                _ => portable,
-            }
-        }
-    };
-}
-
-by_isa!(of_f32, f32, Portable8, __m256, __m512, Neon8);
-by_isa!(of_f64, f64, Portable4, __m256d, __m512d, Neon4);
+of_elements! { RowsFn = rows_of }
 
 #[cfg(test)]
 mod tests {

@@ -1,6 +1,6 @@
 //! Transposition of matrices, by register blocks.
 
-use crate::vector::{Block, Portable4, Portable8};
+use crate::vector::{Block, of_elements};
 use crate::{Element, Isa};
 
 /// `dst[j * dst_row + i] = src[i * src_row + j]` for `i < rows`, `j < cols`; strides in elements.
@@ -67,45 +67,7 @@ unsafe fn blocks<V: Block>(
     }
 }
 
-/// The transpositions of an element type by instruction set, which the host has.
-macro_rules! by_isa {
-    ($name:ident, $element:ty, $portable:ty, $avx2:ident, $avx512:ident, $neon:ident) => {
-        pub(crate) fn $name(isa: Isa) -> TransposeFn<$element> {
-            type To = *mut $element;
-            type From = *const $element;
-            unsafe fn portable(d: To, dr: usize, s: From, sr: usize, rows: usize, cols: usize) {
-                unsafe { blocks::<$portable>(d, dr, s, sr, rows, cols) }
-            }
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
-            unsafe fn avx2(d: To, dr: usize, s: From, sr: usize, rows: usize, cols: usize) {
-                unsafe { blocks::<std::arch::x86_64::$avx2>(d, dr, s, sr, rows, cols) }
-            }
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")]
-            unsafe fn avx512(d: To, dr: usize, s: From, sr: usize, rows: usize, cols: usize) {
-                unsafe { blocks::<std::arch::x86_64::$avx512>(d, dr, s, sr, rows, cols) }
-            }
-            #[cfg(target_arch = "aarch64")]
-            #[target_feature(enable = "neon")]
-            unsafe fn neon(d: To, dr: usize, s: From, sr: usize, rows: usize, cols: usize) {
-                unsafe { blocks::<crate::vector::$neon>(d, dr, s, sr, rows, cols) }
-            }
-            match isa {
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => avx2,
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => avx512,
-                #[cfg(target_arch = "aarch64")]
-                Isa::Neon => neon,
-                _ => portable,
-            }
-        }
-    };
-}
-
-by_isa!(of_f32, f32, Portable8, __m256, __m512, Neon8);
-by_isa!(of_f64, f64, Portable4, __m256d, __m512d, Neon4);
+of_elements! { TransposeFn = blocks }
 
 #[cfg(test)]
 mod tests {

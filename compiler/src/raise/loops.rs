@@ -15,6 +15,7 @@ use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 use crate::rewrite::direct::{self, Builder, Direct};
+use crate::rewrite::rules::LOOP_MOTION;
 
 /// The graph with its loops' contractions moved, or `None` of one without loops; sums over steps are not reassociated if
 /// `exact`.
@@ -32,7 +33,7 @@ pub fn move_contractions(graph: &Graph, exact: bool) -> Result<Option<Direct>, D
         let Op::Scan(scan) = builder.graph().node(tuple).op.clone() else { return None };
         let operands: Vec<NodeId> = builder.graph().node(tuple).operands.to_vec();
         let parts = known.entry(tuple).or_insert_with(|| Loop::new(builder, &scan, operands).ok()?.moved(exact));
-        Some((*parts.as_ref()?.get(index)?, "loop-motion"))
+        Some((*parts.as_ref()?.get(index)?, LOOP_MOTION))
     };
     direct::apply(graph, &[], Vec::new(), &mut hook).map(Some)
 }

@@ -66,6 +66,49 @@ macro_rules! by_isa {
 }
 pub(crate) use by_isa;
 
+/// A move of a matrix for every element type and instruction set: `of_f32(isa)` and `of_f64(isa)`, which the host has,
+/// made of a generic `body::<V>(dst, dst_row, src, src_row, rows, cols)`.
+macro_rules! of_elements {
+    ($function:ident = $body:ident) => {
+        $crate::vector::of_elements! { @of_f32: f32, $function = $body, Portable8, __m256, __m512, Neon8 }
+        $crate::vector::of_elements! { @of_f64: f64, $function = $body, Portable4, __m256d, __m512d, Neon4 }
+    };
+    (@$name:ident: $element:ty, $function:ident = $body:ident, $portable:ident, $avx2:ident, $avx512:ident, $neon:ident) => {
+        pub(crate) fn $name(isa: $crate::Isa) -> $function<$element> {
+            type To = *mut $element;
+            type From = *const $element;
+            unsafe fn portable(d: To, dr: usize, s: From, sr: usize, rows: usize, cols: usize) {
+                unsafe { $body::<$crate::vector::$portable>(d, dr, s, sr, rows, cols) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            unsafe fn avx2(d: To, dr: usize, s: From, sr: usize, rows: usize, cols: usize) {
+                unsafe { $body::<std::arch::x86_64::$avx2>(d, dr, s, sr, rows, cols) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")]
+            unsafe fn avx512(d: To, dr: usize, s: From, sr: usize, rows: usize, cols: usize) {
+                unsafe { $body::<std::arch::x86_64::$avx512>(d, dr, s, sr, rows, cols) }
+            }
+            #[cfg(target_arch = "aarch64")]
+            #[target_feature(enable = "neon")]
+            unsafe fn neon(d: To, dr: usize, s: From, sr: usize, rows: usize, cols: usize) {
+                unsafe { $body::<$crate::vector::$neon>(d, dr, s, sr, rows, cols) }
+            }
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                $crate::Isa::Avx2 => avx2,
+                #[cfg(target_arch = "x86_64")]
+                $crate::Isa::Avx512 => avx512,
+                #[cfg(target_arch = "aarch64")]
+                $crate::Isa::Neon => neon,
+                _ => portable,
+            }
+        }
+    };
+}
+pub(crate) use of_elements;
+
 /// What sums of products need of a vector: of `f32`, of `f64`, or of integers as [`Shorts`] has them.
 pub(crate) trait Lanes: Copy {
     /// What memory holds.

@@ -35,26 +35,27 @@ pub fn hwbench(args: &HwbenchArgs, as_json: bool) -> Result<(), Failure> {
     let levels = levels(l1, l2, l3);
 
     let counts: Vec<usize> = if threads == 1 { vec![1] } else { vec![1, threads] };
-    let sampled = |n: usize, measure: &(dyn Fn(usize) -> Option<f64> + Sync)| {
-        sample::median((0..SAMPLES).map(|_| sample::together(n, measure)))
+    let teams: Vec<Team> = counts.iter().map(|n| Team::new(*n)).collect();
+    let sampled = |team: &Team, measure: &(dyn Fn(usize) -> Option<f64> + Sync)| {
+        sample::median((0..SAMPLES).map(|_| sample::together(team, measure)))
     };
-    let peaks: Vec<f64> = counts.iter().map(|n| sampled(*n, &|_| peak(isa, span))).collect();
+    let peaks: Vec<f64> = teams.iter().map(|team| sampled(team, &|_| peak(isa, span))).collect();
     let mut rates = Vec::with_capacity(levels.len());
     for level in &levels {
         let floats = level.bytes / 4;
-        let read = |n: &usize| {
-            sampled(*n, &|_| {
+        let read = |team: &Team| {
+            sampled(team, &|_| {
                 let data = vec![1f32; floats];
                 read_bandwidth(isa, &data, span)
             })
         };
-        let copied = |n: &usize| {
-            sampled(*n, &|_| {
+        let copied = |team: &Team| {
+            sampled(team, &|_| {
                 let (from, mut to) = (vec![1f32; floats / 2], vec![0f32; floats / 2]);
                 copy_bandwidth(isa, &from, &mut to, span)
             })
         };
-        rates.push((counts.iter().map(read).collect::<Vec<f64>>(), counts.iter().map(copied).collect::<Vec<f64>>()));
+        rates.push((teams.iter().map(read).collect::<Vec<f64>>(), teams.iter().map(copied).collect::<Vec<f64>>()));
     }
     let fork_join = if threads > 1 { fork_join_us(threads) } else { 0.0 };
     // a kernel in turn with the peak: the clock moves; vectors have half as many doubles as floats

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use egret::{Session, StepTime, Tensor};
+use egret_runtime::cpu::team::Team;
 use egret_simd::{Isa, peak, read_bandwidth};
 use serde_json::{Value, json};
 
@@ -13,6 +14,8 @@ use crate::sample;
 const RUNS: usize = 15;
 /// What one measurement of the machine takes.
 const SPAN: Duration = Duration::from_millis(20);
+/// After a run the session's workers spin for half a millisecond, on the cores that are then measured.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// A step, or several executions of it in a run.
 struct Row {
@@ -58,15 +61,17 @@ pub fn measure(
     };
     let (mut peaks, mut cached, mut streamed) = (Vec::new(), Vec::new(), Vec::new());
     let mut times: Vec<Vec<f64>> = Vec::new();
+    let team = Team::new(threads);
     session.profile(true);
     for _ in 0..RUNS {
         session.run(given)?;
         let steps = session.timings();
         times.resize(steps.len(), Vec::new());
         times.iter_mut().zip(steps).for_each(|(all, step)| all.push(step.ns as f64));
-        peaks.push(sample::together(threads, &|_| peak(isa, SPAN)));
-        cached.push(sample::together(threads, &|number| read(&in_cache, number)));
-        streamed.push(sample::together(threads, &|number| read(&beyond, number)));
+        std::thread::sleep(PAUSE);
+        peaks.push(sample::together(&team, &|_| peak(isa, SPAN)));
+        cached.push(sample::together(&team, &|number| read(&in_cache, number)));
+        streamed.push(sample::together(&team, &|number| read(&beyond, number)));
     }
     let steps = session.timings().to_vec();
     session.profile(false);

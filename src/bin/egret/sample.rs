@@ -1,6 +1,8 @@
 //! Medians of measurements, how sure they are, and measurements of several threads at once.
 
-use std::sync::Barrier;
+use std::sync::{Mutex, PoisonError};
+
+use egret_runtime::cpu::team::Team;
 
 /// Samples drawn for an interval.
 const DRAWS: usize = 1000;
@@ -16,23 +18,15 @@ pub fn median(values: impl Iterator<Item = f64>) -> f64 {
     }
 }
 
-/// The sum of what `n` threads, told their number, measure at the same time; 0 where nothing can be measured.
-pub fn together(n: usize, measure: &(dyn Fn(usize) -> Option<f64> + Sync)) -> f64 {
-    if n == 1 {
-        return measure(0).unwrap_or(0.0);
-    }
-    let ready = Barrier::new(n);
-    std::thread::scope(|scope| {
-        let one = |number| {
-            let ready = &ready;
-            move || {
-                ready.wait();
-                measure(number).unwrap_or(0.0)
-            }
-        };
-        let threads: Vec<_> = (0..n).map(|number| scope.spawn(one(number))).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap_or(0.0)).sum()
-    })
+/// The sum of what the threads of a team, told their number, measure at the same time; 0 where nothing can be measured.
+/// Its workers are pinned: threads of this process's own would start on one core and measure half of it each.
+pub fn together(team: &Team, measure: &(dyn Fn(usize) -> Option<f64> + Sync)) -> f64 {
+    let sum = Mutex::new(0.0);
+    team.parallel(team.size(), &|number, _| {
+        let measured = measure(number).unwrap_or(0.0);
+        *sum.lock().unwrap_or_else(PoisonError::into_inner) += measured;
+    });
+    sum.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The 95 % bootstrap interval of a statistic: its 2.5 and 97.5 percentiles over samples drawn with replacement (Efron,

@@ -14,10 +14,8 @@ use super::Speller;
 use super::integer::is_separable;
 use crate::range::Range;
 use crate::rewrite::direct::{self, Builder, Direct};
+use crate::rewrite::rules::SCALED_INTEGERS;
 use crate::rewrite::term::BindingTime;
-
-/// The rule's name.
-pub const RULE: &str = "scaled-integers";
 
 /// The graph with its sums of scaled integers as sums of integers; `None` where the device does not multiply bytes, or the
 /// graph has no such sums.
@@ -41,7 +39,7 @@ pub fn multiply_integers(graph: &Graph, device: &DeviceDescription) -> Result<Op
             Op::DotGeneral(dot) => speller.product_of_scaled(dot, &node.operands),
             _ => None,
         };
-        made.map(|id| (id, RULE))
+        made.map(|id| (id, SCALED_INTEGERS))
     };
     direct::apply(graph, &[], Vec::new(), &mut hook).map(Some)
 }

@@ -43,15 +43,20 @@ fn scalar(m: &Match, name: &str) -> Option<()> {
     when(m.splat(name).is_some() && m.ty(name)?.shape.rank() == 0)
 }
 
+/// The rule of contractions that leave loops.
+pub const LOOP_MOTION: &str = "loop-motion";
+/// The rule of scaled integers that are multiplied as integers.
+pub const SCALED_INTEGERS: &str = "scaled-integers";
+
 pub(super) const CODE: [CodeRule; 2] = [
     code(
-        "loop-motion",
+        LOOP_MOTION,
         Topic::Algebra,
         Real,
         "a contraction of slices leaves `scan` before it; of stacked results, or in a carried sum, after it",
     ),
     code(
-        "scaled-integers",
+        SCALED_INTEGERS,
         Topic::Algebra,
         Real,
         "a sum of scaled integers that fit bytes is one of integers, where a CPU multiplies bytes: Σ (s·a)(t·b) = s·t·Σ a·b",

@@ -16,6 +16,8 @@ use egret_ir::ops::{Conv, DotGeneral, Fused};
 
 use super::pattern::{Class, Rule};
 
+pub use algebra::{LOOP_MOTION, SCALED_INTEGERS};
+
 /// Which passes use a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Topic {
