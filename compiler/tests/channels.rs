@@ -52,7 +52,7 @@ fn assert_launches(graph: &Graph, family: &str, count: usize) {
 }
 
 #[test]
-fn shuffles_are_one_kernel() {
+fn shuffles_are_no_kernel() {
     for (channels, groups, batch) in [(24, 2, 2), (36, 3, 1), (68, 4, 1), (40, 5, 2)] {
         let network = graph(|t| {
             let x = t.input("x", f32([Dim::from(batch), Dim::from(8), "h".into(), "w".into()] as [Dim; 4]));
@@ -60,7 +60,8 @@ fn shuffles_are_one_kernel() {
             let second = conv(t, shuffled(first, groups), channels, channels as i64, "depthwise");
             t.output("y", conv(t, second, 5, 1, "last"));
         });
-        assert_launches(&network, "channels", 1);
+        // the depthwise convolution takes them itself
+        assert_launches(&network, "channels", 0);
         assert_launches(&network, "map", 0);
         // the image and the result
         assert!(launches(&network, "relayout").iter().all(|n| *n <= 2));
@@ -68,6 +69,19 @@ fn shuffles_are_one_kernel() {
             check(&network, &[("x", positive(&[batch as usize, 8, h, w], h))], TOLERANCE);
         }
     }
+}
+
+/// What others read too is written once.
+#[test]
+fn shuffles_that_are_read_twice_are_one_kernel() {
+    let network = graph(|t| {
+        let x = t.input("x", f32([1, 8, 6, 7]));
+        let mixed = shuffled(conv(t, x, 24, 1, "first").relu(), 2);
+        let sum = conv(t, mixed, 24, 24, "depthwise") + mixed;
+        t.output("y", conv(t, sum, 5, 1, "last"));
+    });
+    assert_launches(&network, "channels", 1);
+    check(&network, &[("x", positive(&[1, 8, 6, 7], 2))], TOLERANCE);
 }
 
 /// Units of two branches: half of the channels pass, the others are convolved, and both are shuffled.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::driver::Driver;
 
 /// Version of the serialised form; another version is refused.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 
 /// A compiled program for one kind of device.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -42,6 +42,8 @@ pub struct Layouts {
     pub of: Vec<Layout>,
     /// f32 lanes of a block.
     pub lanes: i64,
+    /// Movement of channels that convolutions do while they read: no kernel writes these.
+    pub taken: Vec<NodeId>,
     /// Of convolutions of GPUs, which of the first two operands are copied with channels last.
     pub copied: FxHashMap<NodeId, [bool; 2]>,
 }
@@ -109,7 +111,7 @@ pub fn layout(
 ) -> Layouts {
     let n = graph.nodes().len();
     let lanes = device.lanes();
-    let mut layouts = Layouts { of: vec![Layout::RowMajor; n], lanes, copied: FxHashMap::default() };
+    let mut layouts = Layouts { of: vec![Layout::RowMajor; n], lanes, taken: Vec::new(), copied: FxHashMap::default() };
     if !device.is_cpu() {
         channels_last::choose(graph, partition, device, products, must_be_row_major, known, &mut layouts);
         return layouts;
@@ -158,6 +160,11 @@ pub fn layout(
             blocked[id.index()] = false;
         }
     }
+    layouts.taken = partition.groups.iter().map(|group| group.root).collect();
+    layouts.taken.retain(|id| {
+        blocked[id.index()] && !must_be_row_major[id.index()] && is_taken(graph, &users[id.index()], &blocked, *id)
+    });
+    layouts.taken.iter().for_each(|id| blocked[id.index()] = false);
     for group in partition.groups.iter().filter(|g| blocked[g.root.index()]) {
         let rank = graph.tensor_type(group.root).shape.rank();
         layouts.of[group.root.index()] = Layout::Blocked { halo: SmallVec::from_elem(0, rank - 2) };
@@ -185,6 +192,27 @@ fn moves_channels(graph: &Graph, users: &[SmallVec<[NodeId; 4]>], blocked: &[boo
     let op = &graph.node(id).op;
     let moves = matches!(op, Op::Concat(_)) || is_movement(op) && feeds_image(graph, users, id);
     moves && channels(graph, id, &|image| blocked[image.index()]).is_some()
+}
+
+/// Whether movement of channels of one image is for depthwise convolutions alone, whose driver takes channels itself.
+fn is_taken(graph: &Graph, users: &[NodeId], blocked: &[bool], id: NodeId) -> bool {
+    let taken =
+        if is_movement(&graph.node(id).op) { channels(graph, id, &|image| blocked[image.index()]) } else { None };
+    let one = taken.is_some_and(|taken| taken.iter().all(|(image, _)| *image == taken[0].0));
+    one && users.iter().all(|user| {
+        let node = graph.node(*user);
+        takes_channels(graph, *user) && node.operands[0] == id && !node.operands[1..].contains(&id)
+    })
+}
+
+/// Whether the driver of a convolution takes the channels that it reads out of another image.
+pub fn takes_channels(graph: &Graph, id: NodeId) -> bool {
+    let node = graph.node(id);
+    let extent = |operand: usize, axis: usize| graph.tensor_type(node.operands[operand]).shape[axis].as_const();
+    conv_of(&node.op).is_some_and(|conv| {
+        let depthwise = extent(0, 1) == Some(conv.groups) && extent(1, 0) == Some(conv.groups) && conv.groups > 1;
+        depthwise && conv.form == ConvForm::Forward && conv.spatial() <= 2 && !has_prologue(&node.op)
+    })
 }
 
 /// Whether the parts of a concatenation of channels begin with a vector each.

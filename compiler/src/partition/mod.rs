@@ -97,6 +97,21 @@ pub struct Partition {
     pub written_by: Vec<Option<usize>>,
 }
 
+impl Partition {
+    /// Leaves out groups that write one value each, which their readers compute.
+    pub fn leave_out(&mut self, roots: &[NodeId]) {
+        let now: Vec<Option<usize>> = (self.groups.iter())
+            .scan(0, |next, group| {
+                let kept = !roots.contains(&group.root);
+                *next += usize::from(kept);
+                Some(kept.then(|| *next - 1))
+            })
+            .collect();
+        self.groups.retain(|group| !roots.contains(&group.root));
+        self.written_by.iter_mut().for_each(|group| *group = group.and_then(|group| now[group]));
+    }
+}
+
 /// Index arithmetic: no kernel of its own unless its value leaves the graph or a driver cannot read through it.
 pub fn is_movement(op: &Op) -> bool {
     use Op::*;

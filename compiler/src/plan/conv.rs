@@ -84,11 +84,14 @@ impl Planner<'_> {
             && x_shape[1].as_const().is_some_and(|channels| 2 * channels < self.lanes)
             && frame.is_row_major(node.operands[0])
             && !matches!(frame.layouts.get(&value_of(&frame.graph, node.operands[0])), Some(Layout::Blocked { .. }));
+        let shuffled = self.shuffled(frame, id, &needed);
         let image_of = |first: &Shape| first[1..].iter().fold(Dim::ONE, |n, d| n * d.clone());
         let (input, first) = if image {
             let operand = self.row_major(frame, node.operands[0], steps)?;
             let (buffer, item) = (operand.buffer, image_of(&x_shape));
             (ConvInput::Image, Blocked { buffer, offset: operand.offset, halo: no_halo.clone(), item })
+        } else if let Some((source, _)) = &shuffled {
+            (ConvInput::Blocked, self.blocked(frame, *source, &no_halo, steps)?)
         } else {
             (ConvInput::Blocked, self.blocked(frame, node.operands[0], &needed, steps)?)
         };
@@ -135,13 +138,15 @@ impl Planner<'_> {
             out_halo: dims(&y_halo),
             in_batch_stride: x_item,
             out_batch_stride: y_item,
-            prologue: None,
+            prologue: shuffled.map(|(_, taken)| taken),
             epilogue: Epilogue::none(),
         };
         let out = Arg::write(result);
         // a prologue tells how many rows a block has, so that it comes before the schedule
         let (mut own, mut prologue) = (Vec::new(), None);
-        if let Op::Fused(fused) = &node.op {
+        if let Op::Fused(fused) = &node.op
+            && fused.prologue.is_some()
+        {
             (problem.prologue, prologue) = self.prologue(frame, id, fused, &mut own, steps)?;
         }
         let schedule = self.conv_schedule(frame, [node.operands[0], node.operands[1]], &problem);
@@ -165,6 +170,22 @@ impl Planner<'_> {
         let driver = Driver::Conv(problem, schedule);
         self.drive(frame, id, DriverLaunch { driver, hook, finisher: prologue, args, clear, family }, steps);
         Ok(())
+    }
+
+    /// The image that a depthwise convolution takes its channels from by itself, and which: one in blocked channels, unless
+    /// they were put in place before.
+    fn shuffled(&self, frame: &Frame, id: NodeId, halo: &SmallVec<[i64; 3]>) -> Option<(NodeId, Prologue)> {
+        let read = frame.graph.node(id).operands[0];
+        let value = value_of(&frame.graph, read);
+        if !layout::takes_channels(&frame.graph, id) || frame.blocked.contains_key(&(value, halo.clone())) {
+            return None;
+        }
+        let taken = self.channels_of(frame, read)?;
+        let (source, _) = *taken.first()?;
+        let of = u32::try_from(frame.graph.tensor_type(source).shape[1].as_const()?).ok()?;
+        let channels = taken.iter().all(|(image, _)| *image == source);
+        channels
+            .then(|| (source, Prologue::Taken { of, channels: taken.iter().map(|(_, channel)| *channel).collect() }))
     }
 
     /// The prologue of a convolution; its operands are added to the arguments.

@@ -338,6 +338,7 @@ impl Planner<'_> {
         let products = if self.exact { F32Products::Fma } else { self.products };
         let known = |id: NodeId| frame.times[id.index()] < BindingTime::Run;
         let mut layouts = layout::layout(&graph, &partition, self.device, products, &leaves_run, &known);
+        partition.leave_out(&layouts.taken);
         frame.copied = std::mem::take(&mut layouts.copied);
         if !self.unfused {
             updates::join(frame, &mut partition, &layouts);
@@ -523,7 +524,8 @@ impl Planner<'_> {
     fn set_aside(&mut self, frame: &Frame, value: Value, place: Place) -> BufferId {
         let ty = &frame.graph.ty(value.0).parts()[value.1];
         let layout = frame.layouts.get(&value).unwrap_or(&Layout::RowMajor);
-        let layouts = layout::Layouts { of: Vec::new(), lanes: self.lanes, copied: FxHashMap::default() };
+        let layouts =
+            layout::Layouts { of: Vec::new(), lanes: self.lanes, taken: Vec::new(), copied: FxHashMap::default() };
         let bytes = layouts.elements_of(&ty.shape, layout) * Dim::from(ty.dtype.size());
         self.buffer(place, ty.dtype, bytes, ty.bytes())
     }

@@ -71,9 +71,16 @@ impl<D: fmt::Display> fmt::Display for ChannelsProblem<D> {
             let (channels, stride) = (&source.channels, &source.batch_stride);
             write!(f, "\n  x channels {channels} halo {} batch_stride {stride}", List(&source.halo))?;
         }
-        // runs of equal distance: source:first..last/distance
-        write!(f, "\n  y")?;
-        let mut rest = &self.taken[..];
+        write!(f, "\n  y{}", Taken(&self.taken))
+    }
+}
+
+/// Sources and the channels taken of them, as runs of equal distance: `source:first..last/distance`.
+pub(super) struct Taken<'a>(pub(super) &'a [(u32, u32)]);
+
+impl fmt::Display for Taken<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rest = self.0;
         while let [(source, first), ..] = rest {
             let step = match rest {
                 [_, (next, at), ..] if next == source => i64::from(*at) - i64::from(*first),

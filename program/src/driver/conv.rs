@@ -1,5 +1,6 @@
 //! Convolution in blocked channels.
 
+use super::channels::Taken;
 use super::engine::ConvEngine;
 use super::{Activation, Epilogue, List, map_all};
 use serde::{Deserialize, Serialize};
@@ -66,14 +67,14 @@ pub struct ConvProblem<D = usize> {
     pub in_batch_stride: D,
     /// Elements from a batch item of y to the next.
     pub out_batch_stride: D,
-    /// What becomes of x before it is padded and read (forward, blocked, one group, at most two spatial dims).
+    /// What becomes of x before it is padded and read (forward, blocked, depthwise or one group, at most two spatial dims).
     pub prologue: Option<Prologue>,
     /// Epilogue over the written tensor (not for the weight gradient, where it must be [`Epilogue::none`]).
     pub epilogue: Epilogue<D>,
 }
 
-/// What a convolution makes of x on the way: rows of it go to scratch, which stays in the second cache, and the kernel
-/// reads that. x then needs no halo.
+/// What a convolution makes of x on the way: rows of it go to scratch, which stays in the second cache (the first one if it
+/// is depthwise, which reads a block of channels at a time), and the kernel reads that. x then needs no halo.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Prologue {
     /// `activation(x * scale + shift)`, both by channel. Operands, in this order: the scale if there is one, the shift if
@@ -94,6 +95,14 @@ pub enum Prologue {
         /// Bytes of an element of each operand.
         element_bytes: Vec<u8>,
     },
+    /// Channels of another image in their place: a shuffle or a slice. `in_channels` counts those that are taken, all else
+    /// that is said of x is said of the image.
+    Taken {
+        /// Channels of the image.
+        of: u32,
+        /// By channel of x, that of the image.
+        channels: Vec<u32>,
+    },
 }
 
 impl Prologue {
@@ -102,6 +111,7 @@ impl Prologue {
         match self {
             Prologue::Affine { scale, shift, .. } => usize::from(*scale) + usize::from(*shift),
             Prologue::Hook { by_channel, .. } => by_channel.len(),
+            Prologue::Taken { .. } => 0,
         }
     }
 }
@@ -117,6 +127,10 @@ impl fmt::Display for Prologue {
             }
             Prologue::Hook { by_channel, element_bytes } => {
                 write!(f, "hook by_channel {} bytes {}", List(by_channel), List(element_bytes))
+            }
+            Prologue::Taken { of, channels } => {
+                let taken: Vec<(u32, u32)> = channels.iter().map(|channel| (0, *channel)).collect();
+                write!(f, "taken of {of}{}", Taken(&taken))
             }
         }
     }
@@ -152,11 +166,18 @@ impl ConvProblem<usize> {
     /// Most bytes of the scratch of a prologue, so that it stays in the second cache with the weights that pass by.
     pub const PROLOGUE_BYTES: usize = 192 << 10;
 
+    /// The same of a block of channels, so that it stays in the first cache.
+    pub const BLOCK_BYTES: usize = 24 << 10;
+
     /// Output rows whose windows lie in the scratch of a prologue: at least one. `width` counts the padding, `reach` is the
     /// height of a window.
     pub fn prologue_rows(channels: usize, width: usize, reach: usize, stride: usize) -> usize {
+        Self::rows_in(Self::PROLOGUE_BYTES, channels, width, reach, stride)
+    }
+
+    fn rows_in(bytes: usize, channels: usize, width: usize, reach: usize, stride: usize) -> usize {
         let row = channels.saturating_mul(width).saturating_mul(4).max(1);
-        (Self::PROLOGUE_BYTES / row).saturating_sub(reach) / stride.max(1) + 1
+        (bytes / row).saturating_sub(reach) / stride.max(1) + 1
     }
 
     /// [`prologue_rows`](ConvProblem::prologue_rows) of this problem, channels of whole blocks counted.
@@ -164,9 +185,11 @@ impl ConvProblem<usize> {
         let rank = self.in_spatial.len();
         let reach = |d: usize| (self.kernel[d].max(1) - 1) * self.dilation[d] + 1;
         let width = (self.out_spatial[rank - 1].max(1) - 1) * self.stride[rank - 1] + reach(rank - 1);
-        let channels = self.in_channels.next_multiple_of(lanes);
         let (height, stride) = if rank > 1 { (reach(rank - 2), self.stride[rank - 2]) } else { (1, 1) };
-        Self::prologue_rows(channels, width, height, stride)
+        match self.is_depthwise() {
+            true => Self::rows_in(Self::BLOCK_BYTES, lanes, width, height, stride),
+            false => Self::prologue_rows(self.in_channels.next_multiple_of(lanes), width, height, stride),
+        }
     }
 
     /// Whether each channel has its own filter.

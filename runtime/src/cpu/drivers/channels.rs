@@ -7,26 +7,99 @@ use egret_program::driver::ChannelsProblem;
 use egret_simd::Isa;
 use egret_simd::channels::{ChannelRows, MAX_LANES, Source, Taken, channel_rows};
 
-/// A block of a source that a block of the result takes channels from.
+/// Which lanes of which blocks of images become each block of channels.
 #[derive(Debug)]
-struct Read {
-    source: usize,
-    block: usize,
+pub(crate) struct Takes {
+    kernel: unsafe fn(&ChannelRows),
+    /// By block of the result, where its reads end.
+    ends: Vec<usize>,
+    /// The image and its block of each read.
+    reads: Vec<(usize, usize)>,
+    lanes: Vec<Taken>,
+}
+
+impl Takes {
+    /// `taken` tells the image and the channel of each channel, `sources` how many channels images have.
+    ///
+    /// # Errors
+    /// If a channel is taken that no image has.
+    pub(super) fn new(
+        taken: impl Iterator<Item = (u32, u32)>,
+        sources: &[usize],
+        isa: Isa,
+    ) -> Result<Takes, DriverError> {
+        let kernel = channel_rows(isa).ok_or(DriverError::Unsupported("this instruction set"))?;
+        let lanes = isa.lanes_f32();
+        let mut takes = Takes { kernel, ends: Vec::new(), reads: Vec::new(), lanes: Vec::new() };
+        for (i, (source, channel)) in taken.enumerate() {
+            let (source, channel) = (source as usize, channel as usize);
+            if sources.get(source).is_none_or(|channels| channel >= *channels) {
+                return Err(DriverError::Problem("a channel is taken that no source has"));
+            }
+            if i.is_multiple_of(lanes) {
+                takes.ends.push(takes.reads.len());
+            }
+            let (first, read) = (takes.first(i / lanes), (source, channel / lanes));
+            let known = takes.reads[first..].iter().position(|known| *known == read);
+            let at = first + known.unwrap_or(takes.reads.len() - first);
+            if known.is_none() {
+                takes.reads.push(read);
+                takes.lanes.push([-1; MAX_LANES]);
+            }
+            takes.lanes[at][i % lanes] = (channel % lanes) as i32;
+            takes.ends[i / lanes] = takes.reads.len();
+        }
+        Ok(takes)
+    }
+
+    /// Blocks of the result.
+    pub(super) fn blocks(&self) -> usize {
+        self.ends.len()
+    }
+
+    fn first(&self, block: usize) -> usize {
+        block.checked_sub(1).map_or(0, |before| self.ends[before])
+    }
+
+    /// Rows of a block of the result. `source` tells where those of an image's block lie.
+    ///
+    /// # Safety
+    /// So many pixels in so many rows can be read there, and written at `dst`.
+    pub(super) unsafe fn rows(
+        &self,
+        block: usize,
+        source: impl Fn(usize, usize) -> Source,
+        (dst, dst_row): (*mut f32, usize),
+        (rows, pixels): (usize, usize),
+    ) {
+        let reads = self.first(block)..self.ends[block];
+        let mut from = [Source { at: std::ptr::null(), row: 0 }; MAX_LANES];
+        for (from, (image, block)) in from.iter_mut().zip(&self.reads[reads.clone()]) {
+            *from = source(*image, *block);
+        }
+        let all = ChannelRows {
+            dst,
+            dst_row,
+            rows,
+            pixels,
+            sources: from.as_ptr(),
+            taken: self.lanes[reads.clone()].as_ptr(),
+            count: reads.len(),
+        };
+        // SAFETY: the caller's; the host has the instruction set.
+        unsafe { (self.kernel)(&all) };
+    }
 }
 
 /// Channels to be taken, with known extents.
 #[derive(Debug)]
 pub struct ChannelsPlan {
-    kernel: unsafe fn(&ChannelRows),
+    takes: Takes,
     lanes: usize,
     batch: usize,
     sources: Vec<Lies>,
     spatial: [usize; 3],
     result: Lies,
-    /// By block of the result, where its reads end.
-    ends: Vec<usize>,
-    reads: Vec<Read>,
-    taken: Vec<Taken>,
 }
 
 /// How an image lies.
@@ -53,35 +126,14 @@ impl ChannelsPlan {
             out
         };
         let lies = |halo: &[usize], batch_stride| Lies { halo: pad(halo, 0), batch_stride };
-        let (mut ends, mut reads, mut taken): (Vec<usize>, Vec<Read>, Vec<Taken>) = Default::default();
-        for block in problem.taken.chunks(lanes) {
-            let first = reads.len();
-            for (lane, (source, channel)) in block.iter().enumerate() {
-                let (source, channel) = (*source as usize, *channel as usize);
-                if problem.sources.get(source).is_none_or(|source| channel >= source.channels) {
-                    return Err(DriverError::Problem("a channel is taken that no source has"));
-                }
-                let from = channel / lanes;
-                let known = reads[first..].iter().position(|read| read.source == source && read.block == from);
-                let at = first + known.unwrap_or(reads.len() - first);
-                if known.is_none() {
-                    reads.push(Read { source, block: from });
-                    taken.push([-1; MAX_LANES]);
-                }
-                taken[at][lane] = (channel % lanes) as i32;
-            }
-            ends.push(reads.len());
-        }
+        let channels: Vec<usize> = problem.sources.iter().map(|source| source.channels).collect();
         Ok(ChannelsPlan {
-            kernel: channel_rows(isa).ok_or(DriverError::Unsupported("this instruction set"))?,
+            takes: Takes::new(problem.taken.iter().copied(), &channels, isa)?,
             lanes,
             batch: problem.batch,
             sources: problem.sources.iter().map(|source| lies(&source.halo, source.batch_stride)).collect(),
             spatial: pad(&problem.spatial, 1),
             result: lies(&problem.halo, problem.batch_stride),
-            ends,
-            reads,
-            taken,
         })
     }
 
@@ -93,11 +145,11 @@ impl ChannelsPlan {
         let [depth, height, _] = self.spatial;
         let (lines, Some((result, sources))) = (self.batch * depth * height, args.split_last()) else { return };
         let (result, sources) = (Shared(result.cast::<f32>()), Shared(sources.as_ptr().cast_mut()));
-        let (by_line, by_block) = lines_by_blocks(lines, self.ends.len(), team.size());
+        let (by_line, by_block) = lines_by_blocks(lines, self.takes.blocks(), team.size());
         team.parallel(by_line * by_block, &|chunk, _| {
             let (result, sources) = (&result, &sources);
             let (first, end) = part(lines, chunk / by_block, by_line);
-            let (from, to) = part(self.ends.len(), chunk % by_block, by_block);
+            let (from, to) = part(self.takes.blocks(), chunk % by_block, by_block);
             for block in from..to {
                 let mut line = first;
                 while line < end {
@@ -120,26 +172,15 @@ impl ChannelsPlan {
         (item, plane, row): (usize, usize, usize),
         rows: usize,
     ) {
-        let reads = block.checked_sub(1).map_or(0, |before| self.ends[before])..self.ends[block];
-        let mut from = [Source { at: std::ptr::null(), row: 0 }; MAX_LANES];
-        for (from, read) in from.iter_mut().zip(&self.reads[reads.clone()]) {
-            let lies = &self.sources[read.source];
+        let source = |image: usize, block: usize| {
+            let lies = &self.sources[image];
             // SAFETY: the plan checked the number of sources.
-            let at = unsafe { *sources.add(read.source) }.cast::<f32>();
-            from.at = at.wrapping_add(self.offset(lies, item, read.block, plane, row));
-            from.row = self.row(lies);
-        }
-        let all = ChannelRows {
-            dst: result.wrapping_add(self.offset(&self.result, item, block, plane, row)),
-            dst_row: self.row(&self.result),
-            rows,
-            pixels: self.spatial[2],
-            sources: from.as_ptr(),
-            taken: self.taken[reads.clone()].as_ptr(),
-            count: reads.len(),
+            let at = unsafe { *sources.add(image) }.cast::<f32>();
+            Source { at: at.wrapping_add(self.offset(lies, item, block, plane, row)), row: self.row(lies) }
         };
+        let dst = result.wrapping_add(self.offset(&self.result, item, block, plane, row));
         // SAFETY: the caller's.
-        unsafe { (self.kernel)(&all) };
+        unsafe { self.takes.rows(block, source, (dst, self.row(&self.result)), (rows, self.spatial[2])) };
     }
 
     /// Floats from a row to the next.

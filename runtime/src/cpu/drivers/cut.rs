@@ -52,6 +52,8 @@ pub(crate) struct Nest2 {
     pub(crate) panels: usize,
     /// Floats of the input that all rows read.
     pub(crate) input: usize,
+    /// Whether panels read nothing in common.
+    pub(crate) apart: bool,
     /// Floats of all weights.
     pub(crate) weights: usize,
     /// Multiply-adds of all.
@@ -86,7 +88,12 @@ impl Nest2 {
         let share = largest as f64 / (self.rows * self.panels).max(1) as f64;
         let computed = self.products as f64 / PRODUCTS_A_FLOAT * share * (chunks.div_ceil(threads) as f64 + 0.25);
         // what another thread wrote is in its cache: rows are those that this one wrote, all the others are not
-        let input = if panels == 1 { self.input } else { ELSEWHERE * panels * self.input };
+        let input = match panels {
+            1 => self.input,
+            _ if self.apart && rows >= threads => self.input,
+            _ if self.apart => ELSEWHERE * self.input,
+            _ => ELSEWHERE * panels * self.input,
+        };
         computed + (rows * self.weights + input) as f64 / threads.min(chunks) as f64
     }
 }
@@ -117,13 +124,36 @@ mod tests {
     #[test]
     fn what_is_larger_is_read_once() {
         // 13×13 pixels of 48 channels to 192 by 3×3, and 112×112 of 16 to 64 by 1×1
-        let late =
-            Nest2 { rows: 13, panels: 6, input: 48 * 15 * 15, weights: 9 * 48 * 192, products: 169 * 9 * 48 * 192 };
-        let early = Nest2 { rows: 112, panels: 2, input: 16 * 112 * 112, weights: 1024, products: 112 * 112 * 1024 };
+        let late = Nest2 {
+            rows: 13,
+            panels: 6,
+            input: 48 * 15 * 15,
+            apart: false,
+            weights: 9 * 48 * 192,
+            products: 169 * 9 * 48 * 192,
+        };
+        let early = Nest2 {
+            rows: 112,
+            panels: 2,
+            input: 16 * 112 * 112,
+            apart: false,
+            weights: 1024,
+            products: 112 * 112 * 1024,
+        };
+        // 14×14 of 272 channels, each with its own 3×3
+        let depthwise = Nest2 {
+            rows: 14,
+            panels: 17,
+            input: 272 * 16 * 16,
+            apart: true,
+            weights: 9 * 272,
+            products: 2 * 196 * 9 * 272,
+        };
         assert_eq!(late.cut(2), (1, 6));
         assert_eq!(early.cut(2), (8, 1));
+        assert!(depthwise.cut(2).0 >= 2);
         for threads in 2..9 {
-            for nest in [late, early] {
+            for nest in [late, early, depthwise] {
                 let (rows, panels) = nest.cut(threads);
                 assert!(rows <= nest.rows && panels <= nest.panels && rows * panels >= threads);
             }
@@ -132,7 +162,7 @@ mod tests {
 
     #[test]
     fn nothing_is_cut_from_nothing() {
-        let none = Nest2 { rows: 0, panels: 0, input: 0, weights: 0, products: 0 };
+        let none = Nest2 { rows: 0, panels: 0, input: 0, apart: false, weights: 0, products: 0 };
         assert_eq!(none.cut(2), (1, 1));
     }
 }

@@ -29,6 +29,8 @@ pub(super) struct Direct {
     pub(super) batch: usize,
     /// Floats from a batch item of the input to the next.
     pub(super) read_batch: usize,
+    /// Floats of an item of the input.
+    image: usize,
     /// From one panel's channels to the next in the input (depthwise; else 0).
     read_panel: usize,
     /// From one step of a tap to the next in the input.
@@ -75,13 +77,7 @@ impl Direct {
         let grids = grids(&shape, p.form, &read, &segments, lanes, floats, kernels.max_rows());
         let written = if forward { shape.y } else { shape.x };
         let bound = Bound::new(&p.epilogue, written, lanes)?;
-        let panels = match depthwise {
-            true => (0..p.groups)
-                .step_by(lanes)
-                .map(|first| OutputPanel { group: 0, first, count: lanes.min(p.groups - first) })
-                .collect(),
-            false => output_panels(p.groups, outputs, lanes),
-        };
+        let panels = panels_of(depthwise, (p.groups, outputs), lanes);
         let of_grid = |grid: &Grid| match depthwise {
             true => kernels.clone(),
             false => kernels.clone().for_rows(isa, &grid.in_rows),
@@ -93,6 +89,7 @@ impl Direct {
             depthwise,
             batch: p.batch,
             read_batch: read.batch,
+            image: read.batch,
             read_panel: if depthwise { read.block } else { 0 },
             a_step: 1,
             write,
@@ -108,8 +105,8 @@ impl Direct {
         })
     }
 
-    /// The nest on rows that were copied to scratch, of one item at a time: `grid` reads these, a tap's channels or
-    /// columns `a_step` floats apart.
+    /// The nest on rows that were copied to scratch, of one item at a time (depthwise: of one panel at a time): `grid` reads
+    /// these, a tap's channels or columns `a_step` floats apart.
     pub(super) fn on_copy(
         p: &ConvProblem,
         schedule: &ConvSchedule,
@@ -119,21 +116,24 @@ impl Direct {
         grid: impl FnOnce(usize) -> Grid,
     ) -> Result<Direct, DriverError> {
         let lanes = isa.lanes_f32();
-        let kernels = kernels_of(schedule, isa, TileKind::Table)?;
+        let depthwise = p.is_depthwise();
+        let kernels = kernels_of(schedule, isa, if depthwise { TileKind::Lanes } else { TileKind::Table })?;
         let grid = grid(kernels.max_rows());
+        let taps: usize = p.kernel.iter().product();
         Ok(Direct {
             isa,
             lanes,
-            depthwise: false,
+            depthwise,
             batch: p.batch,
             read_batch: 0,
+            image: p.in_channels * p.in_spatial.iter().product::<usize>(),
             read_panel: 0,
             a_step,
             write: Surface::new(shape.y, shape.y_halo, lanes, p.out_batch_stride),
             channels: p.out_channels,
-            panels: output_panels(1, p.out_channels, lanes),
-            panel_len: p.in_channels * p.kernel.iter().product::<usize>() * 2 * lanes,
-            kernels: vec![kernels.for_rows(isa, &grid.in_rows)],
+            panels: panels_of(depthwise, (p.groups, p.out_channels / p.groups), lanes),
+            panel_len: taps * if depthwise { lanes } else { p.in_channels * 2 * lanes },
+            kernels: vec![if depthwise { kernels } else { kernels.for_rows(isa, &grid.in_rows) }],
             grids: vec![grid],
             bound: Bound::new(&p.epilogue, shape.y, lanes)?,
             split: Split::Rows,
@@ -188,17 +188,30 @@ impl Direct {
     /// Blocks of rows of a grid, and of panels, for a team: those of the schedule for one thread.
     fn cut(&self, threads: usize) -> (usize, usize) {
         let Some(grid) = self.grids.iter().max_by_key(|grid| grid.rows(self.batch)) else { return (1, 1) };
-        let rows = grid.rows(self.batch).div_ceil(grid.rows_per_tile);
-        let panels = self.panels.len();
+        let (rows, panels) = (grid.rows(self.batch), self.panels.len());
         match self.split {
-            _ if threads > 1 => {
-                let weights = panels * self.panel_len;
-                let input = if self.depthwise { 0 } else { self.batch * self.read_batch };
-                let products = weights * grid.rows(self.batch) * grid.count[2];
-                Nest2 { rows, panels, input, weights, products }.cut(threads)
-            }
+            _ if threads > 1 => self.nest(grid, self.batch).cut(threads),
             Split::Panels => (1, panels.div_ceil(self.block).max(1)),
-            Split::Rows => (rows.div_ceil(self.block.div_ceil(grid.rows_per_tile)).max(1), 1),
+            Split::Rows => {
+                let units = rows.div_ceil(grid.rows_per_tile);
+                (units.div_ceil(self.block.div_ceil(grid.rows_per_tile)).max(1), 1)
+            }
+        }
+    }
+
+    /// A grid's rows of so many items, to be cut.
+    pub(super) fn nest(&self, grid: &Grid, items: usize) -> Nest2 {
+        /// How much longer a product takes without a factor that several share.
+        const LANES: usize = 2;
+        let weights = self.panels.len() * self.panel_len;
+        let pixels = grid.rows(items) * grid.count[2];
+        Nest2 {
+            rows: grid.rows(items).div_ceil(grid.rows_per_tile),
+            panels: self.panels.len(),
+            input: items * self.image,
+            apart: self.depthwise,
+            weights,
+            products: weights * pixels * if self.depthwise { LANES } else { 1 },
         }
     }
 
@@ -350,6 +363,15 @@ impl Direct {
             }
         }
     }
+}
+
+/// The output channels of each panel; a depthwise one has those of a vector.
+fn panels_of(depthwise: bool, (groups, outputs): (usize, usize), lanes: usize) -> Vec<OutputPanel> {
+    if !depthwise {
+        return output_panels(groups, outputs, lanes);
+    }
+    let of = |first: usize| OutputPanel { group: 0, first, count: lanes.min(groups - first) };
+    (0..groups).step_by(lanes).map(of).collect()
 }
 
 fn kernels_of(schedule: &ConvSchedule, isa: Isa, kind: TileKind) -> Result<Kernels, DriverError> {

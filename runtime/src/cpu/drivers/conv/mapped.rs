@@ -1,18 +1,21 @@
 //! Convolutions that map what they read: blocks of rows go through the prologue into scratch, with zeros for the padding,
-//! and the direct nest reads that.
+//! and the direct nest reads that. A depthwise one reads one block of channels at a time.
 
 use super::ConvArgs;
 use super::direct::{Direct, Nest};
 use super::geometry::{Edges, Grid, Shape, Surface, TapList, points};
 use super::hooked::Lattice;
+use crate::cpu::drivers::channels::Takes;
 use crate::cpu::drivers::epilogue::{MAX_VIEWS, clamp_of};
 use crate::cpu::drivers::{DriverError, ScratchNeed, ScratchPool, chunk_count, part};
 use crate::cpu::team::Team;
 use egret_program::driver::hook::{EpilogueFn, View2};
 use egret_program::driver::{ConvForm, ConvProblem, ConvSchedule, Prologue};
 use egret_simd::affine::{AffineFn, AffineRows, affine_rows};
+use egret_simd::channels::Source;
 use egret_simd::pack::input_segments;
 use egret_simd::{Isa, MAX_ROWS};
+use std::ops::Range;
 
 /// The most lanes of a vector.
 const MAX_LANES: usize = 16;
@@ -21,6 +24,7 @@ const MAX_LANES: usize = 16;
 enum Map {
     Affine { kernel: AffineFn, scale: bool, shift: bool, clamp: Option<(f32, f32)> },
     Hook { by_channel: Vec<bool>, element_bytes: Vec<u8> },
+    Taken(Takes),
 }
 
 #[derive(Debug)]
@@ -28,6 +32,7 @@ pub(super) struct MappedConv {
     direct: Direct,
     map: Map,
     lanes: usize,
+    is_depthwise: bool,
     /// x, without its halo.
     read: Surface,
     channels: usize,
@@ -38,12 +43,27 @@ pub(super) struct MappedConv {
     stride: usize,
     /// Rows under a window.
     reach: usize,
+    /// Blocks of channels in the scratch.
+    held: usize,
     /// Rows and pixels in a row of the scratch.
     copy: [usize; 2],
     /// Output rows in a block, at most; a multiple of those in a tile.
     block: usize,
     out_rows: usize,
     batch: usize,
+}
+
+/// What a block of output rows reads.
+struct Window {
+    /// The first row of the image.
+    first: usize,
+    /// Rows of the scratch; those of the image are `above..inside`.
+    rows: usize,
+    above: usize,
+    inside: usize,
+    /// Pixels before those of the image, and how many these are.
+    before: usize,
+    pixels: usize,
 }
 
 impl MappedConv {
@@ -53,7 +73,8 @@ impl MappedConv {
         schedule: &ConvSchedule,
         isa: Isa,
     ) -> Result<MappedConv, DriverError> {
-        if p.form != ConvForm::Forward || p.groups != 1 || p.in_spatial.len() > 2 {
+        let depthwise = p.is_depthwise();
+        if p.form != ConvForm::Forward || p.groups != 1 && !depthwise || p.in_spatial.len() > 2 {
             return Err(DriverError::Unsupported("prologues of gradients, of groups or of three spatial dims"));
         }
         let map = match prologue {
@@ -67,6 +88,12 @@ impl MappedConv {
                 }
                 Map::Hook { by_channel: by_channel.clone(), element_bytes: element_bytes.clone() }
             }
+            Prologue::Taken { of, channels } => {
+                if channels.len() != p.in_channels {
+                    return Err(DriverError::Problem("a prologue takes other than the channels of the convolution"));
+                }
+                Map::Taken(Takes::new(channels.iter().map(|channel| (0, *channel)), &[*of as usize], isa)?)
+            }
         };
         let shape = Shape::new(p)?;
         let lanes = isa.lanes_f32();
@@ -77,7 +104,8 @@ impl MappedConv {
         let grid_of = |max_rows: usize, copy: [usize; 2]| {
             let row = copy[1] * lanes;
             let mut list = TapList::default();
-            for segment in input_segments(0, p.in_channels, lanes) {
+            // a depthwise one: of the block that is held
+            for segment in input_segments(0, if depthwise { 1 } else { p.in_channels }, lanes) {
                 let block = segment.start / lanes * copy[0] * row;
                 let at =
                     |tap: [usize; 3]| block + tap[1] * shape.dilation[1] * row + tap[2] * shape.dilation[2] * lanes;
@@ -108,6 +136,7 @@ impl MappedConv {
             direct,
             map,
             lanes,
+            is_depthwise: depthwise,
             read: Surface::new(shape.x, shape.x_halo, lanes, p.in_batch_stride),
             channels: p.in_channels,
             height: shape.x[1],
@@ -115,6 +144,7 @@ impl MappedConv {
             pad: [shape.pad[1], shape.pad[2]],
             stride: shape.stride[1],
             reach: reach(1),
+            held: if depthwise { 1 } else { p.in_channels.div_ceil(lanes) },
             copy,
             block,
             out_rows,
@@ -124,7 +154,7 @@ impl MappedConv {
 
     fn copy_len(&self) -> usize {
         // the last tile asks for lines beyond its last pixel
-        self.channels.div_ceil(self.lanes) * self.copy[0] * self.copy[1] * self.lanes + 64
+        self.held * self.copy[0] * self.copy[1] * self.lanes + 64
     }
 
     pub(super) fn scratch(&self) -> ScratchNeed {
@@ -139,48 +169,74 @@ impl MappedConv {
             return;
         }
         let tiles = self.out_rows.div_ceil(grid.rows_per_tile);
-        let least = self.out_rows.div_ceil(self.block);
-        let blocks = chunk_count(tiles, least, team.size().div_ceil(self.batch));
-        team.parallel(self.batch * blocks, &|chunk, worker| {
-            let (item, block) = (chunk / blocks, chunk % blocks);
-            let (t0, t1) = part(tiles, block, blocks);
+        let threads = team.size().div_ceil(self.batch);
+        let (by_row, by_panel) = self.cut(tiles, threads);
+        let parts = self.channels.div_ceil(self.lanes).div_ceil(self.held);
+        team.parallel(self.batch * by_row * by_panel, &|chunk, worker| {
+            let (item, chunk) = (chunk / (by_row * by_panel), chunk % (by_row * by_panel));
+            let (t0, t1) = part(tiles, chunk / by_panel, by_row);
+            let (p0, p1) = part(parts, chunk % by_panel, by_panel);
             let copy = scratch.worker(worker);
             let strip = copy.wrapping_add(self.copy_len());
             let end = (t1 * grid.rows_per_tile).min(self.out_rows);
             let mut r0 = t0 * grid.rows_per_tile;
-            // a chunk may have a tile more than the scratch has room for
+            // a chunk may have more rows than the scratch has room for
             while r0 < end {
                 let r1 = end.min(r0 + self.block);
-                // SAFETY: the copy is this worker's; chunks write different rows.
-                unsafe {
-                    self.fill(nest, item, copy, r0, r1);
-                    let input = copy.cast_const().wrapping_sub(r0 * grid.in_step[1]);
-                    let rows = (item * self.out_rows + r0, item * self.out_rows + r1);
-                    self.direct.rows(0, (0, self.direct.panels()), rows, input, nest, strip);
+                let window = self.window(r0, r1);
+                // SAFETY: the copy is this worker's.
+                unsafe { self.surround(copy, &window) };
+                for part in p0..p1 {
+                    let blocks = part * self.held..(part + 1) * self.held;
+                    let panels = if self.is_depthwise { (part, part + 1) } else { (0, self.direct.panels()) };
+                    // SAFETY: the copy is this worker's; chunks write different rows, or different channels of them.
+                    unsafe {
+                        self.fill(nest, item, copy, &window, blocks);
+                        let input = copy.cast_const().wrapping_sub(r0 * grid.in_step[1]);
+                        let rows = (item * self.out_rows + r0, item * self.out_rows + r1);
+                        self.direct.rows(0, panels, rows, input, nest, strip);
+                    }
                 }
                 r0 = r1;
             }
         });
     }
 
-    /// Maps what output rows `r0..r1` read, with zeros for what lies outside the image.
-    ///
-    /// # Safety
-    /// The operands are those of the problem; the copy has room for a block.
-    unsafe fn fill(&self, nest: &Nest<'_>, item: usize, copy: *mut f32, r0: usize, r1: usize) {
-        let lanes = self.lanes;
-        let row = self.copy[1] * lanes;
+    /// Blocks of rows and of channels of an item: all channels of few rows, or of a block of channels all rows.
+    fn cut(&self, tiles: usize, threads: usize) -> (usize, usize) {
+        match (self.is_depthwise, threads) {
+            (true, 1) => (1, 1),
+            (true, _) => self.direct.nest(&self.direct.grids[0], 1).cut(threads),
+            (false, _) => (chunk_count(tiles, self.out_rows.div_ceil(self.block), threads), 1),
+        }
+    }
+
+    /// What output rows `r0..r1` read.
+    fn window(&self, r0: usize, r1: usize) -> Window {
         let rows = (r1 - r0 - 1) * self.stride + self.reach;
         let first = r0 * self.stride;
-        // rows of the copy that lie in the image
         let above = self.pad[0].saturating_sub(first).min(rows);
-        let inside = (self.height + self.pad[0]).saturating_sub(first).min(rows).max(above);
         let before = self.pad[1].min(self.copy[1]);
-        let pixels = self.width.min(self.copy[1] - before);
+        Window {
+            first: first + above - self.pad[0],
+            rows,
+            above,
+            inside: (self.height + self.pad[0]).saturating_sub(first).min(rows).max(above),
+            before,
+            pixels: self.width.min(self.copy[1] - before),
+        }
+    }
+
+    /// Zeros for what lies outside the image; nothing else is written there.
+    ///
+    /// # Safety
+    /// The copy has room for a block.
+    unsafe fn surround(&self, copy: *mut f32, window: &Window) {
+        let Window { rows, above, inside, before, pixels, .. } = *window;
+        let (lanes, row) = (self.lanes, self.copy[1] * self.lanes);
         let after = self.copy[1] - before - pixels;
-        let image = nest.args.input.wrapping_add(item * self.read.batch + self.read.origin);
-        for block in 0..self.channels.div_ceil(lanes) {
-            let to = copy.wrapping_add(block * self.copy[0] * row);
+        for held in 0..self.held {
+            let to = copy.wrapping_add(held * self.copy[0] * row);
             // SAFETY: rows and pixels are within the copy.
             unsafe {
                 std::ptr::write_bytes(to, 0, above * row);
@@ -192,17 +248,30 @@ impl MappedConv {
                     }
                 }
             }
-            if inside == above {
-                continue;
-            }
-            let from = image.wrapping_add(block * self.read.block + (first + above - self.pad[0]) * self.read.step[1]);
-            let to = to.wrapping_add(above * row + before * lanes);
+        }
+    }
+
+    /// Maps blocks of channels of what a window reads of the image.
+    ///
+    /// # Safety
+    /// The operands are those of the problem; the copy has room for a block.
+    unsafe fn fill(&self, nest: &Nest<'_>, item: usize, copy: *mut f32, window: &Window, blocks: Range<usize>) {
+        let Window { first, above, inside, before, pixels, .. } = *window;
+        if inside == above {
+            return;
+        }
+        let row = self.copy[1] * self.lanes;
+        let image = nest.args.input.wrapping_add(item * self.read.batch + self.read.origin);
+        let from = image.wrapping_add(first * self.read.step[1]);
+        for (held, block) in blocks.enumerate() {
+            let to = copy.wrapping_add((held * self.copy[0] + above) * row + before * self.lanes);
             // SAFETY: these rows of the image exist.
             unsafe { self.map(nest, block, (from, self.read.step[1]), (to, row), (inside - above, pixels)) };
         }
     }
 
-    /// Maps rows of one block of channels; pointers come with the distance of two rows.
+    /// Maps rows of one block of channels; pointers come with the distance of two rows, that of the image is to the first
+    /// block.
     ///
     /// # Safety
     /// As [`fill`](MappedConv::fill).
@@ -217,7 +286,11 @@ impl MappedConv {
         let lanes = self.lanes;
         let channel = block * lanes;
         let cols = lanes.min(self.channels - channel);
+        let source = |block: usize| Source { at: from.wrapping_add(block * self.read.block), row: from_row };
+        let from = source(block).at;
         match &self.map {
+            // SAFETY: the caller's; the plan checked the channels.
+            Map::Taken(takes) => unsafe { takes.rows(block, |_, block| source(block), (to, to_row), (rows, pixels)) },
             Map::Affine { kernel, scale, shift, clamp } => {
                 let mut tails = [[0f32; MAX_LANES]; 2];
                 let mut operand = |i: usize, used: bool| {

@@ -6,7 +6,11 @@ use egret_program::driver::{Activation, Epilogue, Operand, Prologue};
 
 /// Forms that a prologue may stand before.
 fn mapped(lanes: usize) -> impl Iterator<Item = ConvProblem> {
-    forms(ConvForm::Forward, lanes).into_iter().filter(|p| p.groups == 1 && p.in_spatial.len() <= 2)
+    forms(ConvForm::Forward, lanes).into_iter().filter(has_prologue)
+}
+
+fn has_prologue(p: &ConvProblem) -> bool {
+    p.form == ConvForm::Forward && (p.groups == 1 || p.is_depthwise()) && p.in_spatial.len() <= 2
 }
 
 fn map(p: &ConvProblem, x: &[f32], f: impl Fn(f32, usize) -> f32) -> Vec<f32> {
@@ -102,6 +106,39 @@ fn hooked() {
     }
 }
 
+/// Channels of a wider image, in another order, one of them twice.
+#[test]
+fn taken() {
+    for isa in isas() {
+        let lanes = isa.lanes_f32();
+        for mut p in mapped(lanes) {
+            let of = p.in_channels + lanes + 3;
+            let mut channels: Vec<u32> = (0..p.in_channels).map(|c| ((c * 7 + 2) % of) as u32).collect();
+            channels[0] = channels[p.in_channels - 1];
+            p.in_batch_stride = ConvProblem::blocked_len(of, &p.in_spatial, &p.in_halo, lanes);
+            p.prologue = Some(Prologue::Taken { of: of as u32, channels: channels.clone() });
+            let (_, w, y) = sizes(&p);
+            let pixels: usize = p.in_spatial.iter().product();
+            let (image, w) = (values(p.batch * of * pixels, 1), values(w, 2));
+            let from = |item: usize, channel: u32| (item * of + channel as usize) * pixels;
+            let places = (0..p.batch).flat_map(|item| channels.iter().map(move |channel| from(item, *channel)));
+            let read: Vec<f32> = places.flat_map(|at| image[at..at + pixels].to_vec()).collect();
+            let want = expected(&p, &read, &w, y);
+            let got = run_mapped(&p, isa, &image, &w, (&[], None), (&[], None));
+            for (g, (sum, size)) in got.iter().zip(&want) {
+                assert_close(*g, *sum, 2000, *size, &format_args!("{isa} {p}"));
+            }
+            let refused = |p: &ConvProblem| ConvPlan::new(p, &ConvSchedule::choose(p, lanes), isa).is_err();
+            channels[0] = of as u32;
+            p.prologue = Some(Prologue::Taken { of: of as u32, channels: channels.clone() });
+            assert!(refused(&p));
+            channels.pop();
+            p.prologue = Some(Prologue::Taken { of: of as u32 + 1, channels });
+            assert!(refused(&p));
+        }
+    }
+}
+
 /// An image needs no halo before a prologue; gradients, groups and row-major images have none.
 #[test]
 fn what_has_no_prologue_is_an_error() {
@@ -111,8 +148,7 @@ fn what_has_no_prologue_is_an_error() {
         for mut p in forms(form, 8) {
             p.prologue = Some(prologue.clone());
             let plan = ConvPlan::new(&p, &ConvSchedule::choose(&p, 8), isa);
-            let mapped = form == ConvForm::Forward && p.groups == 1 && p.in_spatial.len() <= 2;
-            assert_eq!(plan.is_ok(), mapped, "{p}");
+            assert_eq!(plan.is_ok(), has_prologue(&p), "{p}");
             assert!(p.read_halo().iter().all(|halo| *halo == 0));
             p.input = ConvInput::Image;
             assert!(ConvPlan::new(&p, &ConvSchedule::choose(&p, 8), isa).is_err());

@@ -2,7 +2,7 @@ use super::*;
 use crate::cpu::drivers::testing::{assert_close, buffer, isas, values};
 use crate::cpu::drivers::{PackPlan, RelayoutPlan};
 use crate::cpu::memory::Buffer;
-use egret_program::driver::{Direction, Epilogue, PackProblem, RelayoutProblem};
+use egret_program::driver::{Direction, Epilogue, PackProblem, Prologue, RelayoutProblem};
 
 /// A convolution by its numbers, two spatial dims or as many as the lists have.
 pub(super) fn problem(
@@ -117,7 +117,11 @@ fn products(p: &ConvProblem, mut f: impl FnMut(usize, usize, usize)) {
 
 fn relayout(p: &ConvProblem, of_x: bool, direction: Direction, lanes: usize) -> RelayoutProblem {
     let (channels, spatial, halo, stride) = if of_x {
-        (p.in_channels, &p.in_spatial, &p.in_halo, p.in_batch_stride)
+        let channels = match &p.prologue {
+            Some(Prologue::Taken { of, .. }) => *of as usize,
+            _ => p.in_channels,
+        };
+        (channels, &p.in_spatial, &p.in_halo, p.in_batch_stride)
     } else {
         (p.out_channels, &p.out_spatial, &p.out_halo, p.out_batch_stride)
     };
