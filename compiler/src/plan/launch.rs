@@ -182,9 +182,9 @@ impl Planner<'_> {
                 launch.origin = format!("{}, {}", launch.origin, other.origin);
             }
         }
-        // below some 30 µs of work a second thread does not pay
+        // 64 KB take a few microseconds, many times what a fork and join does
         let work = launch.flops.hint(cost::SYMBOL_HINT).max(launch.bytes.hint(cost::SYMBOL_HINT) / 4);
-        launch.grain = (points * 32_768 / work.max(1)).max(1);
+        launch.grain = (points * 16_384 / work.max(1)).max(1);
         launch.dims = made.dims;
         launch.grid = grid;
         launch.faults = faults;

@@ -182,31 +182,38 @@ pub fn grid_over(scope: &mut Scope, extents: &[Dim]) -> SmallVec<[Expr; 6]> {
 
 /// A grid over batch, rows and blocks of a blocked value, a loop over pixels and a vector loop over lanes: rows come first, as
 /// convolutions write them, so that a thread finds what it reads in its own cache. The body gets
-/// the condition that a lane is a channel, when not every lane is.
-pub fn blocked_loops(scope: &mut Scope, root: NodeId, body: impl FnOnce(&mut Scope, &[Expr], Option<Expr>)) {
+/// the condition that a lane is a channel in loops of their own over the last block, when not every lane of it is.
+pub fn blocked_loops(scope: &mut Scope, root: NodeId, body: impl Fn(&mut Scope, &[Expr], Option<Expr>)) {
     let shape = scope.graph.tensor_type(root).shape.clone();
     let lanes = scope.stored.lanes();
-    let blocks = shape[1].ceil_div(&Dim::from(lanes));
+    let (blocks, whole) = (shape[1].ceil_div(&Dim::from(lanes)), shape[1].floor_div(&Dim::from(lanes)));
     let last = shape.rank() - 1;
     let mut extents: SmallVec<[Dim; 6]> = smallvec::smallvec![shape[0].clone()];
     extents.extend(shape[2..last].iter().cloned());
-    extents.push(blocks);
+    extents.push(blocks.clone());
     let outer = grid_over(scope, &extents);
     let block = outer[last - 1].clone();
     let pixels = scope.dim(&shape[last]);
     let channels = scope.dim(&shape[1]);
-    let whole = shape[1].modulo(&Dim::from(lanes)).is(0);
-    scope.for_(Expr::int(0), pixels, LoopKind::Serial, |scope, pixel| {
-        scope.for_(Expr::int(0), Expr::int(lanes), LoopKind::Vector, |scope, lane| {
-            let channel = block.clone() * Expr::int(lanes) + lane.clone();
-            scope.note_split(channel.clone(), block, lane);
-            let live = (!whole).then(|| scope.k.bind(channel.less(channels)));
-            let mut index: SmallVec<[Expr; 6]> = smallvec::smallvec![outer[0].clone(), channel];
-            index.extend(outer[1..last - 1].iter().cloned());
-            index.push(pixel);
-            body(scope, &index, live);
+    let loops = |scope: &mut Scope, whole: bool| {
+        scope.for_(Expr::int(0), pixels.clone(), LoopKind::Serial, |scope, pixel| {
+            scope.for_(Expr::int(0), Expr::int(lanes), LoopKind::Vector, |scope, lane| {
+                let channel = block.clone() * Expr::int(lanes) + lane.clone();
+                scope.note_split(channel.clone(), block.clone(), lane);
+                let live = (!whole).then(|| scope.k.bind(channel.less(channels.clone())));
+                let mut index: SmallVec<[Expr; 6]> = smallvec::smallvec![outer[0].clone(), channel];
+                index.extend(outer[1..last - 1].iter().cloned());
+                index.push(pixel);
+                body(scope, &index, live);
+            });
         });
-    });
+    };
+    if blocks == whole || whole.is(0) {
+        return loops(scope, blocks == whole);
+    }
+    let whole = scope.dim(&whole);
+    scope.if_(block.less(whole.clone()), |scope| loops(scope, true));
+    scope.if_(block.greater_equal(whole), |scope| loops(scope, false));
 }
 
 /// The axis along which a flat index may run, when everything that is read has the result's shape row-major, or is one
