@@ -161,9 +161,7 @@ pub fn layout(
         }
     }
     layouts.taken = partition.groups.iter().map(|group| group.root).collect();
-    layouts.taken.retain(|id| {
-        blocked[id.index()] && !must_be_row_major[id.index()] && is_taken(graph, &users[id.index()], &blocked, *id)
-    });
+    layouts.taken.retain(|id| blocked[id.index()] && is_taken(graph, &users[id.index()], &blocked, *id, lanes));
     layouts.taken.iter().for_each(|id| blocked[id.index()] = false);
     for group in partition.groups.iter().filter(|g| blocked[g.root.index()]) {
         let rank = graph.tensor_type(group.root).shape.rank();
@@ -195,13 +193,14 @@ fn moves_channels(graph: &Graph, users: &[SmallVec<[NodeId; 4]>], blocked: &[boo
 }
 
 /// Whether movement of channels of one image is for depthwise convolutions alone, whose driver takes channels itself.
-fn is_taken(graph: &Graph, users: &[NodeId], blocked: &[bool], id: NodeId) -> bool {
+fn is_taken(graph: &Graph, users: &[NodeId], blocked: &[bool], id: NodeId, lanes: i64) -> bool {
     let taken =
         if is_movement(&graph.node(id).op) { channels(graph, id, &|image| blocked[image.index()]) } else { None };
     let one = taken.is_some_and(|taken| taken.iter().all(|(image, _)| *image == taken[0].0));
     one && users.iter().all(|user| {
         let node = graph.node(*user);
-        takes_channels(graph, *user) && node.operands[0] == id && !node.operands[1..].contains(&id)
+        let first = node.operands.first() == Some(&id) && !node.operands[1..].contains(&id);
+        first && takes_channels(graph, *user) && has_driver(graph, *user, lanes)
     })
 }
 
