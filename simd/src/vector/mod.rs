@@ -28,6 +28,22 @@ pub(crate) use shorts::Shorts;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86_half::Half;
 
+/// Of functions by the names of instruction sets, that of `isa`.
+macro_rules! chosen {
+    ($isa:ident) => {
+        match $isa {
+            #[cfg(target_arch = "x86_64")]
+            $crate::Isa::Avx2 => avx2,
+            #[cfg(target_arch = "x86_64")]
+            $crate::Isa::Avx512 => avx512,
+            #[cfg(target_arch = "aarch64")]
+            $crate::Isa::Neon => neon,
+            _ => portable,
+        }
+    };
+}
+pub(crate) use chosen;
+
 /// A kernel over one struct for every instruction set: `fn name(isa) -> Option<unsafe fn(&Row)>`, made of a generic
 /// `body::<V>(&Row)`.
 macro_rules! by_isa {
@@ -52,15 +68,7 @@ macro_rules! by_isa {
             unsafe fn neon(row: &$row) {
                 unsafe { $body::<$crate::vector::Neon8>(row) }
             }
-            isa.is_supported().then_some(match isa {
-                #[cfg(target_arch = "x86_64")]
-                $crate::Isa::Avx2 => avx2,
-                #[cfg(target_arch = "x86_64")]
-                $crate::Isa::Avx512 => avx512,
-                #[cfg(target_arch = "aarch64")]
-                $crate::Isa::Neon => neon,
-                _ => portable,
-            })
+            isa.is_supported().then_some($crate::vector::chosen!(isa))
         }
     };
 }
@@ -95,15 +103,7 @@ macro_rules! of_elements {
             unsafe fn neon(d: To, dr: usize, s: From, sr: usize, rows: usize, cols: usize) {
                 unsafe { $body::<$crate::vector::$neon>(d, dr, s, sr, rows, cols) }
             }
-            match isa {
-                #[cfg(target_arch = "x86_64")]
-                $crate::Isa::Avx2 => avx2,
-                #[cfg(target_arch = "x86_64")]
-                $crate::Isa::Avx512 => avx512,
-                #[cfg(target_arch = "aarch64")]
-                $crate::Isa::Neon => neon,
-                _ => portable,
-            }
+            $crate::vector::chosen!(isa)
         }
     };
 }
