@@ -150,16 +150,18 @@ pub(crate) fn program(program: &Program) -> Result<(), RuntimeError> {
     Ok(())
 }
 
-/// By buffer: whether a driver reads whole vectors of it, beyond its end too.
+/// By buffer: whether a driver reads whole vectors of it, beyond its end too. Of an image that is row-major, forward
+/// convolutions copy rows as long as they are.
 pub(crate) fn needs_slack(program: &Program) -> Vec<bool> {
-    use egret_program::driver::Driver;
+    use egret_program::driver::{ConvForm, ConvInput, Driver};
     let root = roots(program).unwrap_or_default();
     let mut needs = vec![false; program.buffers.len()];
     for step in every_step(&program.steps).chain(every_step(&program.prepare)) {
         if let Step::Launch(launch) = step
-            && let KernelBody::Driver { driver: Driver::Conv(..), .. } = &program.kernel(launch.kernel).body
+            && let KernelBody::Driver { driver: Driver::Conv(problem, _), .. } = &program.kernel(launch.kernel).body
         {
-            for arg in launch.args.iter().filter(|a| !a.writes) {
+            let exact = problem.input == ConvInput::Image && problem.form == ConvForm::Forward;
+            for arg in launch.args.iter().skip(usize::from(exact)).filter(|a| !a.writes) {
                 if let Some(root) = root.get(arg.buffer.0 as usize) {
                     needs[*root] = true;
                 }
