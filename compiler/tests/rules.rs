@@ -75,6 +75,11 @@ fn prologues_keep_every_bit() {
 }
 
 #[test]
+fn functions_of_concatenations_keep_every_bit() {
+    check_code(&["concat-elementwise"], check::concatenations, true, 128);
+}
+
+#[test]
 fn merged_products_keep_every_bit() {
     check_code(&["merge-dots"], check::products, true, 64);
 }

@@ -146,7 +146,7 @@ pub fn is_elementwise(op: &Op) -> bool {
 }
 
 /// The kinds that may join an anchor.
-fn elementwise_kinds() -> impl Iterator<Item = Kind> {
+pub fn elementwise_kinds() -> impl Iterator<Item = Kind> {
     ScalarFn::ALL.iter().map(|f| Kind::named(f.name())).chain([Kind::named("cast")])
 }
 

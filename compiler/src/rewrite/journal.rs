@@ -30,6 +30,13 @@ pub enum How {
         /// The nodes, the last to be computed first.
         path: Vec<Term>,
     },
+    /// An elementwise node went through concatenations to their parts.
+    Distribute {
+        /// The elementwise node.
+        node: Term,
+        /// The concatenations, by operand.
+        split: super::distribute::Split,
+    },
     /// Contractions of one operand became one.
     Merge {
         /// Their classes and nodes.

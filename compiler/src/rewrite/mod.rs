@@ -6,6 +6,7 @@
 mod activation;
 pub mod check;
 pub mod direct;
+mod distribute;
 mod epilogue;
 mod explain;
 mod extract;

@@ -8,6 +8,7 @@ use egret_ir::{Literal, Op, Tensor, Type};
 use egret_program::DeviceDescription;
 use smallvec::SmallVec;
 
+use super::distribute;
 use super::epilogue::{self, Dependencies};
 use super::extract::{self, Extracted, Search};
 use super::journal::{How, Journal, Step};
@@ -116,6 +117,7 @@ pub fn saturate(part: &Part, options: &Options, report: &mut Vec<PhaseReport>) -
         epilogues: epilogue::Used::of(set, exact),
         prologues: set.has(prologue::RULE),
         tried: epilogue::Tried::default(),
+        distributed: set.has(distribute::RULE).then(distribute::Tried::default),
     };
     let budgets = options.budgets;
     phase(&mut loaded, "algebra", &algebra, None, budgets, report);
@@ -136,6 +138,8 @@ struct Absorb<'d> {
     epilogues: epilogue::Used,
     prologues: bool,
     tried: epilogue::Tried,
+    /// What went through concatenations, if anything may.
+    distributed: Option<distribute::Tried>,
 }
 
 fn rebuild(loaded: &mut Loaded) {
@@ -158,7 +162,14 @@ fn phase(
         let before = loaded.egraph.total_number_of_nodes();
         let mut unions = sweep(loaded, rules);
         rebuild(loaded);
-        if let Some(Absorb { dependencies, epilogues, prologues, tried }) = absorb.as_deref_mut() {
+        if let Some(Absorb { dependencies, epilogues, prologues, tried, distributed }) = absorb.as_deref_mut() {
+            if let Some(tried) = distributed {
+                let made = distribute::distribute(&mut loaded.egraph, &mut loaded.journal, tried);
+                unions += made;
+                if made > 0 {
+                    rebuild(loaded);
+                }
+            }
             if *prologues {
                 let made = prologue::absorb(&mut loaded.egraph, dependencies, &mut loaded.journal);
                 unions += made;
@@ -473,6 +484,11 @@ fn repeat(
             let (op, operands) = prologue::rejoin(egraph, &conv, &path)?;
             let id = add(egraph, &op, &operands)?;
             vec![(term_of(egraph, &op, &operands), id)]
+        }
+        How::Distribute { node, split } => {
+            let node = translate(egraph, first, node, ids);
+            let split = split.iter().map(|concat| Some(translate(egraph, first, concat.as_ref()?, ids))).collect();
+            distribute::build(egraph, &node, &split)?
         }
         How::Merge { members } => {
             let members: Vec<(Id, Term)> = members

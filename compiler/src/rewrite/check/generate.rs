@@ -1,7 +1,7 @@
 //! Graphs on which rules that are code apply: anchors with elementwise nodes behind them, spelled activations, products
 //! of one operand.
 
-use egret_ir::ops::{Cast, Conv, Pointwise};
+use egret_ir::ops::{Cast, Concat, Conv, Pointwise};
 use egret_ir::random::Random;
 use egret_ir::{DType, ExprKind, Literal, NodeId, ScalarExpr, ScalarFn, TensorType};
 use smallvec::SmallVec;
@@ -116,6 +116,55 @@ pub fn mapped_images(seed: u64) -> Case {
         let mut y = sampler.add(conv, &[image, weights])?;
         if sampler.chance(50) {
             y = sampler.add(Pointwise { f: ScalarFn::Relu }, &[y])?;
+        }
+        results.push(y);
+        Some(results)
+    })
+}
+
+/// A concatenation of anchors and inputs with one to three elementwise nodes behind it: of one operand, with a number, with an
+/// operand that all parts read, with one that each part reads a part of, or with a second concatenation.
+pub fn concatenations(seed: u64) -> Case {
+    draw(seed, |sampler, dtype| {
+        let rank = 2 + sampler.random.below(2);
+        let (shape, axis) = (sampler.shape(rank), sampler.random.below(rank));
+        let of_extent = |extent: i64| {
+            let dims = (0..rank).map(|i| if i == axis { extent.into() } else { shape[i].clone() });
+            TensorType { dtype, shape: dims.collect() }
+        };
+        let extents: Vec<i64> = (0..2 + sampler.random.below(2)).map(|_| 1 + sampler.random.below(4) as i64).collect();
+        let part = |sampler: &mut Sampler, extent: i64| {
+            let name = ANCHORS[sampler.random.below(ANCHORS.len())];
+            if sampler.chance(60) {
+                sampler.anchor(name, &of_extent(extent))
+            } else {
+                sampler.input(&of_extent(extent))
+            }
+        };
+        let concat = |sampler: &mut Sampler| {
+            let parts: Option<Vec<NodeId>> = extents.iter().map(|extent| part(sampler, *extent)).collect();
+            sampler.add(Concat { axis }, &parts?)
+        };
+        let mut y = concat(sampler)?;
+        let mut results = Vec::new();
+        for _ in 0..1 + sampler.random.below(3) {
+            let f = [ScalarFn::Relu, ScalarFn::Neg, ScalarFn::Tanh][sampler.random.below(3)];
+            let binary = [ScalarFn::Add, ScalarFn::Mul, ScalarFn::Sub][sampler.random.below(3)];
+            let other = match sampler.random.below(5) {
+                0 => Some(sampler.number(Literal::float(1.5, dtype))?),
+                1 => Some(sampler.input(&of_extent(1))?),
+                2 => Some(sampler.input(&of_extent(extents.iter().sum()))?),
+                3 => Some(concat(sampler)?),
+                _ => None,
+            };
+            y = match other {
+                Some(other) if sampler.chance(50) => sampler.add(Pointwise { f: binary }, &[other, y])?,
+                Some(other) => sampler.add(Pointwise { f: binary }, &[y, other])?,
+                None => sampler.add(Pointwise { f }, &[y])?,
+            };
+            if sampler.chance(15) {
+                results.push(y);
+            }
         }
         results.push(y);
         Some(results)

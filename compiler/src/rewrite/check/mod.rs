@@ -16,7 +16,7 @@ use egret_ir::random::Random;
 use egret_ir::{Graph, InferCx, Literal, Tensor, Tensors, interpret, text};
 
 pub use classes::check_classes;
-pub use generate::{activations, anchors, convolutions, mapped_images, products};
+pub use generate::{activations, anchors, concatenations, convolutions, mapped_images, products};
 use instance::{Instance, Sampler, Values};
 
 use super::part::{Part, PartNode, Ref};

@@ -4,7 +4,7 @@
 use super::super::pattern::Class::Exact;
 use super::{CodeRule, Topic, code};
 
-pub(super) const CODE: [CodeRule; 4] = [
+pub(super) const CODE: [CodeRule; 5] = [
     code("epilogue-unary", Topic::Epilogue, Exact, "f(anchor): the function joins the anchor's program"),
     code(
         "epilogue-binary",
@@ -17,6 +17,12 @@ pub(super) const CODE: [CodeRule; 4] = [
         Topic::Epilogue,
         Exact,
         "f(g(anchor), h(anchor)): so does one of two epilogues of the same anchor",
+    ),
+    code(
+        "concat-elementwise",
+        Topic::Epilogue,
+        Exact,
+        "f(concat(a, b, …)) = concat(f(a), f(b), …) where a kernel makes one of these: its program takes the function",
     ),
     code(
         "prologue",
