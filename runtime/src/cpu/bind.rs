@@ -6,7 +6,7 @@ use egret_program::{Arg, BufferId, Carried, KernelBody, Launch, Loop, Place, Pro
 use egret_simd::Isa;
 
 use super::driver_plan::DriverPlan;
-use super::drivers::ScratchNeed;
+use super::drivers::{ScratchNeed, Spread};
 use super::halo::Border;
 use super::late::{Extent, LateLaunch};
 use super::lifetime::Uses;
@@ -189,13 +189,16 @@ struct Work<'a> {
     bound: Bound,
     uses: Uses,
     step: usize,
+    /// By buffer: who of the team writes it.
+    spreads: Vec<Spread>,
 }
 
 /// Binds steps and plans their arena.
 pub(crate) fn bind(binder: &Binder<'_>, steps: &[Step]) -> Result<Bound, RuntimeError> {
     let buffers = binder.program.buffers.len();
     let bound = Bound { bytes: vec![0; buffers], offsets: vec![None; buffers], ..Bound::default() };
-    let mut work = Work { binder, bound, uses: Uses::new(binder.program), step: 0 };
+    let mut work =
+        Work { binder, bound, uses: Uses::new(binder.program), step: 0, spreads: vec![Spread::default(); buffers] };
     for (i, buffer) in binder.program.buffers.iter().enumerate() {
         if matches!(buffer.place, Place::Input(k) if binder.staged.get(k as usize) == Some(&true)) {
             work.uses.stage(i);
@@ -355,6 +358,12 @@ impl Work<'_> {
                     origin: launch.origin.clone(),
                     source,
                 })?;
+                let read = launch.args.first().map(|arg| self.spreads[arg.buffer.0 as usize]);
+                let plan = plan.reading(read.unwrap_or_default());
+                let spread = plan.spread(self.binder.threads);
+                for arg in launch.args.iter().filter(|arg| arg.writes) {
+                    self.spreads[arg.buffer.0 as usize] = spread;
+                }
                 self.bound.scratch = self.bound.scratch.max(plan.scratch());
                 Op::Driver { plan, args }
             }

@@ -7,7 +7,7 @@ use egret_simd::Isa;
 use super::drivers::{
     AttentionArgs, AttentionGradArgs, AttentionGradPlan, AttentionPlan, ChannelsPlan, ConvArgs, ConvPlan, DriverError,
     GemmArgs, GemmPlan, NonZeroPlan, PackPlan, PoolArgs, PoolGradArgs, PoolGradPlan, PoolPlan, RelayoutPlan,
-    ScratchNeed, ScratchPool, SuppressionArgs, SuppressionPlan, TopKPlan, UniqueArgs, UniquePlan,
+    ScratchNeed, ScratchPool, Spread, SuppressionArgs, SuppressionPlan, TopKPlan, UniqueArgs, UniquePlan,
 };
 use super::team::Team;
 
@@ -126,6 +126,22 @@ impl DriverPlan {
             return Err(DriverError::Problem("the number of arguments is not that of the problem"));
         }
         Ok(plan)
+    }
+
+    /// The plan, if threads wrote the first operand so.
+    pub(crate) fn reading(mut self, spread: Spread) -> DriverPlan {
+        if let Form::Conv(plan) = self.form {
+            self.form = Form::Conv(Box::new(plan.reading(spread)));
+        }
+        self
+    }
+
+    /// Who of a team writes the result.
+    pub(crate) fn spread(&self, threads: usize) -> Spread {
+        match &self.form {
+            Form::Conv(plan) => plan.spread(threads),
+            _ => Spread::Rows,
+        }
     }
 
     /// Scratch that `run` needs.

@@ -42,18 +42,45 @@ const PRODUCTS_A_FLOAT: f64 = 12.0;
 /// How much longer a float takes from another core's cache.
 const ELSEWHERE: usize = 4;
 
-/// A loop nest whose chunks are blocks of rows by blocks of panels of weights: each reads its rows of the input and its
-/// weights.
+/// Which part of an image in blocked channels each thread of a team wrote, and so has in its cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Spread {
+    /// Rows, of all channels.
+    #[default]
+    Rows,
+    /// Channels, of all rows.
+    Channels,
+    /// Neither: what a thread reads, others wrote.
+    Mixed,
+}
+
+impl Spread {
+    /// Of what so many blocks of rows and of channels write, a block of rows after the other.
+    pub(crate) fn of((rows, channels): (usize, usize), threads: usize) -> Spread {
+        match (rows >= threads, rows == 1 && channels >= threads) {
+            (true, _) => Spread::Rows,
+            (_, true) => Spread::Channels,
+            _ => Spread::Mixed,
+        }
+    }
+}
+
+/// A loop nest whose chunks are blocks of rows by blocks of panels of weights: each reads its rows of the input, of the
+/// groups of its panels, and its weights.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Nest2 {
-    /// Rows that can be told apart.
+    /// Rows.
     pub(crate) rows: usize,
+    /// Rows that stay together; the last ones may be fewer.
+    pub(crate) together: usize,
     /// Panels.
     pub(crate) panels: usize,
+    /// Parts of the panels that read nothing in common.
+    pub(crate) groups: usize,
     /// Floats of the input that all rows read.
     pub(crate) input: usize,
-    /// Whether panels read nothing in common.
-    pub(crate) apart: bool,
+    /// Who wrote the input.
+    pub(crate) spread: Spread,
     /// Floats of all weights.
     pub(crate) weights: usize,
     /// Multiply-adds of all.
@@ -71,7 +98,7 @@ impl Nest2 {
         let counts = (0..usize::BITS - 1).flat_map(|i| [1 << i, (1 << i) + (1 << i) / 2]);
         for panels in counts.take_while(|panels| *panels <= most).map(|panels| panels.clamp(1, self.panels.max(1))) {
             for chunks in [threads, 2 * threads, most] {
-                let rows = (chunks / panels).clamp(1, self.rows.max(1));
+                let rows = (chunks / panels).clamp(1, self.units().max(1));
                 let cost = self.cost((rows, panels), threads);
                 if cost < best.0 {
                     best = (cost, (rows, panels));
@@ -81,19 +108,25 @@ impl Nest2 {
         best.1
     }
 
+    /// Blocks of rows, at most.
+    fn units(&self) -> usize {
+        self.rows.div_ceil(self.together.max(1))
+    }
+
     /// The time of a thread, in floats read.
     fn cost(&self, (rows, panels): (usize, usize), threads: usize) -> f64 {
         let chunks = rows * panels;
-        let largest = self.rows.div_ceil(rows) * self.panels.div_ceil(panels);
+        let most_rows = (self.units().div_ceil(rows) * self.together).min(self.rows);
+        let largest = most_rows * self.panels.div_ceil(panels);
         let share = largest as f64 / (self.rows * self.panels).max(1) as f64;
         let computed = self.products as f64 / PRODUCTS_A_FLOAT * share * (chunks.div_ceil(threads) as f64 + 0.25);
-        // what another thread wrote is in its cache: rows are those that this one wrote, all the others are not
-        let input = match panels {
-            1 => self.input,
-            _ if self.apart && rows >= threads => self.input,
-            _ if self.apart => ELSEWHERE * self.input,
-            _ => ELSEWHERE * panels * self.input,
+        // what another thread wrote is in its cache
+        let is_own = match self.spread {
+            Spread::Rows => panels == 1 || self.groups >= panels && rows >= threads,
+            Spread::Channels => rows == 1 && self.groups >= panels,
+            Spread::Mixed => false,
         };
+        let input = self.input * panels.div_ceil(self.groups.max(1)) * if is_own { 1 } else { ELSEWHERE };
         computed + (rows * self.weights + input) as f64 / threads.min(chunks) as f64
     }
 }
@@ -126,28 +159,25 @@ mod tests {
         // 13×13 pixels of 48 channels to 192 by 3×3, and 112×112 of 16 to 64 by 1×1
         let late = Nest2 {
             rows: 13,
+            together: 1,
             panels: 6,
+            groups: 1,
             input: 48 * 15 * 15,
-            apart: false,
+            spread: Spread::Rows,
             weights: 9 * 48 * 192,
             products: 169 * 9 * 48 * 192,
         };
-        let early = Nest2 {
-            rows: 112,
-            panels: 2,
-            input: 16 * 112 * 112,
-            apart: false,
-            weights: 1024,
-            products: 112 * 112 * 1024,
-        };
+        let early =
+            Nest2 { rows: 112, panels: 2, input: 16 * 112 * 112, weights: 1024, products: 112 * 112 * 1024, ..late };
         // 14×14 of 272 channels, each with its own 3×3
         let depthwise = Nest2 {
             rows: 14,
             panels: 17,
+            groups: 17,
             input: 272 * 16 * 16,
-            apart: true,
             weights: 9 * 272,
             products: 2 * 196 * 9 * 272,
+            ..late
         };
         assert_eq!(late.cut(2), (1, 6));
         assert_eq!(early.cut(2), (8, 1));
@@ -160,9 +190,59 @@ mod tests {
         }
     }
 
+    /// Four groups of 1×1, of 136 channels to 136 at 7×7, of which two rows stay together, and of 68 to 68 at 14×14.
+    #[test]
+    fn groups_stay_with_who_wrote_them() {
+        let late = Nest2 {
+            rows: 7,
+            together: 2,
+            panels: 20,
+            groups: 4,
+            input: 544 * 49,
+            spread: Spread::Channels,
+            weights: 544 * 136,
+            products: 49 * 544 * 136,
+        };
+        // three of the four blocks of rows are whole: four rows beside three
+        assert_eq!(late.cut(2).0, 1);
+        assert_eq!(Nest2 { spread: Spread::Rows, ..late }.cut(2).0, 1);
+        let early = Nest2 {
+            rows: 14,
+            together: 1,
+            panels: 12,
+            input: 272 * 196,
+            spread: Spread::Rows,
+            weights: 272 * 68,
+            products: 196 * 272 * 68,
+            ..late
+        };
+        assert!(early.cut(2).0 >= 2);
+        assert_eq!(Nest2 { spread: Spread::Channels, ..early }.cut(2).0, 1);
+        // each channel by itself, from a mixture: even blocks of channels beside uneven ones of rows
+        let depthwise = Nest2 {
+            panels: 34,
+            groups: 34,
+            spread: Spread::Mixed,
+            weights: 9 * 544,
+            products: 2 * 49 * 9 * 544,
+            ..late
+        };
+        assert_eq!(depthwise.cut(2).0, 1);
+        assert!(Nest2 { spread: Spread::Rows, ..depthwise }.cut(2).0 >= 2);
+    }
+
     #[test]
     fn nothing_is_cut_from_nothing() {
-        let none = Nest2 { rows: 0, panels: 0, input: 0, apart: false, weights: 0, products: 0 };
+        let none = Nest2 {
+            rows: 0,
+            together: 0,
+            panels: 0,
+            groups: 0,
+            input: 0,
+            spread: Spread::Rows,
+            weights: 0,
+            products: 0,
+        };
         assert_eq!(none.cut(2), (1, 1));
     }
 }

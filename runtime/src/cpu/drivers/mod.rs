@@ -27,6 +27,7 @@ pub use relayout::{PackPlan, RelayoutPlan};
 pub use select::{NonZeroPlan, SuppressionArgs, SuppressionPlan, TopKPlan, UniqueArgs, UniquePlan};
 
 use super::memory::{Buffer, OutOfMemory};
+pub(crate) use cut::Spread;
 pub(super) use cut::part;
 use cut::{Nest2, chunk_count, even_rows, lines_by_blocks, row_cuts};
 

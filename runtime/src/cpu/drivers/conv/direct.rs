@@ -5,7 +5,7 @@ use super::geometry::{Grid, Shape, Surface, grids};
 use super::hooked::{Hooked, Place, full_surface};
 use crate::cpu::drivers::epilogue::set_activation;
 use crate::cpu::drivers::kernels::Kernels;
-use crate::cpu::drivers::{DriverError, Nest2, ScratchNeed, ScratchPool, part};
+use crate::cpu::drivers::{DriverError, Nest2, ScratchNeed, ScratchPool, Spread, part};
 use crate::cpu::team::Team;
 use egret_program::driver::{
     Activation, Bias, ConvEngine, ConvForm, ConvProblem, ConvSchedule, Epilogue, Operand, Split,
@@ -39,6 +39,10 @@ pub(super) struct Direct {
     /// Output channels, over all groups.
     channels: usize,
     panels: Vec<OutputPanel>,
+    /// Parts of the panels that read nothing in common.
+    groups: usize,
+    /// Who wrote the input.
+    pub(super) read: Spread,
     /// Floats of weights in a panel.
     panel_len: usize,
     pub(super) grids: Vec<Grid>,
@@ -94,7 +98,9 @@ impl Direct {
             a_step: 1,
             write,
             channels: p.groups * outputs,
+            groups: if depthwise { panels.len() } else { p.groups },
             panels,
+            read: Spread::default(),
             panel_len: taps * floats_per_tap,
             grids,
             bound,
@@ -120,6 +126,7 @@ impl Direct {
         let kernels = kernels_of(schedule, isa, if depthwise { TileKind::Lanes } else { TileKind::Table })?;
         let grid = grid(kernels.max_rows());
         let taps: usize = p.kernel.iter().product();
+        let panels = panels_of(depthwise, (p.groups, p.out_channels / p.groups), lanes);
         Ok(Direct {
             isa,
             lanes,
@@ -131,7 +138,9 @@ impl Direct {
             a_step,
             write: Surface::new(shape.y, shape.y_halo, lanes, p.out_batch_stride),
             channels: p.out_channels,
-            panels: panels_of(depthwise, (p.groups, p.out_channels / p.groups), lanes),
+            groups: if depthwise { panels.len() } else { p.groups },
+            panels,
+            read: Spread::default(),
             panel_len: taps * if depthwise { lanes } else { p.in_channels * 2 * lanes },
             kernels: vec![if depthwise { kernels } else { kernels.for_rows(isa, &grid.in_rows) }],
             grids: vec![grid],
@@ -185,6 +194,11 @@ impl Direct {
         });
     }
 
+    /// Who writes the output.
+    pub(super) fn spread(&self, threads: usize) -> Spread {
+        Spread::of(self.cut(threads), threads)
+    }
+
     /// Blocks of rows of a grid, and of panels, for a team: those of the schedule for one thread.
     fn cut(&self, threads: usize) -> (usize, usize) {
         let Some(grid) = self.grids.iter().max_by_key(|grid| grid.rows(self.batch)) else { return (1, 1) };
@@ -206,10 +220,12 @@ impl Direct {
         let weights = self.panels.len() * self.panel_len;
         let pixels = grid.rows(items) * grid.count[2];
         Nest2 {
-            rows: grid.rows(items).div_ceil(grid.rows_per_tile),
+            rows: grid.rows(items),
+            together: grid.rows_per_tile,
             panels: self.panels.len(),
+            groups: self.groups,
             input: items * self.image,
-            apart: self.depthwise,
+            spread: self.read,
             weights,
             products: weights * pixels * if self.depthwise { LANES } else { 1 },
         }

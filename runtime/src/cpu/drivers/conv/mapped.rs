@@ -7,7 +7,7 @@ use super::geometry::{Edges, Grid, Shape, Surface, TapList, points};
 use super::hooked::Lattice;
 use crate::cpu::drivers::channels::Takes;
 use crate::cpu::drivers::epilogue::{MAX_VIEWS, clamp_of};
-use crate::cpu::drivers::{DriverError, ScratchNeed, ScratchPool, chunk_count, part};
+use crate::cpu::drivers::{DriverError, ScratchNeed, ScratchPool, Spread, chunk_count, part};
 use crate::cpu::team::Team;
 use egret_program::driver::hook::{EpilogueFn, View2};
 use egret_program::driver::{ConvForm, ConvProblem, ConvSchedule, Prologue};
@@ -169,8 +169,7 @@ impl MappedConv {
             return;
         }
         let tiles = self.out_rows.div_ceil(grid.rows_per_tile);
-        let threads = team.size().div_ceil(self.batch);
-        let (by_row, by_panel) = self.cut(tiles, threads);
+        let (by_row, by_panel) = self.cut(team.size());
         let parts = self.channels.div_ceil(self.lanes).div_ceil(self.held);
         team.parallel(self.batch * by_row * by_panel, &|chunk, worker| {
             let (item, chunk) = (chunk / (by_row * by_panel), chunk % (by_row * by_panel));
@@ -202,12 +201,29 @@ impl MappedConv {
         });
     }
 
-    /// Blocks of rows and of channels of an item: all channels of few rows, or of a block of channels all rows.
-    fn cut(&self, tiles: usize, threads: usize) -> (usize, usize) {
+    /// Blocks of rows and of channels of an item, for a team: all channels of few rows, or of a block of channels all rows.
+    fn cut(&self, threads: usize) -> (usize, usize) {
+        let threads = threads.div_ceil(self.batch.max(1));
+        let grid = &self.direct.grids[0];
+        let tiles = self.out_rows.div_ceil(grid.rows_per_tile);
         match (self.is_depthwise, threads) {
             (true, 1) => (1, 1),
-            (true, _) => self.direct.nest(&self.direct.grids[0], 1).cut(threads),
+            (true, _) => self.direct.nest(grid, 1).cut(threads),
             (false, _) => (chunk_count(tiles, self.out_rows.div_ceil(self.block), threads), 1),
+        }
+    }
+
+    /// Says who writes the input. Channels that are taken from here and there are nobody's.
+    pub(super) fn reads(&mut self, spread: Spread) {
+        let is_mixed = spread == Spread::Channels && matches!(self.map, Map::Taken(_));
+        self.direct.read = if is_mixed { Spread::Mixed } else { spread };
+    }
+
+    /// Who writes the output.
+    pub(super) fn spread(&self, threads: usize) -> Spread {
+        match self.batch {
+            1 => Spread::of(self.cut(threads), threads),
+            _ => Spread::Rows,
         }
     }
 

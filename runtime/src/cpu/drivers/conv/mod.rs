@@ -23,7 +23,7 @@ pub(crate) use geometry::{Surface, dims, gradient_phases};
 pub(crate) use hooked::{Hooked, Lattice, Place};
 
 use super::kernels::check_isa;
-use super::{DriverError, ScratchNeed, ScratchPool};
+use super::{DriverError, ScratchNeed, ScratchPool, Spread};
 use crate::cpu::team::Team;
 use direct::Direct;
 use egret_program::driver::hook::EpilogueFn;
@@ -120,6 +120,25 @@ impl ConvPlan {
             }
         };
         Ok(ConvPlan { form })
+    }
+
+    /// The plan, if threads wrote the input so.
+    pub(crate) fn reading(mut self, spread: Spread) -> ConvPlan {
+        match &mut self.form {
+            Form::Direct(direct) => direct.read = spread,
+            Form::Mapped(mapped) => mapped.reads(spread),
+            _ => {}
+        }
+        self
+    }
+
+    /// Who of a team writes the output.
+    pub(crate) fn spread(&self, threads: usize) -> Spread {
+        match &self.form {
+            Form::Direct(direct) => direct.spread(threads),
+            Form::Mapped(mapped) => mapped.spread(threads),
+            _ => Spread::Rows,
+        }
     }
 
     /// Scratch that `run` needs.
