@@ -318,7 +318,7 @@ impl Direct {
                 tile.prefetch = weights.wrapping_add(self.panel_len);
                 lines_left = lines;
             }
-            tile.prefetch_a = if one_tap && panel == p0 { ahead } else { 0 };
+            let next_tile = if one_tap && panel == p0 { ahead } else { 0 };
             let panel_input = panel * self.read_panel;
             let mut row = r0;
             while row < r1 {
@@ -345,6 +345,9 @@ impl Direct {
                 for i in 0..tiles {
                     let (w0, w1) = if rows > 1 { (0, rows * width) } else { part(width, i, tiles) };
                     tile.a = a.wrapping_add(w0 * grid.in_step[2]);
+                    // what lies behind the last row may be in another core's cache, which is to keep it
+                    let is_last = row + rows == r1 && i + 1 == tiles;
+                    tile.prefetch_a = if is_last { 0 } else { next_tile };
                     tile.c = c.wrapping_add(w0 * c_step);
                     if let Some((base, step)) = residual {
                         tile.residual = base.wrapping_add(w0 * step);
