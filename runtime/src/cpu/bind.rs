@@ -5,6 +5,7 @@ use egret_program::driver::hook::EpilogueFn;
 use egret_program::{Arg, BufferId, Carried, KernelBody, Launch, Loop, Place, Program, Size, SizeValue, Step, While};
 use egret_simd::Isa;
 
+use super::chain;
 use super::driver_plan::DriverPlan;
 use super::drivers::{ScratchNeed, Spread};
 use super::halo::Border;
@@ -110,6 +111,8 @@ pub(crate) struct BoundSize {
 pub(crate) struct Item {
     pub(crate) op: Op,
     pub(crate) step: usize,
+    /// How many of the operations behind it run with it, without a join.
+    pub(crate) links: usize,
 }
 
 /// A value carried around a loop.
@@ -241,7 +244,7 @@ impl Work<'_> {
     }
 
     fn push(&mut self, op: Op) {
-        self.bound.ops.push(Item { op, step: self.step });
+        self.bound.ops.push(Item { op, step: self.step, links: 0 });
     }
 
     /// The address of an argument that the operation about to be pushed uses.
@@ -271,7 +274,7 @@ impl Work<'_> {
                 self.step += 1;
                 branch.then.iter().try_for_each(|step| self.step(step))?;
                 let jump = self.bound.ops.len();
-                self.bound.ops.push(Item { op: Op::Jump(0), step });
+                self.bound.ops.push(Item { op: Op::Jump(0), step, links: 0 });
                 let otherwise = self.bound.ops.len();
                 branch.otherwise.iter().try_for_each(|step| self.step(step))?;
                 self.bound.ops[unless].op = Op::Unless { test, to: otherwise };
@@ -370,6 +373,7 @@ impl Work<'_> {
             _ => return Err(RuntimeError::malformed(format!("the kernel `{}` is launched, but a hook", kernel.name))),
         };
         self.push(op);
+        chain::link(&mut self.bound, &mut self.uses, launch, self.binder.threads);
         Ok(())
     }
 

@@ -3,11 +3,12 @@
 use egret_program::driver::hook::{EpilogueFn, RowsFn, ScoreFn};
 use egret_program::driver::{Driver, Epilogue, Prologue, Score};
 use egret_simd::Isa;
+use smallvec::SmallVec;
 
 use super::drivers::{
     AttentionArgs, AttentionGradArgs, AttentionGradPlan, AttentionPlan, ChannelsPlan, ConvArgs, ConvPlan, DriverError,
-    GemmArgs, GemmPlan, NonZeroPlan, PackPlan, PoolArgs, PoolGradArgs, PoolGradPlan, PoolPlan, RelayoutPlan,
-    ScratchNeed, ScratchPool, Spread, SuppressionArgs, SuppressionPlan, TopKPlan, UniqueArgs, UniquePlan,
+    GemmArgs, GemmPlan, MAX_LINKS, NonZeroPlan, PackPlan, PoolArgs, PoolGradArgs, PoolGradPlan, PoolPlan, RelayoutPlan,
+    ScratchNeed, ScratchPool, Spread, SuppressionArgs, SuppressionPlan, TopKPlan, UniqueArgs, UniquePlan, run_chain,
 };
 use super::team::Team;
 
@@ -160,6 +161,37 @@ impl DriverPlan {
         }
     }
 
+    /// The plan of a convolution, and its arguments among all.
+    fn conv<'a>(&'a self, args: &'a [*mut u8]) -> Option<(&'a ConvPlan, ConvArgs<'a>)> {
+        let Form::Conv(plan) = &self.form else { return None };
+        let (fixed, rest) = args.split_at(self.fixed);
+        let (extras, rest) = rest.split_at(self.extras);
+        let (outs, rest) = rest.split_at(self.outs);
+        let arg = |i: usize| fixed[i].cast::<f32>();
+        let (input, weights, output, prologue_extras) = (arg(0), arg(1), arg(2), &rest[..self.finisher_extras]);
+        let (hook, prologue) = (self.hook, self.finisher);
+        Some((plan, ConvArgs { input, weights, output, extras, outs, hook, prologue_extras, prologue }))
+    }
+
+    /// Whether a team may go on with it behind `before`, whose result is its first operand, without a join.
+    pub(crate) fn follows(&self, before: &DriverPlan, threads: usize) -> bool {
+        match (&self.form, &before.form) {
+            (Form::Conv(plan), Form::Conv(before)) => plan.follows(before, threads),
+            _ => false,
+        }
+    }
+
+    /// Computes what [follows](DriverPlan::follows) each other: plans with their arguments.
+    ///
+    /// # Safety
+    /// As for each [`run`](DriverPlan::run). None writes what one before it reads or wrote, and none but the first reads what
+    /// one before it wrote, but as its first operand.
+    pub(crate) unsafe fn run_chain(links: &[(&DriverPlan, &[*mut u8])], team: &Team, scratch: &ScratchPool) {
+        let links: SmallVec<[_; MAX_LINKS]> = links.iter().filter_map(|(plan, args)| plan.conv(args)).collect();
+        // SAFETY: the caller's.
+        unsafe { run_chain(&links, team, scratch) };
+    }
+
     /// Computes.
     ///
     /// # Safety
@@ -174,10 +206,9 @@ impl DriverPlan {
         unsafe {
             match &self.form {
                 Form::Conv(plan) => {
-                    let (input, weights, output) = (arg(0), arg(1), arg(2));
-                    let (hook, prologue, prologue_extras) = (self.hook, self.finisher, finisher_extras);
-                    let args = ConvArgs { input, weights, output, extras, outs, hook, prologue_extras, prologue };
-                    plan.run(&args, team, scratch);
+                    if let Some((_, args)) = self.conv(args) {
+                        plan.run(&args, team, scratch);
+                    }
                 }
                 Form::Pool(plan) => {
                     let (input, output) = (arg(0), arg(1));

@@ -6,9 +6,11 @@ use std::time::Instant;
 
 use egret_ir::Bindings;
 use egret_program::SizeValue;
+use smallvec::SmallVec;
 
 use super::bind::{Address, Bound, KernelFn, Op, Repeat};
-use super::drivers::{ScratchPool, Shared, part};
+use super::driver_plan::DriverPlan;
+use super::drivers::{MAX_LINKS, ScratchPool, Shared, part};
 use super::halo::Border;
 use super::late::Ready;
 use super::team::Team;
@@ -133,6 +135,11 @@ impl Runner<'_> {
                     unsafe { self.copy(*source, *destination, bytes) };
                 }
                 Op::Device { .. } => return Err(RuntimeError::malformed(NO_CPU).into()),
+                // steps that are measured are measured one by one
+                Op::Driver { .. } if item.links > 0 && self.times.is_none() && at + item.links <= end => {
+                    unsafe { self.chain(at - 1, item.links) };
+                    at += item.links;
+                }
                 Op::Driver { plan, args } => {
                     self.arguments(args.first, args.len);
                     unsafe { plan.run(&self.pointers.args[..args.len], self.team, self.scratch) };
@@ -256,6 +263,33 @@ impl Runner<'_> {
             0 => Ok(()),
             code => Err(Stop::Reported(Reported { step, code })),
         }
+    }
+
+    /// Runs an operation with those that are linked to it.
+    ///
+    /// # Safety
+    /// That of the drivers; they were linked when they were bound.
+    unsafe fn chain(&mut self, first: usize, links: usize) {
+        let ops = &self.bound.ops[first..=first + links];
+        let drivers = || {
+            ops.iter().filter_map(|item| match &item.op {
+                Op::Driver { plan, args } => Some((plan, args)),
+                _ => None,
+            })
+        };
+        let addresses = drivers().flat_map(|(_, args)| &self.bound.args[args.first..args.first + args.len]);
+        for (i, address) in addresses.enumerate() {
+            self.pointers.args[i] = self.pointers.at(*address);
+        }
+        let mut rest = self.pointers.args.as_slice();
+        let chained = drivers().map(|(plan, args)| {
+            let (own, others) = rest.split_at(args.len);
+            rest = others;
+            (plan, own)
+        });
+        let chained: SmallVec<[(&DriverPlan, &[*mut u8]); MAX_LINKS]> = chained.collect();
+        // SAFETY: the caller's.
+        unsafe { DriverPlan::run_chain(&chained, self.team, self.scratch) };
     }
 
     fn arguments(&mut self, first: usize, len: usize) {

@@ -95,6 +95,11 @@ impl Uses {
         }
     }
 
+    /// The buffer that holds a buffer's bytes.
+    pub(crate) fn root(&self, buffer: usize) -> usize {
+        self.root[buffer]
+    }
+
     /// Operation `op` uses a buffer.
     pub(crate) fn add(&mut self, buffer: usize, op: usize, writes: bool) {
         let it = Use { position: op + 1, writes, within: self.within };

@@ -41,6 +41,8 @@ pub(super) struct Direct {
     panels: Vec<OutputPanel>,
     /// Parts of the panels that read nothing in common.
     groups: usize,
+    /// Whether a pixel is read for the pixel in its place alone.
+    pub(super) is_pointwise: bool,
     /// Who wrote the input.
     pub(super) read: Spread,
     /// Floats of weights in a panel.
@@ -70,6 +72,7 @@ impl Direct {
         let depthwise = p.is_depthwise();
         let kernels = kernels_of(schedule, isa, if depthwise { TileKind::Lanes } else { TileKind::Table })?;
         let taps: usize = p.kernel.iter().product();
+        let in_place = p.in_spatial == p.out_spatial && p.stride.iter().all(|step| *step == 1);
         // Depthwise: each block of channels is a panel of one group.
         let segments: Vec<_> = match depthwise {
             true => vec![vec![0..1]],
@@ -100,6 +103,7 @@ impl Direct {
             channels: p.groups * outputs,
             groups: if depthwise { panels.len() } else { p.groups },
             panels,
+            is_pointwise: forward && taps == 1 && in_place,
             read: Spread::default(),
             panel_len: taps * floats_per_tap,
             grids,
@@ -140,6 +144,7 @@ impl Direct {
             channels: p.out_channels,
             groups: if depthwise { panels.len() } else { p.groups },
             panels,
+            is_pointwise: false,
             read: Spread::default(),
             panel_len: taps * if depthwise { lanes } else { p.in_channels * 2 * lanes },
             kernels: vec![if depthwise { kernels } else { kernels.for_rows(isa, &grid.in_rows) }],

@@ -29,7 +29,7 @@ enum Map {
 
 #[derive(Debug)]
 pub(super) struct MappedConv {
-    direct: Direct,
+    pub(super) direct: Direct,
     map: Map,
     lanes: usize,
     is_depthwise: bool,
@@ -170,35 +170,56 @@ impl MappedConv {
         }
         let tiles = self.out_rows.div_ceil(grid.rows_per_tile);
         let (by_row, by_panel) = self.cut(team.size());
-        let parts = self.channels.div_ceil(self.lanes).div_ceil(self.held);
+        let parts = self.parts();
         team.parallel(self.batch * by_row * by_panel, &|chunk, worker| {
             let (item, chunk) = (chunk / (by_row * by_panel), chunk % (by_row * by_panel));
             let (t0, t1) = part(tiles, chunk / by_panel, by_row);
-            let (p0, p1) = part(parts, chunk % by_panel, by_panel);
-            let copy = scratch.worker(worker);
-            let strip = copy.wrapping_add(self.copy_len());
+            let blocks = part(parts, chunk % by_panel, by_panel);
             let end = (t1 * grid.rows_per_tile).min(self.out_rows);
-            let mut r0 = t0 * grid.rows_per_tile;
-            // a chunk may have more rows than the scratch has room for
-            while r0 < end {
-                let r1 = end.min(r0 + self.block);
-                let window = self.window(r0, r1);
-                // SAFETY: the copy is this worker's.
-                unsafe { self.surround(copy, &window) };
-                for part in p0..p1 {
-                    let blocks = part * self.held..(part + 1) * self.held;
-                    let panels = if self.is_depthwise { (part, part + 1) } else { (0, self.direct.panels()) };
-                    // SAFETY: the copy is this worker's; chunks write different rows, or different channels of them.
-                    unsafe {
-                        self.fill(nest, item, copy, &window, blocks);
-                        let input = copy.cast_const().wrapping_sub(r0 * grid.in_step[1]);
-                        let rows = (item * self.out_rows + r0, item * self.out_rows + r1);
-                        self.direct.rows(0, panels, rows, input, nest, strip);
-                    }
-                }
-                r0 = r1;
-            }
+            let rows = (t0 * grid.rows_per_tile, end);
+            // SAFETY: the scratch is this worker's; chunks write different rows, or different channels of them.
+            unsafe { self.part(nest, item, rows, blocks, scratch.worker(worker)) };
         });
+    }
+
+    /// Rows of an item, of so many scratches full of channels.
+    ///
+    /// # Safety
+    /// As for the plan; nobody else writes these rows of these channels, or this scratch.
+    pub(super) unsafe fn part(
+        &self,
+        nest: &Nest<'_>,
+        item: usize,
+        (mut r0, end): (usize, usize),
+        (p0, p1): (usize, usize),
+        copy: *mut f32,
+    ) {
+        let grid = &self.direct.grids[0];
+        let strip = copy.wrapping_add(self.copy_len());
+        // there may be more rows than the scratch has room for
+        while r0 < end {
+            let r1 = end.min(r0 + self.block);
+            let window = self.window(r0, r1);
+            // SAFETY: the caller's.
+            unsafe { self.surround(copy, &window) };
+            for part in p0..p1 {
+                let blocks = part * self.held..(part + 1) * self.held;
+                let panels = if self.is_depthwise { (part, part + 1) } else { (0, self.direct.panels()) };
+                // SAFETY: the caller's.
+                unsafe {
+                    self.fill(nest, item, copy, &window, blocks);
+                    let input = copy.cast_const().wrapping_sub(r0 * grid.in_step[1]);
+                    let rows = (item * self.out_rows + r0, item * self.out_rows + r1);
+                    self.direct.rows(0, panels, rows, input, nest, strip);
+                }
+            }
+            r0 = r1;
+        }
+    }
+
+    /// Scratches full of channels.
+    pub(super) fn parts(&self) -> usize {
+        self.channels.div_ceil(self.lanes).div_ceil(self.held)
     }
 
     /// Blocks of rows and of channels of an item, for a team: all channels of few rows, or of a block of channels all rows.

@@ -1,5 +1,6 @@
 //! Convolution in blocked channels with a zero halo: direct, of f32, integers or words, or by Winograd's minimal filtering.
 
+mod chain;
 mod direct;
 #[cfg(test)]
 mod epilogue_tests;
@@ -19,6 +20,7 @@ mod winograd_tests;
 mod word_tests;
 mod words;
 
+pub(crate) use chain::{MAX_LINKS, run_chain};
 pub(crate) use geometry::{Surface, dims, gradient_phases};
 pub(crate) use hooked::{Hooked, Lattice, Place};
 

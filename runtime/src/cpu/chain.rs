@@ -1,0 +1,61 @@
+//! Which operations run one behind the other without a join.
+
+use super::bind::{Address, Bound, Op, Span};
+use super::drivers::MAX_LINKS;
+use super::lifetime::Uses;
+use egret_program::Launch;
+
+/// Where a convolution's arguments have what it writes.
+const RESULT: usize = 2;
+
+/// Lets the last operation, which `launch` was bound to, run with those before it, if a team may do so. What they use then
+/// lives as long as all of them run, so that none writes where one before it still reads.
+pub(crate) fn link(bound: &mut Bound, uses: &mut Uses, launch: &Launch, threads: usize) {
+    let Some((last, before)) = bound.ops.len().checked_sub(2).map(|before| (before + 1, before)) else { return };
+    let (Some(args), Some(read)) = (args(bound, last), args(bound, before)) else { return };
+    if !follows(bound, (before, last), threads) || !is_same(bound.args[args.first], bound.args[read.first + RESULT]) {
+        return;
+    }
+    // the longest chain that ends with the operation before
+    let ends = |more: &usize| before.checked_sub(*more).is_some_and(|first| bound.ops[first].links == *more);
+    let Some(more) = (0..MAX_LINKS - 1).rev().find(ends) else { return };
+    let first = before - more;
+    let root = |at: usize| uses.root(bound.args[at].buffer as usize);
+    let result = |op: usize| self::args(bound, op).map(|args| root(args.first + RESULT));
+    let earlier = || (first..last).filter_map(|op| self::args(bound, op));
+    // of what the chain wrote only the input is read, and nothing of what it used is written
+    let mut others = (1..args.len).filter(|i| !launch.args[*i].writes).map(|i| root(args.first + i));
+    let reads_more = others.any(|other| (first..last).any(|op| result(op) == Some(other)));
+    let mut written = (0..args.len).filter(|i| launch.args[*i].writes).map(|i| root(args.first + i));
+    let is_used =
+        |buffer: usize| earlier().any(|args| (args.first..args.first + args.len).any(|at| root(at) == buffer));
+    if reads_more || written.any(is_used) {
+        return;
+    }
+    let longest = earlier().map(|args| args.len).sum::<usize>() + args.len;
+    let (from, to) = (bound.args[args.first + RESULT].buffer as usize, earlier().collect::<Vec<_>>());
+    uses.add(from, first, true);
+    for at in to.iter().chain([&args]).flat_map(|args| args.first..args.first + args.len) {
+        uses.add(bound.args[at].buffer as usize, last, false);
+    }
+    bound.most_args = bound.most_args.max(longest);
+    bound.ops[first].links = last - first;
+}
+
+fn args(bound: &Bound, op: usize) -> Option<Span> {
+    match &bound.ops[op].op {
+        Op::Driver { args, .. } if args.len > RESULT => Some(*args),
+        _ => None,
+    }
+}
+
+fn follows(bound: &Bound, (before, last): (usize, usize), threads: usize) -> bool {
+    match (&bound.ops[before].op, &bound.ops[last].op) {
+        (Op::Driver { plan: before, .. }, Op::Driver { plan, .. }) => plan.follows(before, threads),
+        _ => false,
+    }
+}
+
+fn is_same(a: Address, b: Address) -> bool {
+    (a.buffer, a.offset) == (b.buffer, b.offset)
+}
