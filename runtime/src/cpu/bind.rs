@@ -113,6 +113,8 @@ pub(crate) struct Item {
     pub(crate) step: usize,
     /// How many of the operations behind it run with it, without a join.
     pub(crate) links: usize,
+    /// Where its result lies in each worker's scratch when it runs so, unless others than these operations read it too.
+    pub(crate) own: Option<usize>,
 }
 
 /// A value carried around a loop.
@@ -244,7 +246,7 @@ impl Work<'_> {
     }
 
     fn push(&mut self, op: Op) {
-        self.bound.ops.push(Item { op, step: self.step, links: 0 });
+        self.bound.ops.push(Item { op, step: self.step, links: 0, own: None });
     }
 
     /// The address of an argument that the operation about to be pushed uses.
@@ -274,7 +276,7 @@ impl Work<'_> {
                 self.step += 1;
                 branch.then.iter().try_for_each(|step| self.step(step))?;
                 let jump = self.bound.ops.len();
-                self.bound.ops.push(Item { op: Op::Jump(0), step, links: 0 });
+                self.bound.ops.push(Item { op: Op::Jump(0), step, links: 0, own: None });
                 let otherwise = self.bound.ops.len();
                 branch.otherwise.iter().try_for_each(|step| self.step(step))?;
                 self.bound.ops[unless].op = Op::Unless { test, to: otherwise };
@@ -501,6 +503,7 @@ impl Work<'_> {
         let parts = self.parts()?;
         let plan = self.uses.plan(program, &self.bound.bytes, &logical);
         self.bound.offsets = plan.offsets;
+        chain::keep_results(&mut self.bound, &self.uses);
         for (part, root, offset) in parts {
             self.bound.offsets[part] = self.bound.offsets[root].map(|start| start + offset);
         }

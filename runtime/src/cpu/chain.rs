@@ -8,6 +8,8 @@ use egret_program::Launch;
 /// Where a convolution's arguments have what it writes.
 const RESULT: usize = 2;
 
+const PAGE: usize = 4096;
+
 /// Lets the last operation, which `launch` was bound to, run with those before it, if a team may do so. What they use then
 /// lives as long as all of them run, so that none writes where one before it still reads.
 pub(crate) fn link(bound: &mut Bound, uses: &mut Uses, launch: &Launch, threads: usize) {
@@ -40,6 +42,36 @@ pub(crate) fn link(bound: &mut Bound, uses: &mut Uses, launch: &Launch, threads:
     }
     bound.most_args = bound.most_args.max(longest);
     bound.ops[first].links = last - first;
+}
+
+/// Gives results that nothing but the next operation of a chain reads a place in the scratch of each worker: rows of several
+/// threads lie side by side in a block of channels, and fetching ahead would take them from one another's caches.
+pub(crate) fn keep_results(bound: &mut Bound, uses: &Uses) {
+    /// Half of a second-level cache.
+    const MOST: usize = 512 << 10;
+    /// Results that are read and written at the same time.
+    const AT_ONCE: usize = 2;
+    let start = bound.scratch.per_worker.next_multiple_of(PAGE);
+    let mut largest = 0;
+    let mut own = Vec::new();
+    for first in 0..bound.ops.len() {
+        let last = first + bound.ops[first].links;
+        for op in first..last {
+            let (Some(args), Op::Driver { plan, .. }) = (args(bound, op), &bound.ops[op].op) else { continue };
+            let result = bound.args[args.first + RESULT].buffer as usize;
+            let bytes = plan.own_bytes().filter(|bytes| *bytes <= MOST && uses.is_within(result, (first, last)));
+            if let Some(bytes) = bytes {
+                largest = largest.max(bytes.next_multiple_of(PAGE));
+                own.push((op, (op - first) % AT_ONCE));
+            }
+        }
+    }
+    for (op, place) in &own {
+        bound.ops[*op].own = Some(start + place * largest);
+    }
+    if !own.is_empty() {
+        bound.scratch.per_worker = start + AT_ONCE * largest;
+    }
 }
 
 fn args(bound: &Bound, op: usize) -> Option<Span> {

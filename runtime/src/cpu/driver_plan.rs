@@ -7,8 +7,9 @@ use smallvec::SmallVec;
 
 use super::drivers::{
     AttentionArgs, AttentionGradArgs, AttentionGradPlan, AttentionPlan, ChannelsPlan, ConvArgs, ConvPlan, DriverError,
-    GemmArgs, GemmPlan, MAX_LINKS, NonZeroPlan, PackPlan, PoolArgs, PoolGradArgs, PoolGradPlan, PoolPlan, RelayoutPlan,
-    ScratchNeed, ScratchPool, Spread, SuppressionArgs, SuppressionPlan, TopKPlan, UniqueArgs, UniquePlan, run_chain,
+    GemmArgs, GemmPlan, Link, MAX_LINKS, NonZeroPlan, PackPlan, PoolArgs, PoolGradArgs, PoolGradPlan, PoolPlan,
+    RelayoutPlan, ScratchNeed, ScratchPool, Spread, SuppressionArgs, SuppressionPlan, TopKPlan, UniqueArgs, UniquePlan,
+    run_chain,
 };
 use super::team::Team;
 
@@ -181,15 +182,31 @@ impl DriverPlan {
         }
     }
 
-    /// Computes what [follows](DriverPlan::follows) each other: plans with their arguments.
+    /// Bytes of an item of its result, if each worker may write its rows to a place of its own.
+    pub(crate) fn own_bytes(&self) -> Option<usize> {
+        match &self.form {
+            Form::Conv(plan) if self.hook.is_none() => plan.item_bytes(),
+            _ => None,
+        }
+    }
+
+    /// Computes what [follows](DriverPlan::follows) each other: plans with their arguments, and where in each worker's scratch
+    /// their results lie that it keeps to itself.
     ///
     /// # Safety
     /// As for each [`run`](DriverPlan::run). None writes what one before it reads or wrote, and none but the first reads what
     /// one before it wrote, but as its first operand.
-    pub(crate) unsafe fn run_chain(links: &[(&DriverPlan, &[*mut u8])], team: &Team, scratch: &ScratchPool) {
-        let links: SmallVec<[_; MAX_LINKS]> = links.iter().filter_map(|(plan, args)| plan.conv(args)).collect();
+    pub(crate) unsafe fn run_chain(
+        links: &[(&DriverPlan, &[*mut u8], Option<usize>)],
+        team: &Team,
+        scratch: &ScratchPool,
+    ) {
+        let mut convolutions: SmallVec<[Link<'_>; MAX_LINKS]> = SmallVec::new();
+        for (driver, args, own) in links {
+            convolutions.extend(driver.conv(args).map(|(plan, args)| Link { plan, args, own: *own }));
+        }
         // SAFETY: the caller's.
-        unsafe { run_chain(&links, team, scratch) };
+        unsafe { run_chain(&convolutions, team, scratch) };
     }
 
     /// Computes.

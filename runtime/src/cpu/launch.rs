@@ -273,21 +273,21 @@ impl Runner<'_> {
         let ops = &self.bound.ops[first..=first + links];
         let drivers = || {
             ops.iter().filter_map(|item| match &item.op {
-                Op::Driver { plan, args } => Some((plan, args)),
+                Op::Driver { plan, args } => Some((plan, args, item.own)),
                 _ => None,
             })
         };
-        let addresses = drivers().flat_map(|(_, args)| &self.bound.args[args.first..args.first + args.len]);
+        let addresses = drivers().flat_map(|(_, args, _)| &self.bound.args[args.first..args.first + args.len]);
         for (i, address) in addresses.enumerate() {
             self.pointers.args[i] = self.pointers.at(*address);
         }
         let mut rest = self.pointers.args.as_slice();
-        let chained = drivers().map(|(plan, args)| {
-            let (own, others) = rest.split_at(args.len);
+        let chained = drivers().map(|(plan, args, own)| {
+            let (given, others) = rest.split_at(args.len);
             rest = others;
-            (plan, own)
+            (plan, given, own)
         });
-        let chained: SmallVec<[(&DriverPlan, &[*mut u8]); MAX_LINKS]> = chained.collect();
+        let chained: SmallVec<[_; MAX_LINKS]> = chained.collect();
         // SAFETY: the caller's.
         unsafe { DriverPlan::run_chain(&chained, self.team, self.scratch) };
     }

@@ -148,6 +148,12 @@ impl Uses {
         !self.uses[buffer].is_empty() || self.sliced[buffer]
     }
 
+    /// Whether nothing but operations `first..=last` uses a buffer of the arena.
+    pub(crate) fn is_within(&self, buffer: usize, (first, last): (usize, usize)) -> bool {
+        let whole = self.arena[buffer] && self.root[buffer] == buffer && !self.sliced[buffer];
+        whole && self.uses[buffer].iter().all(|it| (first + 1..=last + 1).contains(&it.position))
+    }
+
     fn depth(&self, mut within: Option<usize>) -> usize {
         let mut depth = 0;
         while let Some(index) = within {

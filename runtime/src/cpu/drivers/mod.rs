@@ -20,7 +20,7 @@ mod words;
 pub use attention::{AttentionArgs, AttentionGradArgs, AttentionGradPlan, AttentionPlan};
 pub use channels::ChannelsPlan;
 pub use conv::{ConvArgs, ConvPlan};
-pub(crate) use conv::{MAX_LINKS, run_chain};
+pub(crate) use conv::{Link, MAX_LINKS, run_chain};
 pub use epilogue::MAX_VIEWS;
 pub use gemm::{GemmArgs, GemmPlan};
 pub use pool::{PoolArgs, PoolGradArgs, PoolGradPlan, PoolPlan};

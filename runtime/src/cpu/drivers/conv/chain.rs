@@ -5,7 +5,6 @@ use super::direct::{Direct, Nest};
 use super::{ConvArgs, ConvPlan, Form};
 use crate::cpu::drivers::{ScratchPool, Spread, part};
 use crate::cpu::team::Team;
-use smallvec::SmallVec;
 
 /// Most convolutions in a chain.
 pub(crate) const MAX_LINKS: usize = 4;
@@ -54,6 +53,11 @@ impl ConvPlan {
             && before.links(threads)
     }
 
+    /// Bytes of an item of the result.
+    pub(crate) fn item_bytes(&self) -> Option<usize> {
+        Some(self.by_rows()?.item() * size_of::<f32>())
+    }
+
     /// Rows of an item.
     ///
     /// # Safety
@@ -74,26 +78,57 @@ impl ConvPlan {
     }
 }
 
+/// A convolution of a chain.
+#[derive(Clone, Copy)]
+pub(crate) struct Link<'a> {
+    pub(crate) plan: &'a ConvPlan,
+    pub(crate) args: ConvArgs<'a>,
+    /// Where in a worker's scratch its result lies, in bytes, if only the next link reads it.
+    pub(crate) own: Option<usize>,
+}
+
 /// Runs convolutions that [follow](ConvPlan::follows) each other.
 ///
 /// # Safety
 /// As for each [`run`](ConvPlan::run). None writes what one before it reads or wrote, and none but the first reads what one
-/// before it wrote, but as its input.
-pub(crate) unsafe fn run_chain(links: &[(&ConvPlan, ConvArgs<'_>)], team: &Team, scratch: &ScratchPool) {
-    let nests: SmallVec<[(&ConvPlan, Nest<'_>); MAX_LINKS]> =
-        links.iter().map(|(plan, args)| (*plan, Nest { args: *args })).collect();
-    let Some(direct) = links.first().and_then(|(plan, _)| plan.by_rows()) else { return };
+/// before it wrote, but as its input. Scratch has room for a result that a worker keeps.
+pub(crate) unsafe fn run_chain(links: &[Link<'_>], team: &Team, scratch: &ScratchPool) {
+    let Some(direct) = links.first().and_then(|link| link.plan.by_rows()) else { return };
     let (grid, threads) = (&direct.grids[0], team.size());
     let (height, together) = (grid.count[1], grid.rows_per_tile);
     let units = height.div_ceil(together);
     let for_each = (direct.batch * height / threads / LEAST_ROWS).clamp(1, 4);
     let parts = (threads * for_each).div_ceil(direct.batch).min(units);
+    let links = &Links(links);
     team.parallel(direct.batch * parts, &|chunk, worker| {
         let (item, (first, end)) = (chunk / parts, part(units, chunk % parts, parts));
         let rows = (first * together, (end * together).min(height));
-        for (plan, nest) in &nests {
+        let scratch = scratch.worker(worker);
+        let mut read: Option<*mut f32> = None;
+        for link in links.all() {
+            let mut args = link.args;
+            if let Some(kept) = read {
+                args.input = kept;
+            }
+            // where item 0 would be
+            let kept = |direct: &Direct, own: usize| scratch.wrapping_byte_add(own).wrapping_sub(item * direct.item());
+            read = link.own.and_then(|own| Some(kept(link.plan.by_rows()?, own)));
+            if let Some(kept) = read {
+                args.output = kept;
+            }
             // SAFETY: the caller's; chunks write different rows, and read of the links before only these.
-            unsafe { plan.rows(nest, item, rows, scratch.worker(worker)) };
+            unsafe { link.plan.rows(&Nest { args }, item, rows, scratch) };
         }
     });
+}
+
+struct Links<'a>(&'a [Link<'a>]);
+
+// SAFETY: operands are read, and written in parts that do not overlap.
+unsafe impl Sync for Links<'_> {}
+
+impl<'a> Links<'a> {
+    fn all(&self) -> &'a [Link<'a>] {
+        self.0
+    }
 }

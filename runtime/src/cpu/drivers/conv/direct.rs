@@ -199,6 +199,11 @@ impl Direct {
         });
     }
 
+    /// Floats of an item of the output.
+    pub(super) fn item(&self) -> usize {
+        self.write.batch
+    }
+
     /// Who writes the output.
     pub(super) fn spread(&self, threads: usize) -> Spread {
         Spread::of(self.cut(threads), threads)

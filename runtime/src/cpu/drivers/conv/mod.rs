@@ -1,6 +1,8 @@
 //! Convolution in blocked channels with a zero halo: direct, of f32, integers or words, or by Winograd's minimal filtering.
 
 mod chain;
+#[cfg(test)]
+mod chain_tests;
 mod direct;
 #[cfg(test)]
 mod epilogue_tests;
@@ -20,7 +22,7 @@ mod winograd_tests;
 mod word_tests;
 mod words;
 
-pub(crate) use chain::{MAX_LINKS, run_chain};
+pub(crate) use chain::{Link, MAX_LINKS, run_chain};
 pub(crate) use geometry::{Surface, dims, gradient_phases};
 pub(crate) use hooked::{Hooked, Lattice, Place};
 
