@@ -4,10 +4,14 @@ mod support {
     pub mod programs;
 }
 
+use std::sync::Arc;
+
 use egret_compiler::{CompileOptions, compile};
+use egret_ir::Tensors;
 use egret_ir::ops::Conv;
 use egret_ir::{Dim, Graph, Tracer, Var, f32, trace};
-use support::programs::{check, descriptions, positive};
+use egret_runtime::{Executable, LoadOptions};
+use support::programs::{check, descriptions, positive, run};
 
 /// Five layers of at most 44 · 9 products each, which are not negative, half a unit of f32 each.
 const TOLERANCE: f64 = 5.0 * 44.0 * 9.0 * 6e-8;
@@ -24,6 +28,12 @@ fn conv<'t>(t: &Tracer<'t>, x: Var<'t>, filters: usize, groups: i64, name: &str)
     let ones = vec![1; spatial];
     let w = t.param(name, positive(&shape, name.len()));
     x.conv(w, Conv::forward(&ones, &ones, &ones, &ones, groups))
+}
+
+/// Each pixel by itself, scaled down.
+fn pointwise<'t>(t: &Tracer<'t>, x: Var<'t>, channels: usize, name: &str) -> Var<'t> {
+    let w = t.param(name, positive(&[channels, channels, 1, 1], name.len()));
+    (x.conv(w, Conv::forward(&[1, 1], &[0, 0], &[0, 0], &[1, 1], 1)) * 0.0625).relu()
 }
 
 /// Channels as `groups` rows, read by columns.
@@ -146,5 +156,45 @@ fn movement_of_more_than_channels() {
             t.output("y", conv(t, moved(first), 4, 1, &format!("last {i}")));
         });
         check(&network, &[("x", positive(&[2, 3, 4, 24], i))], TOLERANCE);
+    }
+}
+
+/// Units of a depthwise convolution and two pointwise ones with a residual, which run without joins between: whatever the
+/// team, and however often, every bit is that of one thread.
+#[test]
+fn separable_convolutions_agree_on_any_team() {
+    for (batch, channels, rows) in [(1, 40, 12), (2, 24, 9), (1, 72, 31)] {
+        let network = graph(|t| {
+            let mut x = t.input("x", f32([batch, channels, rows, 10]));
+            for unit in 0..4 {
+                let read = if unit == 2 { shuffled(x, 4) } else { x };
+                let depthwise = conv(t, read, channels, channels as i64, &format!("depthwise{unit}"));
+                let sum = pointwise(t, depthwise, channels, &format!("first{unit}")) + x;
+                x = pointwise(t, sum, channels, &format!("second{unit}")) + sum;
+            }
+            t.output("y", x);
+        });
+        let given: Tensors = [("x".to_string(), positive(&[batch, channels, rows, 10], 3))].into_iter().collect();
+        let weights = |name: &str| network.weights.get(name).map(|w| w.materialise());
+        for device in descriptions() {
+            let program =
+                compile(&network, &device, &CompileOptions::default()).unwrap_or_else(|e| panic!("{e}")).program;
+            let want = run(&program, &weights, &given, 1).unwrap_or_else(|e| panic!("{e}"));
+            for threads in 2..5 {
+                let options = LoadOptions { threads, isa: None };
+                let executable =
+                    Executable::load(Arc::new(program.clone()), &weights, options).unwrap_or_else(|e| panic!("{e}"));
+                let mut session = executable.session().unwrap_or_else(|e| panic!("{e}"));
+                for _ in 0..20 {
+                    let outputs = session.run(&[("x", &given["x"])]).unwrap_or_else(|e| panic!("{e}"));
+                    let have = outputs.get("y").map(|y| y.to_tensor());
+                    assert!(
+                        have.as_ref() == Some(&want[0].1),
+                        "{batch}×{channels}, {threads} threads, {}",
+                        device.name
+                    );
+                }
+            }
+        }
     }
 }
