@@ -198,3 +198,31 @@ fn separable_convolutions_agree_on_any_team() {
         }
     }
 }
+
+/// Without a join a thread still reads its neighbours' rows of the image while they write the result of the pointwise
+/// convolution: that must not lie where the image does, as it may on one thread.
+#[test]
+fn chains_do_not_overwrite_what_neighbours_read() {
+    let network = graph(|t| {
+        let mut x = t.input("x", f32([1, 48, 16, 12]));
+        for unit in 0..4 {
+            let depthwise = conv(t, x, 48, 48, &format!("depthwise{unit}"));
+            x = pointwise(t, depthwise, 48, &format!("pointwise{unit}"));
+        }
+        t.output("y", x);
+    });
+    let x = positive(&[1, 48, 16, 12], 3);
+    let weights = |name: &str| network.weights.get(name).map(|w| w.materialise());
+    for device in descriptions() {
+        let program = compile(&network, &device, &CompileOptions::default()).unwrap_or_else(|e| panic!("{e}")).program;
+        let arena = |threads: usize| {
+            let options = LoadOptions { threads, isa: None };
+            let executable = Executable::load(Arc::new(program.clone()), &weights, options);
+            let mut session = executable.and_then(|it| it.session()).unwrap_or_else(|e| panic!("{e}"));
+            session.run(&[("x", &x)]).map(|_| ()).unwrap_or_else(|e| panic!("{e}"));
+            session.memory().arena_bytes
+        };
+        let image = 48 * 16 * 12 * 4;
+        assert!(arena(2) >= arena(1) + image, "{}: {} and {}", device.name, arena(1), arena(2));
+    }
+}
