@@ -34,13 +34,12 @@ pub(crate) fn link(bound: &mut Bound, uses: &mut Uses, launch: &Launch, threads:
     if reads_more || written.any(is_used) {
         return;
     }
-    let longest = earlier().map(|args| args.len).sum::<usize>() + args.len;
-    let (from, to) = (bound.args[args.first + RESULT].buffer as usize, earlier().collect::<Vec<_>>());
-    uses.add(from, first, true);
-    for at in to.iter().chain([&args]).flat_map(|args| args.first..args.first + args.len) {
+    let all: Vec<Span> = earlier().chain([args]).collect();
+    uses.add(bound.args[args.first + RESULT].buffer as usize, first, true);
+    for at in all.iter().flat_map(|args| args.first..args.first + args.len) {
         uses.add(bound.args[at].buffer as usize, last, false);
     }
-    bound.most_args = bound.most_args.max(longest);
+    bound.most_args = bound.most_args.max(all.iter().map(|args| args.len).sum());
     bound.ops[first].links = last - first;
 }
 

@@ -98,14 +98,34 @@ pub(crate) unsafe fn run_chain(links: &[Link<'_>], team: &Team, scratch: &Scratc
     let (height, together) = (grid.count[1], grid.rows_per_tile);
     let units = height.div_ceil(together);
     let for_each = (direct.batch * height / threads / LEAST_ROWS).clamp(1, 4);
-    let parts = (threads * for_each).div_ceil(direct.batch).min(units);
+    let chunks = (threads * for_each).min(direct.batch * units);
     let links = &Links(links);
-    team.parallel(direct.batch * parts, &|chunk, worker| {
-        let (item, (first, end)) = (chunk / parts, part(units, chunk % parts, parts));
-        let rows = (first * together, (end * together).min(height));
-        let scratch = scratch.worker(worker);
+    team.parallel(chunks, &|chunk, worker| {
+        let (mut first, end) = part(direct.batch * units, chunk, chunks);
+        while first < end {
+            let (item, begin) = (first / units, first % units);
+            let last = units.min(begin + end - first);
+            let rows = (begin * together, (last * together).min(height));
+            // SAFETY: the caller's; chunks write different rows.
+            unsafe { links.rows(item, rows, scratch.worker(worker)) };
+            first += last - begin;
+        }
+    });
+}
+
+struct Links<'a>(&'a [Link<'a>]);
+
+// SAFETY: operands are read, and written in parts that do not overlap.
+unsafe impl Sync for Links<'_> {}
+
+impl Links<'_> {
+    /// Rows of an item, through all links.
+    ///
+    /// # Safety
+    /// As for [`run_chain`]; nobody else writes these rows, or this scratch.
+    unsafe fn rows(&self, item: usize, rows: (usize, usize), scratch: *mut f32) {
         let mut read: Option<*mut f32> = None;
-        for link in links.all() {
+        for link in self.0 {
             let mut args = link.args;
             if let Some(kept) = read {
                 args.input = kept;
@@ -116,19 +136,8 @@ pub(crate) unsafe fn run_chain(links: &[Link<'_>], team: &Team, scratch: &Scratc
             if let Some(kept) = read {
                 args.output = kept;
             }
-            // SAFETY: the caller's; chunks write different rows, and read of the links before only these.
+            // SAFETY: the caller's; of the links before, only these rows are read.
             unsafe { link.plan.rows(&Nest { args }, item, rows, scratch) };
         }
-    });
-}
-
-struct Links<'a>(&'a [Link<'a>]);
-
-// SAFETY: operands are read, and written in parts that do not overlap.
-unsafe impl Sync for Links<'_> {}
-
-impl<'a> Links<'a> {
-    fn all(&self) -> &'a [Link<'a>] {
-        self.0
     }
 }
