@@ -364,7 +364,7 @@ impl Work<'_> {
                     source,
                 })?;
                 let read = launch.args.first().map(|arg| self.spreads[arg.buffer.0 as usize]);
-                let plan = plan.reading(read.unwrap_or_default());
+                let plan = plan.reading(read.unwrap_or_default(), self.binder.threads);
                 let spread = plan.spread(self.binder.threads);
                 for arg in launch.args.iter().filter(|arg| arg.writes) {
                     self.spreads[arg.buffer.0 as usize] = spread;

@@ -130,10 +130,10 @@ impl DriverPlan {
         Ok(plan)
     }
 
-    /// The plan, if threads wrote the first operand so.
-    pub(crate) fn reading(mut self, spread: Spread) -> DriverPlan {
+    /// The plan for a team of so many threads, which wrote the first operand so.
+    pub(crate) fn reading(mut self, spread: Spread, threads: usize) -> DriverPlan {
         if let Form::Conv(plan) = self.form {
-            self.form = Form::Conv(Box::new(plan.reading(spread)));
+            self.form = Form::Conv(Box::new(plan.reading(spread, threads)));
         }
         self
     }

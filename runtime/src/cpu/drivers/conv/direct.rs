@@ -45,6 +45,8 @@ pub(super) struct Direct {
     pub(super) is_pointwise: bool,
     /// Who wrote the input.
     pub(super) read: Spread,
+    /// The cut for a team of so many, which is long to find beside small kernels.
+    pub(super) known: Option<(usize, (usize, usize))>,
     /// Floats of weights in a panel.
     panel_len: usize,
     pub(super) grids: Vec<Grid>,
@@ -105,6 +107,7 @@ impl Direct {
             panels,
             is_pointwise: forward && taps == 1 && in_place,
             read: Spread::default(),
+            known: None,
             panel_len: taps * floats_per_tap,
             grids,
             bound,
@@ -146,6 +149,7 @@ impl Direct {
             panels,
             is_pointwise: false,
             read: Spread::default(),
+            known: None,
             panel_len: taps * if depthwise { lanes } else { p.in_channels * 2 * lanes },
             kernels: vec![if depthwise { kernels } else { kernels.for_rows(isa, &grid.in_rows) }],
             grids: vec![grid],
@@ -210,7 +214,12 @@ impl Direct {
     }
 
     /// Blocks of rows of a grid, and of panels, for a team: those of the schedule for one thread.
-    fn cut(&self, threads: usize) -> (usize, usize) {
+    pub(super) fn cut(&self, threads: usize) -> (usize, usize) {
+        if let Some((team, cut)) = self.known
+            && team == threads
+        {
+            return cut;
+        }
         let Some(grid) = self.grids.iter().max_by_key(|grid| grid.rows(self.batch)) else { return (1, 1) };
         let (rows, panels) = (grid.rows(self.batch), self.panels.len());
         match self.split {

@@ -223,7 +223,12 @@ impl MappedConv {
     }
 
     /// Blocks of rows and of channels of an item, for a team: all channels of few rows, or of a block of channels all rows.
-    fn cut(&self, threads: usize) -> (usize, usize) {
+    pub(super) fn cut(&self, threads: usize) -> (usize, usize) {
+        if let Some((team, cut)) = self.direct.known
+            && team == threads
+        {
+            return cut;
+        }
         let threads = threads.div_ceil(self.batch.max(1));
         let grid = &self.direct.grids[0];
         let tiles = self.out_rows.div_ceil(grid.rows_per_tile);

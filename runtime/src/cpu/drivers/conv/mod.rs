@@ -126,11 +126,18 @@ impl ConvPlan {
         Ok(ConvPlan { form })
     }
 
-    /// The plan, if threads wrote the input so.
-    pub(crate) fn reading(mut self, spread: Spread) -> ConvPlan {
+    /// The plan for a team of so many threads, which wrote the input so.
+    pub(crate) fn reading(mut self, spread: Spread, threads: usize) -> ConvPlan {
         match &mut self.form {
-            Form::Direct(direct) => direct.read = spread,
-            Form::Mapped(mapped) => mapped.reads(spread),
+            Form::Direct(direct) => {
+                (direct.read, direct.known) = (spread, None);
+                direct.known = Some((threads, direct.cut(threads)));
+            }
+            Form::Mapped(mapped) => {
+                mapped.reads(spread);
+                mapped.direct.known = None;
+                mapped.direct.known = Some((threads, mapped.cut(threads)));
+            }
             _ => {}
         }
         self
