@@ -26,6 +26,12 @@ const CHOICES: &[(&str, &str, &str)] = &[
          each tile",
     ),
     (
+        "concatenation of functions",
+        "a function of a concatenation is a kernel, or the kernels that make the parts end with it \
+         (`concat-elementwise`)",
+        "a pass over the whole saved, against a kernel for each part whose own cannot take it",
+    ),
+    (
         "merge or not",
         "products of one operand, or convolutions of one image with equal windows, are one, read through slices, or stay \
          apart (`merge-dots`, `merge-convolutions`)",

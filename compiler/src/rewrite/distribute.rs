@@ -71,7 +71,7 @@ fn split(egraph: &Graph, class: Id, node: &Term) -> Option<Split> {
             let fits = |term: &&Term| {
                 self::axis(egraph, term) == Some(axis) && self::extents(egraph, term, axis).as_ref() == Some(&extents)
             };
-            concats(*id).filter(|_| shape.rank() == rank).find(fits).cloned().map(Some)
+            concats(*id).filter(|_| of_rank(id)).find(fits).cloned().map(Some)
         };
         node.operands.iter().map(of_operand).collect()
     })

@@ -34,12 +34,12 @@ pub(crate) fn link(bound: &mut Bound, uses: &mut Uses, launch: &Launch, threads:
     if reads_more || written.any(is_used) {
         return;
     }
-    let all: Vec<Span> = earlier().chain([args]).collect();
+    let used: Vec<Span> = earlier().collect();
     uses.add(bound.args[args.first + RESULT].buffer as usize, first, true);
-    for at in all.iter().flat_map(|args| args.first..args.first + args.len) {
+    for at in used.iter().flat_map(|args| args.first..args.first + args.len) {
         uses.add(bound.args[at].buffer as usize, last, false);
     }
-    bound.most_args = bound.most_args.max(all.iter().map(|args| args.len).sum());
+    bound.most_args = bound.most_args.max(used.iter().map(|args| args.len).sum::<usize>() + args.len);
     bound.ops[first].links = last - first;
 }
 

@@ -3,13 +3,11 @@
 use egret_program::driver::hook::{EpilogueFn, RowsFn, ScoreFn};
 use egret_program::driver::{Driver, Epilogue, Prologue, Score};
 use egret_simd::Isa;
-use smallvec::SmallVec;
 
 use super::drivers::{
     AttentionArgs, AttentionGradArgs, AttentionGradPlan, AttentionPlan, ChannelsPlan, ConvArgs, ConvPlan, DriverError,
-    GemmArgs, GemmPlan, Link, MAX_LINKS, NonZeroPlan, PackPlan, PoolArgs, PoolGradArgs, PoolGradPlan, PoolPlan,
-    RelayoutPlan, ScratchNeed, ScratchPool, Spread, SuppressionArgs, SuppressionPlan, TopKPlan, UniqueArgs, UniquePlan,
-    run_chain,
+    GemmArgs, GemmPlan, Link, NonZeroPlan, PackPlan, PoolArgs, PoolGradArgs, PoolGradPlan, PoolPlan, RelayoutPlan,
+    ScratchNeed, ScratchPool, Spread, SuppressionArgs, SuppressionPlan, TopKPlan, UniqueArgs, UniquePlan,
 };
 use super::team::Team;
 
@@ -162,16 +160,24 @@ impl DriverPlan {
         }
     }
 
-    /// The plan of a convolution, and its arguments among all.
-    fn conv<'a>(&'a self, args: &'a [*mut u8]) -> Option<(&'a ConvPlan, ConvArgs<'a>)> {
-        let Form::Conv(plan) = &self.form else { return None };
+    /// A convolution's arguments among all.
+    fn conv_args<'a>(&self, args: &'a [*mut u8]) -> ConvArgs<'a> {
         let (fixed, rest) = args.split_at(self.fixed);
         let (extras, rest) = rest.split_at(self.extras);
         let (outs, rest) = rest.split_at(self.outs);
         let arg = |i: usize| fixed[i].cast::<f32>();
         let (input, weights, output, prologue_extras) = (arg(0), arg(1), arg(2), &rest[..self.finisher_extras]);
         let (hook, prologue) = (self.hook, self.finisher);
-        Some((plan, ConvArgs { input, weights, output, extras, outs, hook, prologue_extras, prologue }))
+        ConvArgs { input, weights, output, extras, outs, hook, prologue_extras, prologue }
+    }
+
+    /// The convolution that it is as a link of a chain; `own` is where in each worker's scratch its result lies, if only the next
+    /// link reads it.
+    pub(crate) fn link<'a>(&'a self, args: &'a [*mut u8], own: Option<usize>) -> Option<Link<'a>> {
+        match &self.form {
+            Form::Conv(plan) => Some(Link { plan, args: self.conv_args(args), own }),
+            _ => None,
+        }
     }
 
     /// Whether a team may go on with it behind `before`, whose result is its first operand, without a join.
@@ -190,25 +196,6 @@ impl DriverPlan {
         }
     }
 
-    /// Computes what [follows](DriverPlan::follows) each other: plans with their arguments, and where in each worker's scratch
-    /// their results lie that it keeps to itself.
-    ///
-    /// # Safety
-    /// As for each [`run`](DriverPlan::run). None writes what one before it reads or wrote, and none but the first reads what
-    /// one before it wrote, but as its first operand.
-    pub(crate) unsafe fn run_chain(
-        links: &[(&DriverPlan, &[*mut u8], Option<usize>)],
-        team: &Team,
-        scratch: &ScratchPool,
-    ) {
-        let mut convolutions: SmallVec<[Link<'_>; MAX_LINKS]> = SmallVec::new();
-        for (driver, args, own) in links {
-            convolutions.extend(driver.conv(args).map(|(plan, args)| Link { plan, args, own: *own }));
-        }
-        // SAFETY: the caller's.
-        unsafe { run_chain(&convolutions, team, scratch) };
-    }
-
     /// Computes.
     ///
     /// # Safety
@@ -222,11 +209,7 @@ impl DriverPlan {
         // SAFETY: the caller's.
         unsafe {
             match &self.form {
-                Form::Conv(plan) => {
-                    if let Some((_, args)) = self.conv(args) {
-                        plan.run(&args, team, scratch);
-                    }
-                }
+                Form::Conv(plan) => plan.run(&self.conv_args(args), team, scratch),
                 Form::Pool(plan) => {
                     let (input, output) = (arg(0), arg(1));
                     plan.run(&PoolArgs { input, output, extras, outs, hook: self.hook }, team, scratch);

@@ -8,9 +8,8 @@ use egret_ir::Bindings;
 use egret_program::SizeValue;
 use smallvec::SmallVec;
 
-use super::bind::{Address, Bound, KernelFn, Op, Repeat};
-use super::driver_plan::DriverPlan;
-use super::drivers::{MAX_LINKS, ScratchPool, Shared, part};
+use super::bind::{Address, Bound, Item, KernelFn, Op, Repeat, Span};
+use super::drivers::{Link, MAX_LINKS, ScratchPool, Shared, part, run_chain};
 use super::halo::Border;
 use super::late::Ready;
 use super::team::Team;
@@ -136,8 +135,8 @@ impl Runner<'_> {
                 }
                 Op::Device { .. } => return Err(RuntimeError::malformed(NO_CPU).into()),
                 // steps that are measured are measured one by one
-                Op::Driver { .. } if item.links > 0 && self.times.is_none() && at + item.links <= end => {
-                    unsafe { self.chain(at - 1, item.links) };
+                Op::Driver { args, .. } if item.links > 0 && self.times.is_none() && at + item.links <= end => {
+                    unsafe { self.chain(&bound.ops[at - 1..=at - 1 + item.links], *args) };
                     at += item.links;
                 }
                 Op::Driver { plan, args } => {
@@ -265,31 +264,24 @@ impl Runner<'_> {
         }
     }
 
-    /// Runs an operation with those that are linked to it.
+    /// Runs drivers that were linked when they were bound, the first of them with `args`.
     ///
     /// # Safety
-    /// That of the drivers; they were linked when they were bound.
-    unsafe fn chain(&mut self, first: usize, links: usize) {
-        let ops = &self.bound.ops[first..=first + links];
+    /// That of the drivers.
+    unsafe fn chain(&mut self, ops: &[Item], args: Span) {
         let drivers = || {
             ops.iter().filter_map(|item| match &item.op {
-                Op::Driver { plan, args } => Some((plan, args, item.own)),
+                Op::Driver { plan, args } => Some((plan, *args, item.own)),
                 _ => None,
             })
         };
-        let addresses = drivers().flat_map(|(_, args, _)| &self.bound.args[args.first..args.first + args.len]);
-        for (i, address) in addresses.enumerate() {
-            self.pointers.args[i] = self.pointers.at(*address);
-        }
-        let mut rest = self.pointers.args.as_slice();
-        let chained = drivers().map(|(plan, args, own)| {
-            let (given, others) = rest.split_at(args.len);
-            rest = others;
-            (plan, given, own)
-        });
-        let chained: SmallVec<[_; MAX_LINKS]> = chained.collect();
+        // their arguments lie one behind the other
+        self.arguments(args.first, drivers().map(|(_, args, _)| args.len).sum());
+        let given = |of: Span| &self.pointers.args[of.first - args.first..of.first - args.first + of.len];
+        let links: SmallVec<[Link<'_>; MAX_LINKS]> =
+            drivers().filter_map(|(plan, args, own)| plan.link(given(args), own)).collect();
         // SAFETY: the caller's.
-        unsafe { DriverPlan::run_chain(&chained, self.team, self.scratch) };
+        unsafe { run_chain(&links, self.team, self.scratch) };
     }
 
     fn arguments(&mut self, first: usize, len: usize) {

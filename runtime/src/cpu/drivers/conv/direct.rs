@@ -213,11 +213,14 @@ impl Direct {
         Spread::of(self.cut(threads), threads)
     }
 
+    /// The cut that was found when the plan was bound, if it was for such a team.
+    pub(super) fn known_cut(&self, threads: usize) -> Option<(usize, usize)> {
+        self.known.filter(|(team, _)| *team == threads).map(|(_, cut)| cut)
+    }
+
     /// Blocks of rows of a grid, and of panels, for a team: those of the schedule for one thread.
     pub(super) fn cut(&self, threads: usize) -> (usize, usize) {
-        if let Some((team, cut)) = self.known
-            && team == threads
-        {
+        if let Some(cut) = self.known_cut(threads) {
             return cut;
         }
         let Some(grid) = self.grids.iter().max_by_key(|grid| grid.rows(self.batch)) else { return (1, 1) };

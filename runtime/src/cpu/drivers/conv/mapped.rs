@@ -224,9 +224,7 @@ impl MappedConv {
 
     /// Blocks of rows and of channels of an item, for a team: all channels of few rows, or of a block of channels all rows.
     pub(super) fn cut(&self, threads: usize) -> (usize, usize) {
-        if let Some((team, cut)) = self.direct.known
-            && team == threads
-        {
+        if let Some(cut) = self.direct.known_cut(threads) {
             return cut;
         }
         let threads = threads.div_ceil(self.batch.max(1));
