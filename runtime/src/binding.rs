@@ -5,7 +5,7 @@ use egret_ir::{Bindings, Dim, Tensor};
 use egret_program::{BufferId, Place, Program};
 
 use crate::RuntimeError;
-use crate::cpu::bind::Bound;
+use crate::cpu::bound::Bound;
 use crate::state::Table;
 
 /// When an output is copied to where the caller finds it.

@@ -7,7 +7,8 @@ use egret_program::driver::hook::EpilogueFn;
 use egret_program::{BufferId, Carried, KernelBody, Place, Program, SizeValue, Step, Symbol, memory::ALIGNMENT};
 use egret_simd::{Isa, VectorFunction, vector_function};
 
-use crate::cpu::bind::{Binder, Bound, Entry, KernelFn, bind, step_at};
+use crate::cpu::bind::{Binder, bind, step_at};
+use crate::cpu::bound::{Bound, Entry, KernelFn};
 use crate::cpu::code::{Code, Function, Relocation, scalar_function};
 use crate::cpu::drivers::ScratchPool;
 use crate::cpu::launch::{Pointers, Reported, Runner, Stop};

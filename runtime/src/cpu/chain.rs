@@ -1,6 +1,6 @@
 //! Which operations run one behind the other without a join.
 
-use super::bind::{Address, Bound, Op, Span};
+use super::bound::{Address, Bound, Op, Span};
 use super::drivers::MAX_LINKS;
 use super::lifetime::Uses;
 use egret_program::Launch;

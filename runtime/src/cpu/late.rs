@@ -6,7 +6,8 @@ use egret_program::driver::hook::EpilogueFn;
 use egret_program::{Arg, Halo, KernelBody, Launch, Program};
 use egret_simd::Isa;
 
-use super::bind::{Binder, Entry, KernelFn};
+use super::bind::Binder;
+use super::bound::{Entry, KernelFn};
 use super::driver_plan::DriverPlan;
 use super::drivers::ScratchNeed;
 use super::halo::Border;

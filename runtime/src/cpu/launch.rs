@@ -8,7 +8,7 @@ use egret_ir::Bindings;
 use egret_program::SizeValue;
 use smallvec::SmallVec;
 
-use super::bind::{Address, Bound, Item, KernelFn, Op, Repeat, Span};
+use super::bound::{Address, Bound, Item, KernelFn, Op, Repeat, Span};
 use super::drivers::{Link, MAX_LINKS, ScratchPool, Shared, part, run_chain};
 use super::halo::Border;
 use super::late::Ready;

@@ -1,6 +1,7 @@
 //! The CPU device: worker team, memory, machine code and loop-nest drivers.
 
 pub(crate) mod bind;
+pub(crate) mod bound;
 mod chain;
 pub mod code;
 mod driver_plan;

@@ -12,7 +12,8 @@ use super::driver::{Event, Stream};
 use super::kernels::Functions;
 use super::memory::Pinned;
 use crate::binding::holds;
-use crate::cpu::bind::{Address, Bound, Op, Repeat, every_step, step_at};
+use crate::cpu::bind::{every_step, step_at};
+use crate::cpu::bound::{Address, Bound, Op, Repeat};
 use crate::cpu::late::{Extent, Ready};
 use crate::{RuntimeError, Span};
 
