@@ -68,21 +68,29 @@ impl Stretch {
     }
 }
 
+/// What a thread begins with, and others take from, on one line: whoever takes a chunk has the job with it.
+struct Share {
+    /// A [`Stretch`].
+    stretch: AtomicU64,
+    /// Written only while all chunks of the stretch are complete, read only by holders of one.
+    job: UnsafeCell<Job>,
+}
+
 struct Shared {
-    /// By thread, its [`Stretch`].
-    stretches: Vec<Line<AtomicU64>>,
+    /// By thread.
+    shares: Vec<Line<Share>>,
+    /// Chunks that others than the caller completed since the team was made; wraps.
     completed: Line<AtomicUsize>,
     awake: Line<AtomicUsize>,
     workers: Vec<Line<Worker>>,
-    job: UnsafeCell<Job>,
     panic: UnsafeCell<Option<Box<dyn Any + Send>>>,
     panicked: AtomicBool,
     started: AtomicUsize,
     stop: AtomicBool,
 }
 
-// SAFETY: `job` is written only while no chunk of any job is taken or free, and read only by holders of a chunk; `panic` is
-// written by whoever turns `panicked` on, and read after all chunks are complete.
+// SAFETY: jobs are read only by holders of a chunk, and written while there is none; `panic` is written by whoever turns
+// `panicked` on, and read after all chunks are complete.
 unsafe impl Sync for Shared {}
 // SAFETY: as above.
 unsafe impl Send for Shared {}
@@ -108,12 +116,13 @@ impl Team {
         let n = n.max(1);
         let worker = || Worker { parked: AtomicBool::new(false), thread_id: AtomicI32::new(0) };
         unsafe fn nothing(_: *const (), _: usize, _: usize) {}
+        let job = Job { call: nothing, data: std::ptr::null(), chunks: 0, several: 1 };
+        let share = || Share { stretch: AtomicU64::new(0), job: UnsafeCell::new(job) };
         let shared = Arc::new(Shared {
-            stretches: (0..n).map(|_| Line(AtomicU64::new(0))).collect(),
+            shares: (0..n).map(|_| Line(share())).collect(),
             completed: Line(AtomicUsize::new(0)),
             awake: Line(AtomicUsize::new(0)),
             workers: (1..n).map(|_| Line(worker())).collect(),
-            job: UnsafeCell::new(Job { call: nothing, data: std::ptr::null(), chunks: 0, several: 1 }),
             panic: UnsafeCell::new(None),
             panicked: AtomicBool::new(false),
             started: AtomicUsize::new(0),
@@ -196,21 +205,29 @@ impl Team {
         let several = chunks.div_ceil(Stretch::MOST);
         let job = Job { call: call::<F>, data: (f as *const F).cast(), chunks, several };
         let taken = chunks.div_ceil(several);
-        // SAFETY: all chunks of the last job are complete and none of the new one is published.
-        unsafe { *shared.job.get() = job };
-        shared.completed.0.store(0, Relaxed);
+        let before = shared.completed.0.load(Relaxed);
         self.jobs.set(self.jobs.get().wrapping_add(1));
         let end = |thread: usize| (taken * thread / self.size()) as u32;
         // the caller's own comes last: the others begin meanwhile
         for thread in (0..self.size()).rev() {
             let (begin, end) = (end(thread), end(thread + 1));
             let stretch = Stretch { job: self.jobs.get() & JOBS, begin, end };
-            shared.stretches[thread].0.store(stretch.word(), Release);
+            let share = &shared.shares[thread].0;
+            // SAFETY: all chunks of the last job are complete, and of the new one none of this stretch is published.
+            unsafe { *share.job.get() = job };
+            share.stretch.store(stretch.word(), Release);
         }
 
-        compute(shared, 0);
+        let is_complete = |own: usize| own + shared.completed.0.load(Acquire).wrapping_sub(before) >= taken;
+        let mut own = 0;
+        for thread in 0..self.size() {
+            own += compute(shared, thread, 0);
+            if is_complete(own) {
+                break;
+            }
+        }
         let mut patience = Patience::new();
-        while shared.completed.0.load(Acquire) < taken {
+        while !is_complete(own) {
             patience.wait();
         }
         if shared.panicked.load(Acquire) {
@@ -268,33 +285,28 @@ impl Patience {
     }
 }
 
-/// Runs chunks of a thread's own stretch, from its beginning, then of the others', from their ends, until none is left.
-fn compute(shared: &Shared, worker: usize) {
-    let threads = shared.stretches.len();
+/// Runs chunks of a thread's stretch, until none is left: `worker`'s own from the beginning, another's from the end. Returns
+/// how many.
+fn compute(shared: &Shared, thread: usize, worker: usize) -> usize {
     let mut done = 0;
-    for victim in 0..threads {
-        let stretch = &shared.stretches[(worker + victim) % threads].0;
-        while let Some((job, first)) = take(shared, stretch, victim == 0) {
-            let chunks = first * job.several..job.chunks.min((first + 1) * job.several);
-            // SAFETY: `data` outlives the job.
-            let run = AssertUnwindSafe(|| unsafe { chunks.for_each(|chunk| (job.call)(job.data, chunk, worker)) });
-            if let Err(payload) = catch_unwind(run)
-                && !shared.panicked.swap(true, SeqCst)
-            {
-                // SAFETY: only the first to panic writes, and is read after `completed` says so.
-                unsafe { *shared.panic.get() = Some(payload) };
-            }
-            done += 1;
+    while let Some((job, first)) = take(&shared.shares[thread].0, thread == worker) {
+        let chunks = first * job.several..job.chunks.min((first + 1) * job.several);
+        // SAFETY: `data` outlives the job.
+        let run = AssertUnwindSafe(|| unsafe { chunks.for_each(|chunk| (job.call)(job.data, chunk, worker)) });
+        if let Err(payload) = catch_unwind(run)
+            && !shared.panicked.swap(true, SeqCst)
+        {
+            // SAFETY: only the first to panic writes, and is read after `completed` says so.
+            unsafe { *shared.panic.get() = Some(payload) };
         }
+        done += 1;
     }
-    if done > 0 {
-        shared.completed.0.fetch_add(done, Release);
-    }
+    done
 }
 
-/// Takes from a stretch.
-fn take(shared: &Shared, stretch: &AtomicU64, first: bool) -> Option<(Job, usize)> {
-    let mut seen = stretch.load(Acquire);
+/// Takes the first chunk of a stretch, or the last.
+fn take(share: &Share, first: bool) -> Option<(Job, usize)> {
+    let mut seen = share.stretch.load(Acquire);
     loop {
         let left = Stretch::of(seen);
         if left.begin >= left.end {
@@ -304,9 +316,9 @@ fn take(shared: &Shared, stretch: &AtomicU64, first: bool) -> Option<(Job, usize
             true => (left.begin, Stretch { begin: left.begin + 1, ..left }),
             false => (left.end - 1, Stretch { end: left.end - 1, ..left }),
         };
-        match stretch.compare_exchange_weak(seen, rest.word(), Acquire, Acquire) {
+        match share.stretch.compare_exchange_weak(seen, rest.word(), Acquire, Acquire) {
             // SAFETY: we hold a chunk, so the job is not replaced until we complete it.
-            Ok(_) => return Some((unsafe { *shared.job.get() }, chunk as usize)),
+            Ok(_) => return Some((unsafe { *share.job.get() }, chunk as usize)),
             Err(now) => seen = now,
         }
     }
@@ -317,7 +329,8 @@ fn work(shared: &Shared, index: usize) {
     let me = &shared.workers[index - 1].0;
     me.thread_id.store(affinity::thread_id(), Release);
     shared.started.fetch_add(1, Release);
-    let job = || Stretch::of(shared.stretches[index].0.load(Acquire)).job;
+    let threads = shared.shares.len();
+    let job = || Stretch::of(shared.shares[index].0.stretch.load(Acquire)).job;
     let mut last = 0;
     loop {
         let mut patience = Patience::new();
@@ -329,7 +342,13 @@ fn work(shared: &Shared, index: usize) {
             let now = job();
             if now != last {
                 last = now;
-                compute(shared, index);
+                for other in 0..threads {
+                    // what is done is told before others' lines are looked at: the caller may wait for it
+                    let done = compute(shared, (index + other) % threads, index);
+                    if done > 0 {
+                        shared.completed.0.fetch_add(done, Release);
+                    }
+                }
                 patience = Patience::new();
                 idle_since = None;
                 continue;
