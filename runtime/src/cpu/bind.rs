@@ -87,7 +87,7 @@ impl Work<'_> {
     }
 
     fn push(&mut self, op: Op) {
-        self.bound.ops.push(Item { op, step: self.step, links: 0, own: None });
+        self.bound.ops.push(Item { op, step: self.step, links: 0, cut: None });
     }
 
     /// The address of an argument that the operation about to be pushed uses.
@@ -117,7 +117,7 @@ impl Work<'_> {
                 self.step += 1;
                 branch.then.iter().try_for_each(|step| self.step(step))?;
                 let jump = self.bound.ops.len();
-                self.bound.ops.push(Item { op: Op::Jump(0), step, links: 0, own: None });
+                self.bound.ops.push(Item { op: Op::Jump(0), step, links: 0, cut: None });
                 let otherwise = self.bound.ops.len();
                 branch.otherwise.iter().try_for_each(|step| self.step(step))?;
                 self.bound.ops[unless].op = Op::Unless { test, to: otherwise };
@@ -342,9 +342,10 @@ impl Work<'_> {
         }
         self.check_reach()?;
         let parts = self.parts()?;
-        let plan = self.uses.plan(program, &self.bound.bytes, &logical);
+        let mut bytes = self.bound.bytes.clone();
+        chain::cut(&mut self.bound, &self.uses, &mut bytes, self.binder.threads);
+        let plan = self.uses.plan(program, &bytes, &logical);
         self.bound.offsets = plan.offsets;
-        chain::keep_results(&mut self.bound, &self.uses);
         for (part, root, offset) in parts {
             self.bound.offsets[part] = self.bound.offsets[root].map(|start| start + offset);
         }

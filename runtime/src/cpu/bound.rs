@@ -4,7 +4,7 @@ use egret_program::Size;
 use egret_program::driver::hook::EpilogueFn;
 
 use super::driver_plan::DriverPlan;
-use super::drivers::ScratchNeed;
+use super::drivers::{Copies, RowCut, ScratchNeed};
 use super::halo::Border;
 use super::late::{Extent, LateLaunch};
 
@@ -104,8 +104,8 @@ pub(crate) struct Item {
     pub(crate) step: usize,
     /// How many of the operations behind it run with it, without a join.
     pub(crate) links: usize,
-    /// Where its result lies in each worker's scratch when it runs so, unless others than these operations read it too.
-    pub(crate) own: Option<usize>,
+    /// How the rows of a link of such a chain are cut, and which of its operands each chunk has a copy of.
+    pub(crate) cut: Option<(RowCut, Copies)>,
 }
 
 /// A value carried around a loop.

@@ -1,7 +1,7 @@
 //! Which operations run one behind the other without a join.
 
-use super::bound::{Address, Bound, Op, Span};
-use super::drivers::MAX_LINKS;
+use super::bound::{Address, Bound, Item, Op, Span};
+use super::drivers::{Copies, MAX_LINKS, RowCut};
 use super::lifetime::Uses;
 use egret_program::Launch;
 
@@ -9,6 +9,9 @@ use egret_program::Launch;
 const RESULT: usize = 2;
 
 const PAGE: usize = 4096;
+
+/// Most bytes of all copies of a result.
+const MOST: usize = 4 << 20;
 
 /// Lets the last operation, which `launch` was bound to, run with those before it, if a team may do so. What they use then
 /// lives as long as all of them run, so that none writes where one before it still reads.
@@ -43,34 +46,53 @@ pub(crate) fn link(bound: &mut Bound, uses: &mut Uses, launch: &Launch, threads:
     bound.ops[first].links = last - first;
 }
 
-/// Gives results that nothing but the next operation of a chain reads a place in the scratch of each worker: rows of several
-/// threads lie side by side in a block of channels, and fetching ahead would take them from one another's caches.
-pub(crate) fn keep_results(bound: &mut Bound, uses: &Uses) {
-    /// Half of a second-level cache.
-    const MOST: usize = 512 << 10;
-    /// Results that are read and written at the same time.
-    const AT_ONCE: usize = 2;
-    let start = bound.scratch.per_worker.next_multiple_of(PAGE);
-    let mut largest = 0;
-    let mut own = Vec::new();
+/// Cuts chains. Results that only chains of the same cut use, and of those only their own rows or through a map, get a copy for
+/// each chunk: that many `bytes`.
+pub(crate) fn cut(bound: &mut Bound, uses: &Uses, bytes: &mut [usize], threads: usize) {
     for first in 0..bound.ops.len() {
-        let last = first + bound.ops[first].links;
-        for op in first..last {
-            let (Some(args), Op::Driver { plan, .. }) = (args(bound, op), &bound.ops[op].op) else { continue };
-            let result = bound.args[args.first + RESULT].buffer as usize;
-            let bytes = plan.own_bytes().filter(|bytes| *bytes <= MOST && uses.is_within(result, (first, last)));
-            if let Some(bytes) = bytes {
-                largest = largest.max(bytes.next_multiple_of(PAGE));
-                own.push((op, (op - first) % AT_ONCE));
-            }
+        let Item { op: Op::Driver { plan, .. }, links: links @ 1.., .. } = &bound.ops[first] else { continue };
+        let (links, cut) = (*links, plan.row_cut(threads));
+        for link in &mut bound.ops[first..=first + links] {
+            link.cut = cut.map(|cut| (cut, Copies::default()));
         }
     }
-    for (op, place) in &own {
-        bound.ops[*op].own = Some(start + place * largest);
+    for op in 0..bound.ops.len() {
+        let (Some((cut, Copies { output: 0, .. })), Some(args)) = (bound.ops[op].cut, args(bound, op)) else {
+            continue;
+        };
+        let result = bound.args[args.first + RESULT].buffer as usize;
+        let apart = bytes[result].next_multiple_of(PAGE);
+        if cut.chunks > 1
+            && apart.checked_mul(cut.chunks).is_some_and(|all| all <= MOST)
+            && copy(bound, uses, result, cut, apart).is_some()
+        {
+            bytes[result] = apart * cut.chunks;
+        }
     }
-    if !own.is_empty() {
-        bound.scratch.per_worker = start + AT_ONCE * largest;
+}
+
+/// Says to all that use a buffer how far copies for the chunks of a cut lie apart, if all of them can use these.
+fn copy(bound: &mut Bound, uses: &Uses, buffer: usize, cut: RowCut, apart: usize) -> Option<()> {
+    let mut changed = Vec::new();
+    for op in uses.users(buffer)? {
+        let item = bound.ops.get(op)?;
+        let (Op::Driver { plan, args }, Some((_, mut copies))) = (&item.op, item.cut.filter(|(of, _)| *of == cut))
+        else {
+            return None;
+        };
+        for argument in 0..args.len {
+            let address = bound.args[args.first + argument];
+            if uses.root(address.buffer as usize) == buffer {
+                let whole = address.buffer as usize == buffer && address.offset == 0;
+                *plan.copies(argument, &mut copies).filter(|_| whole)? = apart;
+            }
+        }
+        changed.push((op, copies));
     }
+    for (op, copies) in changed {
+        bound.ops[op].cut = Some((cut, copies));
+    }
+    Some(())
 }
 
 fn args(bound: &Bound, op: usize) -> Option<Span> {

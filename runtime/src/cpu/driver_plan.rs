@@ -5,9 +5,10 @@ use egret_program::driver::{Driver, Epilogue, Prologue, Score};
 use egret_simd::Isa;
 
 use super::drivers::{
-    AttentionArgs, AttentionGradArgs, AttentionGradPlan, AttentionPlan, ChannelsPlan, ConvArgs, ConvPlan, DriverError,
-    GemmArgs, GemmPlan, Link, NonZeroPlan, PackPlan, PoolArgs, PoolGradArgs, PoolGradPlan, PoolPlan, RelayoutPlan,
-    ScratchNeed, ScratchPool, Spread, SuppressionArgs, SuppressionPlan, TopKPlan, UniqueArgs, UniquePlan,
+    AttentionArgs, AttentionGradArgs, AttentionGradPlan, AttentionPlan, ChannelsPlan, ConvArgs, ConvPlan, Copies,
+    DriverError, GemmArgs, GemmPlan, Link, NonZeroPlan, PackPlan, PoolArgs, PoolGradArgs, PoolGradPlan, PoolPlan,
+    RelayoutPlan, RowCut, ScratchNeed, ScratchPool, Spread, SuppressionArgs, SuppressionPlan, TopKPlan, UniqueArgs,
+    UniquePlan,
 };
 use super::team::Team;
 
@@ -171,11 +172,31 @@ impl DriverPlan {
         ConvArgs { input, weights, output, extras, outs, hook, prologue_extras, prologue }
     }
 
-    /// The convolution that it is as a link of a chain; `own` is where in each worker's scratch its result lies, if only the next
-    /// link reads it.
-    pub(crate) fn link<'a>(&'a self, args: &'a [*mut u8], own: Option<usize>) -> Option<Link<'a>> {
+    /// The convolution that it is as a link of a chain.
+    pub(crate) fn link<'a>(&'a self, args: &'a [*mut u8], copies: Copies) -> Option<Link<'a>> {
         match &self.form {
-            Form::Conv(plan) => Some(Link { plan, args: self.conv_args(args), own }),
+            Form::Conv(plan) => Some(Link { plan, args: self.conv_args(args), copies }),
+            _ => None,
+        }
+    }
+
+    /// How a chain that begins with it is cut.
+    pub(crate) fn row_cut(&self, threads: usize) -> Option<RowCut> {
+        match &self.form {
+            Form::Conv(plan) => plan.row_cut(threads),
+            _ => None,
+        }
+    }
+
+    /// The one of `copies` that a link's argument may have.
+    pub(crate) fn copies<'a>(&self, argument: usize, copies: &'a mut Copies) -> Option<&'a mut usize> {
+        let Form::Conv(plan) = &self.form else { return None };
+        match argument {
+            0 if plan.reads_copies() => Some(&mut copies.input),
+            2 if self.hook.is_none() => Some(&mut copies.output),
+            _ if self.hook.is_none() && Some(argument) == plan.residual().map(|extra| self.fixed + extra) => {
+                Some(&mut copies.residual)
+            }
             _ => None,
         }
     }
@@ -185,14 +206,6 @@ impl DriverPlan {
         match (&self.form, &before.form) {
             (Form::Conv(plan), Form::Conv(before)) => plan.follows(before, threads),
             _ => false,
-        }
-    }
-
-    /// Bytes of an item of its result, if each worker may write its rows to a place of its own.
-    pub(crate) fn own_bytes(&self) -> Option<usize> {
-        match &self.form {
-            Form::Conv(plan) if self.hook.is_none() => plan.item_bytes(),
-            _ => None,
         }
     }
 

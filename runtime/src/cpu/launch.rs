@@ -9,7 +9,7 @@ use egret_program::SizeValue;
 use smallvec::SmallVec;
 
 use super::bound::{Address, Bound, Item, KernelFn, Op, Repeat, Span};
-use super::drivers::{Link, MAX_LINKS, ScratchPool, Shared, part, run_chain};
+use super::drivers::{Link, MAX_LINKS, RowCut, ScratchPool, Shared, part, run_chain};
 use super::halo::Border;
 use super::late::Ready;
 use super::team::Team;
@@ -134,15 +134,18 @@ impl Runner<'_> {
                     unsafe { self.copy(*source, *destination, bytes) };
                 }
                 Op::Device { .. } => return Err(RuntimeError::malformed(NO_CPU).into()),
-                // steps that are measured are measured one by one
-                Op::Driver { args, .. } if item.links > 0 && self.times.is_none() && at + item.links <= end => {
-                    unsafe { self.chain(&bound.ops[at - 1..=at - 1 + item.links], *args) };
-                    at += item.links;
-                }
-                Op::Driver { plan, args } => {
-                    self.arguments(args.first, args.len);
-                    unsafe { plan.run(&self.pointers.args[..args.len], self.team, self.scratch) };
-                }
+                Op::Driver { plan, args } => match item.cut {
+                    None => {
+                        self.arguments(args.first, args.len);
+                        unsafe { plan.run(&self.pointers.args[..args.len], self.team, self.scratch) };
+                    }
+                    Some((cut, _)) => {
+                        // steps that are measured are measured one by one
+                        let links = if self.times.is_none() && at + item.links <= end { item.links } else { 0 };
+                        unsafe { self.chain(&bound.ops[at - 1..at + links], cut, *args) };
+                        at += links;
+                    }
+                },
                 Op::Code { entry, args, dims, grid, chunks } => {
                     self.arguments(args.first, args.len);
                     let dims = &bound.dims[dims.first..dims.first + dims.len];
@@ -268,10 +271,10 @@ impl Runner<'_> {
     ///
     /// # Safety
     /// That of the drivers.
-    unsafe fn chain(&mut self, ops: &[Item], args: Span) {
+    unsafe fn chain(&mut self, ops: &[Item], cut: RowCut, args: Span) {
         let drivers = || {
-            ops.iter().filter_map(|item| match &item.op {
-                Op::Driver { plan, args } => Some((plan, *args, item.own)),
+            ops.iter().filter_map(|item| match (&item.op, item.cut) {
+                (Op::Driver { plan, args }, Some((_, copies))) => Some((plan, *args, copies)),
                 _ => None,
             })
         };
@@ -279,9 +282,9 @@ impl Runner<'_> {
         self.arguments(args.first, drivers().map(|(_, args, _)| args.len).sum());
         let given = |of: Span| &self.pointers.args[of.first - args.first..of.first - args.first + of.len];
         let links: SmallVec<[Link<'_>; MAX_LINKS]> =
-            drivers().filter_map(|(plan, args, own)| plan.link(given(args), own)).collect();
+            drivers().filter_map(|(plan, args, copies)| plan.link(given(args), copies)).collect();
         // SAFETY: the caller's.
-        unsafe { run_chain(&links, self.team, self.scratch) };
+        unsafe { run_chain(&links, cut, self.team, self.scratch) };
     }
 
     fn arguments(&mut self, first: usize, len: usize) {

@@ -148,10 +148,14 @@ impl Uses {
         !self.uses[buffer].is_empty() || self.sliced[buffer]
     }
 
-    /// Whether nothing but operations `first..=last` uses a buffer of the arena.
-    pub(crate) fn is_within(&self, buffer: usize, (first, last): (usize, usize)) -> bool {
+    /// The operations that use a buffer of the arena, if nothing else does, and none a part of it.
+    pub(crate) fn users(&self, buffer: usize) -> Option<Vec<usize>> {
         let whole = self.arena[buffer] && self.root[buffer] == buffer && !self.sliced[buffer];
-        whole && self.uses[buffer].iter().all(|it| (first + 1..=last + 1).contains(&it.position))
+        let mut users: Vec<usize> =
+            self.uses[buffer].iter().map(|it| it.position.checked_sub(1)).collect::<Option<_>>()?;
+        users.sort_unstable();
+        users.dedup();
+        whole.then_some(users)
     }
 
     fn depth(&self, mut within: Option<usize>) -> usize {

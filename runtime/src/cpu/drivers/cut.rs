@@ -36,6 +36,48 @@ pub(crate) fn lines_by_blocks(lines: usize, blocks: usize, threads: usize) -> (u
     (by_line, by_block.min(blocks))
 }
 
+/// Rows of items, cut into chunks that several operations share: blocks of rows, one item after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RowCut {
+    /// Items.
+    pub(crate) items: usize,
+    /// Rows of an item, at least one.
+    pub(crate) height: usize,
+    /// Rows that stay together, at least one; the last ones of an item may be fewer.
+    pub(crate) together: usize,
+    /// Chunks, at most as many as blocks of rows.
+    pub(crate) chunks: usize,
+}
+
+impl RowCut {
+    /// Blocks of rows of an item.
+    fn units(&self) -> usize {
+        self.height.div_ceil(self.together)
+    }
+
+    /// The rows of a chunk, item by item.
+    pub(crate) fn rows(self, chunk: usize) -> impl Iterator<Item = (usize, (usize, usize))> {
+        let units = self.units();
+        let (mut first, end) = part(self.items * units, chunk, self.chunks);
+        std::iter::from_fn(move || {
+            let (item, begin) = (first / units, first % units);
+            let last = units.min(begin + end - first);
+            let rows = (begin * self.together, (last * self.together).min(self.height));
+            first += last - begin;
+            (begin < last).then_some((item, rows))
+        })
+    }
+
+    /// The chunk of a row, and the end of that chunk's rows of the same item.
+    pub(crate) fn chunk_of(&self, item: usize, row: usize) -> (usize, usize) {
+        let units = self.units();
+        let all = self.items * units;
+        let chunk = ((item * units + row / self.together + 1) * self.chunks).div_ceil(all) - 1;
+        let end = part(all, chunk, self.chunks).1 - item * units;
+        (chunk, (end * self.together).min(self.height))
+    }
+}
+
 /// Multiply-adds of a thread in the time in which a second-level cache delivers a float.
 const PRODUCTS_A_FLOAT: f64 = 12.0;
 
@@ -143,6 +185,22 @@ mod tests {
         assert_eq!(even_rows(3, 3, 1, 2), 3);
         assert_eq!(even_rows(0, 0, 1, 2), 1);
         assert_eq!(even_rows(9, 1, 1, 1), 1);
+    }
+
+    #[test]
+    fn each_row_is_of_one_chunk() {
+        for (items, height, together) in [(1, 14, 1), (1, 7, 2), (3, 5, 2), (2, 1, 1)] {
+            for chunks in 1..=items * usize::div_ceil(height, together) {
+                let cut = RowCut { items, height, together, chunks };
+                let all: Vec<_> = (0..chunks).flat_map(|c| cut.rows(c).map(move |rows| (c, rows))).collect();
+                let rows = |&(chunk, (item, (first, end))): &(usize, (usize, (usize, usize)))| {
+                    (first..end).map(move |row| (item, row, (chunk, end)))
+                };
+                let want = (0..items).flat_map(|item| (0..height).map(move |row| (item, row)));
+                assert!(all.iter().flat_map(rows).map(|(item, row, _)| (item, row)).eq(want));
+                assert!(all.iter().flat_map(rows).all(|(item, row, of)| cut.chunk_of(item, row) == of));
+            }
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ mod words;
 pub use attention::{AttentionArgs, AttentionGradArgs, AttentionGradPlan, AttentionPlan};
 pub use channels::ChannelsPlan;
 pub use conv::{ConvArgs, ConvPlan};
-pub(crate) use conv::{Link, MAX_LINKS, run_chain};
+pub(crate) use conv::{Copies, Link, MAX_LINKS, run_chain};
 pub use epilogue::MAX_VIEWS;
 pub use gemm::{GemmArgs, GemmPlan};
 pub use pool::{PoolArgs, PoolGradArgs, PoolGradPlan, PoolPlan};
@@ -28,9 +28,9 @@ pub use relayout::{PackPlan, RelayoutPlan};
 pub use select::{NonZeroPlan, SuppressionArgs, SuppressionPlan, TopKPlan, UniqueArgs, UniquePlan};
 
 use super::memory::{Buffer, OutOfMemory};
-pub(crate) use cut::Spread;
 pub(super) use cut::part;
 use cut::{Nest2, chunk_count, even_rows, lines_by_blocks, row_cuts};
+pub(crate) use cut::{RowCut, Spread};
 
 /// Why a plan cannot be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -3,8 +3,9 @@
 
 use super::direct::{Direct, Nest};
 use super::{ConvArgs, ConvPlan, Form};
-use crate::cpu::drivers::{ScratchPool, Spread, part};
+use crate::cpu::drivers::{RowCut, ScratchPool, Spread};
 use crate::cpu::team::Team;
+use smallvec::SmallVec;
 
 /// Most convolutions in a chain.
 pub(crate) const MAX_LINKS: usize = 4;
@@ -53,9 +54,28 @@ impl ConvPlan {
             && before.links(threads)
     }
 
-    /// Bytes of an item of the result.
-    pub(crate) fn item_bytes(&self) -> Option<usize> {
-        Some(self.by_rows()?.item() * size_of::<f32>())
+    /// How a chain that begins with it is cut.
+    pub(crate) fn row_cut(&self, threads: usize) -> Option<RowCut> {
+        let direct = self.by_rows()?;
+        let grid = &direct.grids[0];
+        let (items, height, together) = (direct.batch, grid.count[1], grid.rows_per_tile);
+        let for_each = (items * height / threads / LEAST_ROWS).clamp(1, 4);
+        let chunks = (threads * for_each).min(items * height.div_ceil(together));
+        Some(RowCut { items, height, together, chunks })
+    }
+
+    /// Whether each chunk of a chain may read its rows from a copy of the input.
+    pub(crate) fn reads_copies(&self) -> bool {
+        match &self.form {
+            Form::Direct(direct) => direct.is_pointwise,
+            Form::Mapped(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Where among the extras a residual is that each chunk of a chain may read from a copy.
+    pub(crate) fn residual(&self) -> Option<usize> {
+        self.by_rows()?.residual()
     }
 
     /// Rows of an item.
@@ -69,7 +89,9 @@ impl ConvPlan {
                 Form::Direct(direct) => {
                     let first = item * direct.grids[0].count[1];
                     let rows = (first + rows.0, first + rows.1);
-                    direct.rows(0, (0, direct.panels()), rows, nest.args.input, nest, scratch);
+                    let (_, behind) = nest.piece(item, (rows.0 - first, rows.1 - first));
+                    let input = nest.args.input.wrapping_byte_add(behind);
+                    direct.rows(0, (0, direct.panels()), rows, input, nest, scratch);
                 }
                 Form::Mapped(mapped) => mapped.part(nest, item, rows, (0, mapped.parts()), scratch),
                 _ => {}
@@ -78,37 +100,36 @@ impl ConvPlan {
     }
 }
 
+/// How many bytes an operand's copy for the rows of a chunk lies behind that for the chunk before; 0 where all share one.
+///
+/// Rows of several threads lie side by side in each block of channels, and fetching ahead takes them from one another's caches;
+/// copies, each of the whole extents, keep them apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Copies {
+    pub(crate) input: usize,
+    pub(crate) residual: usize,
+    pub(crate) output: usize,
+}
+
 /// A convolution of a chain.
 #[derive(Clone, Copy)]
 pub(crate) struct Link<'a> {
     pub(crate) plan: &'a ConvPlan,
     pub(crate) args: ConvArgs<'a>,
-    /// Where in a worker's scratch its result lies, in bytes, if only the next link reads it.
-    pub(crate) own: Option<usize>,
+    pub(crate) copies: Copies,
 }
 
-/// Runs convolutions that [follow](ConvPlan::follows) each other.
+/// Runs convolutions that [follow](ConvPlan::follows) each other, cut as the first of them [says](ConvPlan::row_cut).
 ///
 /// # Safety
-/// As for each [`run`](ConvPlan::run). None writes what one before it reads or wrote, and none but the first reads what one
-/// before it wrote, but as its input. Scratch has room for a result that a worker keeps.
-pub(crate) unsafe fn run_chain(links: &[Link<'_>], team: &Team, scratch: &ScratchPool) {
-    let Some(direct) = links.first().and_then(|link| link.plan.by_rows()) else { return };
-    let (grid, threads) = (&direct.grids[0], team.size());
-    let (height, together) = (grid.count[1], grid.rows_per_tile);
-    let units = height.div_ceil(together);
-    let for_each = (direct.batch * height / threads / LEAST_ROWS).clamp(1, 4);
-    let chunks = (threads * for_each).min(direct.batch * units);
+/// As for each [`run`](ConvPlan::run), and of each operand with copies there are as many as chunks. None writes what one before
+/// it reads or wrote, and none but the first reads what one before it wrote, but as its input.
+pub(crate) unsafe fn run_chain(links: &[Link<'_>], cut: RowCut, team: &Team, scratch: &ScratchPool) {
     let links = &Links(links);
-    team.parallel(chunks, &|chunk, worker| {
-        let (mut first, end) = part(direct.batch * units, chunk, chunks);
-        while first < end {
-            let (item, begin) = (first / units, first % units);
-            let last = units.min(begin + end - first);
-            let rows = (begin * together, (last * together).min(height));
+    team.parallel(cut.chunks, &|chunk, worker| {
+        for (item, rows) in cut.rows(chunk) {
             // SAFETY: the caller's; chunks write different rows.
-            unsafe { links.rows(item, rows, scratch.worker(worker)) };
-            first += last - begin;
+            unsafe { links.rows(cut, chunk, item, rows, scratch.worker(worker)) };
         }
     });
 }
@@ -119,25 +140,23 @@ struct Links<'a>(&'a [Link<'a>]);
 unsafe impl Sync for Links<'_> {}
 
 impl Links<'_> {
-    /// Rows of an item, through all links.
+    /// A chunk's rows of an item, through all links.
     ///
     /// # Safety
     /// As for [`run_chain`]; nobody else writes these rows, or this scratch.
-    unsafe fn rows(&self, item: usize, rows: (usize, usize), scratch: *mut f32) {
-        let mut read: Option<*mut f32> = None;
+    unsafe fn rows(&self, cut: RowCut, chunk: usize, item: usize, rows: (usize, usize), scratch: *mut f32) {
         for link in self.0 {
-            let mut args = link.args;
-            if let Some(kept) = read {
-                args.input = kept;
+            let Link { plan, mut args, copies } = *link;
+            args.output = args.output.wrapping_byte_add(chunk * copies.output);
+            let mut extras = SmallVec::<[*mut u8; 2]>::new();
+            if let Some(residual) = plan.residual().filter(|_| copies.residual > 0) {
+                extras.extend_from_slice(args.extras);
+                extras[residual] = extras[residual].wrapping_add(chunk * copies.residual);
+                args.extras = &extras;
             }
-            // where item 0 would be
-            let kept = |direct: &Direct, own: usize| scratch.wrapping_byte_add(own).wrapping_sub(item * direct.item());
-            read = link.own.and_then(|own| Some(kept(link.plan.by_rows()?, own)));
-            if let Some(kept) = read {
-                args.output = kept;
-            }
+            let nest = Nest { args, copies: (copies.input > 0).then_some((cut, copies.input)) };
             // SAFETY: the caller's; of the links before, only these rows are read.
-            unsafe { link.plan.rows(&Nest { args }, item, rows, scratch) };
+            unsafe { plan.rows(&nest, item, rows, scratch) };
         }
     }
 }

@@ -1,13 +1,16 @@
-use super::chain::{Link, run_chain};
+use super::chain::{Copies, Link, run_chain};
 use super::tests::{blocked, problem};
 use super::*;
 use crate::cpu::drivers::testing::{buffer, isas, values};
-use crate::cpu::drivers::{PackPlan, ScratchNeed};
+use crate::cpu::drivers::{PackPlan, RowCut, ScratchNeed};
 use crate::cpu::memory::Buffer;
 use egret_program::driver::{Activation, Bias, Epilogue, Operand, PackProblem, Prologue};
 
 /// Halo of what links hand on, other than any of them needs.
 const HALO: [usize; 2] = [0, 1];
+
+/// Most chunks of a chain.
+const MOST: usize = 16;
 
 struct Made {
     problem: ConvProblem,
@@ -32,11 +35,42 @@ fn made(mut p: ConvProblem, lanes: usize, isa: Isa, extras: Vec<*mut u8>) -> Mad
     let given = buffer(&values(p.out_channels * p.in_channels / p.groups * taps, 3 + p.groups as u32));
     let weights = Buffer::floats(pack.packed_len()).unwrap();
     unsafe { pack.run(given.as_ptr(), weights.as_ptr(), &Team::new(1)) };
-    let output = Buffer::floats(p.batch * p.out_batch_stride).unwrap();
+    let output = Buffer::new(MOST * apart(p.batch * p.out_batch_stride)).unwrap();
     Made { problem: p, plan, weights, output, extras }
 }
 
+/// Bytes from a copy of so many floats to the next.
+fn apart(floats: usize) -> usize {
+    (4 * floats).next_multiple_of(4096)
+}
+
+/// A copy of an image for each chunk, with nothing but the chunk's rows.
+fn copies(image: &Buffer, p: &ConvProblem, lanes: usize, cut: RowCut) -> Buffer {
+    let row = (p.in_spatial[1] + 2 * HALO[1]) * lanes;
+    let mut all = Buffer::new(MOST * apart(p.batch * p.in_batch_stride)).unwrap();
+    all.as_f32_mut().fill(f32::NAN);
+    for chunk in 0..cut.chunks {
+        let to = chunk * apart(p.batch * p.in_batch_stride) / 4;
+        for (item, (first, end)) in cut.rows(chunk) {
+            for block in 0..p.in_channels.div_ceil(lanes) {
+                let at = item * p.in_batch_stride + block * p.in_spatial[0] * row;
+                let rows = at + first * row..at + end * row;
+                all.as_f32_mut()[to + rows.start..to + rows.end].copy_from_slice(&image.as_f32()[rows]);
+            }
+        }
+    }
+    all
+}
+
 impl Made {
+    fn apart(&self) -> usize {
+        apart(self.problem.batch * self.problem.out_batch_stride)
+    }
+
+    fn link<'a>(&'a self, input: &Buffer, extras: &'a [*mut u8], copies: Copies) -> Link<'a> {
+        Link { plan: &self.plan, args: ConvArgs { extras, ..self.args(input) }, copies }
+    }
+
     fn args(&self, input: &Buffer) -> ConvArgs<'_> {
         ConvArgs {
             input: input.as_ptr(),
@@ -52,7 +86,8 @@ impl Made {
 }
 
 /// Depthwise (also with taken channels, also with a stride) or dense, then two pointwise ones, the first of groups with a
-/// residual: whatever the team and whoever keeps results, every bit is that of one after the other.
+/// residual, and then taken channels of what that wrote: whatever the team and whatever chunks have copies of, every bit is that
+/// of one after the other.
 #[test]
 fn chains_compute_what_their_links_do() {
     let mut followed = 0;
@@ -98,39 +133,66 @@ fn chains_compute_what_their_links_do() {
             second.epilogue = Epilogue::Direct { bias: None, residual: Some(full), activation: Activation::Relu };
             let links = [made(first, l, isa, Vec::new()), made(second, l, isa, vec![residual.as_ptr()]), third];
             let inputs = [&image, &links[0].output, &links[1].output];
-            let need = links.iter().fold(ScratchNeed::default(), |need, link| need.max(link.plan.scratch()));
-            let run = |threads: usize, kept: usize| {
-                for link in &links {
-                    let all = link.output.len() / 4;
+            let one: &[usize] = &[1, 1];
+            let mut last =
+                problem(ConvForm::Forward, batch, (channels, channels), channels, &places, &[3, 3], one, one, pads, l);
+            let taken = (0..channels as u32).map(|c| (c * 7) % channels as u32).collect();
+            last.prologue = Some(Prologue::Taken { of: channels as u32, channels: taken });
+            (last.in_halo, last.in_batch_stride) = (HALO.to_vec(), links[1].problem.out_batch_stride);
+            let last = made(last, l, isa, Vec::new());
+            let all = || links.iter().chain([&last]);
+            let need = all().fold(ScratchNeed::default(), |need, link| need.max(link.plan.scratch()));
+            let clear = || {
+                for link in all() {
+                    let floats = link.output.len() / 4;
                     // SAFETY: nobody else uses the output.
-                    unsafe { std::slice::from_raw_parts_mut(link.output.as_ptr::<f32>(), all) }.fill(7.0);
+                    unsafe { std::slice::from_raw_parts_mut(link.output.as_ptr::<f32>(), floats) }.fill(f32::NAN);
                 }
-                let room = links[0].plan.item_bytes().unwrap().next_multiple_of(4096);
-                let start = need.per_worker.next_multiple_of(4096);
-                let team = Team::new(threads);
-                let need = ScratchNeed { per_worker: start + 2 * room, shared: 0 };
-                let scratch = ScratchPool::new(threads, need).unwrap();
-                if threads == 1 {
-                    for (link, input) in links.iter().zip(inputs) {
-                        unsafe { link.plan.run(&link.args(input), &team, &scratch) };
-                    }
-                } else {
-                    let own = |i: usize| (i < kept).then_some(start + i * room);
-                    let linked = links.iter().zip(inputs).enumerate();
-                    let linked = linked.map(|(i, (it, x))| Link { plan: &it.plan, args: it.args(x), own: own(i) });
-                    let chain: Vec<Link<'_>> = linked.collect();
-                    unsafe { run_chain(&chain, &team, &scratch) };
-                }
-                links[2].output.as_f32().to_vec()
             };
-            let want = run(1, 0);
+            let written = |link: &Made| {
+                let floats = link.problem.batch * link.problem.out_batch_stride;
+                link.output.as_f32()[..floats].iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+            };
+            let scratch = |threads| ScratchPool::new(threads, need).unwrap();
+            clear();
+            for (link, input) in all().zip(inputs.into_iter().chain([&links[1].output])) {
+                unsafe { link.plan.run(&link.args(input), &Team::new(1), &scratch(1)) };
+            }
+            let want = [written(&links[2]), written(&last)];
             for threads in 2..5 {
                 let follow = |i: usize| links[i].plan.follows(&links[i - 1].plan, threads);
                 followed += usize::from(follow(1) && follow(2));
-                for kept in 0..3 {
-                    let got = run(threads, kept);
-                    let same = got.iter().zip(&want).all(|(a, b)| a.to_bits() == b.to_bits());
-                    assert!(same, "{isa} case {case}, {threads} threads, {kept} kept");
+                let (team, scratch) = (Team::new(threads), scratch(threads));
+                let cut = links[0].plan.row_cut(threads).unwrap();
+                let of_chunks = copies(&residual, &links[1].problem, l, cut);
+                for copied in 0..8 {
+                    let is_copied = |i: usize| copied >> i & 1 == 1;
+                    let apart = |i: usize| if is_copied(i) { links[i].apart() } else { 0 };
+                    let (extras, residual) = match is_copied(2) {
+                        true => (vec![of_chunks.as_ptr()], links[1].apart()),
+                        false => (links[1].extras.clone(), 0),
+                    };
+                    let chain = [
+                        links[0].link(&image, &[], Copies { output: apart(0), ..Copies::default() }),
+                        links[1].link(
+                            &links[0].output,
+                            &extras,
+                            Copies { input: apart(0), residual, output: apart(1) },
+                        ),
+                        links[2].link(
+                            &links[1].output,
+                            &links[2].extras,
+                            Copies { input: apart(1), ..Copies::default() },
+                        ),
+                    ];
+                    let after = last.link(&links[1].output, &[], Copies { input: apart(1), ..Copies::default() });
+                    clear();
+                    unsafe {
+                        run_chain(&chain, cut, &team, &scratch);
+                        run_chain(&[after], cut, &team, &scratch);
+                    }
+                    let got = [written(&links[2]), written(&last)];
+                    assert!(got == want, "{isa} case {case}, {threads} threads, copies {copied:#b}");
                 }
             }
             assert!(!links[0].plan.follows(&links[1].plan, 2), "it reads neighbours");

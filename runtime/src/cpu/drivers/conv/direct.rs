@@ -5,7 +5,7 @@ use super::geometry::{Grid, Shape, Surface, grids};
 use super::hooked::{Hooked, Place, full_surface};
 use crate::cpu::drivers::epilogue::set_activation;
 use crate::cpu::drivers::kernels::Kernels;
-use crate::cpu::drivers::{DriverError, Nest2, ScratchNeed, ScratchPool, Spread, part};
+use crate::cpu::drivers::{DriverError, Nest2, RowCut, ScratchNeed, ScratchPool, Spread, part};
 use crate::cpu::team::Team;
 use egret_program::driver::{
     Activation, Bias, ConvEngine, ConvForm, ConvProblem, ConvSchedule, Epilogue, Operand, Split,
@@ -180,7 +180,7 @@ impl Direct {
     }
 
     pub(super) unsafe fn run(&self, args: &ConvArgs<'_>, team: &Team, scratch: &ScratchPool) {
-        let nest = &Nest { args: *args };
+        let nest = &Nest::new(args);
         let all_panels = self.panels.len();
         let (by_row, by_panel) = self.cut(team.size());
         let units = |grid: &Grid| grid.rows(self.batch).div_ceil(grid.rows_per_tile);
@@ -203,11 +203,6 @@ impl Direct {
         });
     }
 
-    /// Floats of an item of the output.
-    pub(super) fn item(&self) -> usize {
-        self.write.batch
-    }
-
     /// Who writes the output.
     pub(super) fn spread(&self, threads: usize) -> Spread {
         Spread::of(self.cut(threads), threads)
@@ -216,6 +211,14 @@ impl Direct {
     /// The cut that was found when the plan was bound, if it was for such a team.
     pub(super) fn known_cut(&self, threads: usize) -> Option<(usize, usize)> {
         self.known.filter(|(team, _)| *team == threads).map(|(_, cut)| cut)
+    }
+
+    /// Where among the extras a residual is that is added without a hook.
+    pub(super) fn residual(&self) -> Option<usize> {
+        match &self.bound {
+            Bound::Direct { bias, residual: Some(_), .. } => Some(usize::from(*bias)),
+            _ => None,
+        }
     }
 
     /// Blocks of rows of a grid, and of panels, for a team: those of the schedule for one thread.
@@ -422,12 +425,29 @@ fn kernels_of(schedule: &ConvSchedule, isa: Isa, kind: TileKind) -> Result<Kerne
 /// The operands, shared by the team.
 pub(super) struct Nest<'a> {
     pub(super) args: ConvArgs<'a>,
+    /// Of what cut each chunk has a copy of the input for its rows, and how many bytes behind the one before, if so.
+    pub(super) copies: Option<(RowCut, usize)>,
 }
 
 // SAFETY: operands are read, and written in parts that do not overlap.
 unsafe impl Sync for Nest<'_> {}
 
-impl Nest<'_> {
+impl<'a> Nest<'a> {
+    pub(super) fn new(args: &ConvArgs<'a>) -> Nest<'a> {
+        Nest { args: *args, copies: None }
+    }
+
+    /// Which rows of an item, from `first` to at most `end`, lie in one piece, and how many bytes behind the input.
+    pub(super) fn piece(&self, item: usize, (first, end): (usize, usize)) -> (usize, usize) {
+        match &self.copies {
+            None => (end, 0),
+            Some((cut, bytes)) => {
+                let (chunk, last) = cut.chunk_of(item, first);
+                (end.min(last), chunk * bytes)
+            }
+        }
+    }
+
     fn input(&self) -> *const f32 {
         self.args.input
     }

@@ -86,7 +86,7 @@ impl ImageConv {
     }
 
     pub(super) unsafe fn run(&self, args: &ConvArgs<'_>, team: &Team, scratch: &ScratchPool) {
-        let nest = &Nest { args: *args };
+        let nest = &Nest::new(args);
         let blocks = even_rows(self.out_rows, self.out_rows.div_ceil(self.block), self.batch, team.size());
         let grid = &self.direct.grids[0];
         if grid.rows(self.batch) == 0 {

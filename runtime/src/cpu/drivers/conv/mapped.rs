@@ -163,7 +163,7 @@ impl MappedConv {
     }
 
     pub(super) unsafe fn run(&self, args: &ConvArgs<'_>, team: &Team, scratch: &ScratchPool) {
-        let nest = &Nest { args: *args };
+        let nest = &Nest::new(args);
         let grid = &self.direct.grids[0];
         if grid.rows(self.batch) == 0 {
             return;
@@ -302,11 +302,16 @@ impl MappedConv {
         }
         let row = self.copy[1] * self.lanes;
         let image = nest.args.input.wrapping_add(item * self.read.batch + self.read.origin);
-        let from = image.wrapping_add(first * self.read.step[1]);
-        for (held, block) in blocks.enumerate() {
-            let to = copy.wrapping_add((held * self.copy[0] + above) * row + before * self.lanes);
-            // SAFETY: these rows of the image exist.
-            unsafe { self.map(nest, block, (from, self.read.step[1]), (to, row), (inside - above, pixels)) };
+        let (mut line, end) = (first, first + inside - above);
+        while line < end {
+            let (last, behind) = nest.piece(item, (line, end));
+            let from = image.wrapping_add(line * self.read.step[1]).wrapping_byte_add(behind);
+            for (held, block) in blocks.clone().enumerate() {
+                let to = copy.wrapping_add((held * self.copy[0] + above + line - first) * row + before * self.lanes);
+                // SAFETY: these rows of the image exist.
+                unsafe { self.map(nest, block, (from, self.read.step[1]), (to, row), (last - line, pixels)) };
+            }
+            line = last;
         }
     }
 

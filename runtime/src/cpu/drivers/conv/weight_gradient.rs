@@ -185,7 +185,7 @@ impl WeightGradient {
     }
 
     pub(super) unsafe fn run(&self, args: &ConvArgs<'_>, team: &Team, scratch: &ScratchPool) {
-        let nest = &Nest { args: *args };
+        let nest = &Nest::new(args);
         if self.depthwise {
             team.parallel(self.groups.div_ceil(self.lanes), &|block, worker| {
                 // SAFETY: blocks write different channels.

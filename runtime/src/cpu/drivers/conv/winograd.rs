@@ -223,7 +223,7 @@ impl Winograd {
     }
 
     pub(super) unsafe fn run(&self, args: &ConvArgs<'_>, team: &Team, scratch: &ScratchPool) {
-        let nest = &Nest { args: *args };
+        let nest = &Nest::new(args);
         let down = match self.split {
             Split::Rows => even_rows(self.tile_rows, self.blocks[0], self.blocks[1], team.size()),
             Split::Panels => self.blocks[0],

@@ -155,7 +155,7 @@ impl WordConv {
         if self.extent.contains(&0) {
             return;
         }
-        let nest = &Nest { args: *args };
+        let nest = &Nest::new(args);
         let (panels, height) = (self.panels.len(), self.extent[0]);
         match self.split {
             Split::Rows => {
