@@ -1,7 +1,7 @@
 //! Which operations run one behind the other without a join.
 
 use super::bound::{Address, Bound, Item, Op, Span};
-use super::drivers::{Copies, MAX_LINKS, RowCut};
+use super::drivers::{Copies, MAX_LINKS, RowCut, chain_scratch};
 use super::lifetime::Uses;
 use egret_program::Launch;
 
@@ -52,6 +52,9 @@ pub(crate) fn cut(bound: &mut Bound, uses: &Uses, bytes: &mut [usize], threads: 
     for first in 0..bound.ops.len() {
         let Item { op: Op::Driver { plan, .. }, links: links @ 1.., .. } = &bound.ops[first] else { continue };
         let (links, cut) = (*links, plan.row_cut(threads));
+        if let Some(cut) = cut {
+            bound.scratch = bound.scratch.max(chain_scratch(cut));
+        }
         for link in &mut bound.ops[first..=first + links] {
             link.cut = cut.map(|cut| (cut, Copies::default()));
         }

@@ -261,18 +261,18 @@ impl Drop for Team {
 }
 
 /// Spins, then yields.
-struct Patience {
+pub(crate) struct Patience {
     since: Option<Instant>,
     polls: usize,
     out: bool,
 }
 
 impl Patience {
-    fn new() -> Patience {
+    pub(crate) fn new() -> Patience {
         Patience { since: None, polls: 0, out: false }
     }
 
-    fn wait(&mut self) {
+    pub(crate) fn wait(&mut self) {
         std::hint::spin_loop();
         self.polls += 1;
         if self.polls.is_multiple_of(POLLS) {

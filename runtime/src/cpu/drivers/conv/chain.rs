@@ -3,7 +3,8 @@
 
 use super::direct::{Direct, Nest};
 use super::{ConvArgs, ConvPlan, Form};
-use crate::cpu::drivers::{RowCut, ScratchPool, Spread};
+use crate::cpu::drivers::help::Help;
+use crate::cpu::drivers::{RowCut, ScratchNeed, ScratchPool, Spread};
 use crate::cpu::team::Team;
 use smallvec::SmallVec;
 
@@ -12,6 +13,9 @@ pub(crate) const MAX_LINKS: usize = 4;
 
 /// Multiply-adds of a thread beside which a join is nothing.
 const LARGE: usize = 8 << 20;
+
+/// Most items: the stages of a chunk are counted.
+const MOST_ITEMS: usize = 4096;
 
 /// Fewer rows in a chunk read more rows of others than they are worth.
 const LEAST_ROWS: usize = 8;
@@ -38,6 +42,7 @@ impl ConvPlan {
         let (rows, together) = (grid.rows(direct.batch), grid.rows_per_tile);
         let most = (rows.div_ceil(together).div_ceil(threads) * together).min(rows) * threads;
         rows >= threads
+            && direct.batch <= MOST_ITEMS
             && most as f64 <= UNEVEN * rows as f64
             && self.spread(threads) == Spread::Rows
             && direct.nest(grid, direct.batch).products / threads <= LARGE
@@ -78,11 +83,27 @@ impl ConvPlan {
         self.by_rows()?.residual()
     }
 
-    /// Rows of an item.
+    /// Units of rows that may be computed by themselves.
+    fn units(&self) -> usize {
+        match &self.form {
+            Form::Direct(direct) => direct.panels(),
+            Form::Mapped(mapped) => mapped.parts(),
+            _ => 0,
+        }
+    }
+
+    /// Units of rows of an item.
     ///
     /// # Safety
-    /// As for [`run`](ConvPlan::run); nobody else writes these rows, or this scratch.
-    unsafe fn rows(&self, nest: &Nest<'_>, item: usize, rows: (usize, usize), scratch: *mut f32) {
+    /// As for [`run`](ConvPlan::run); nobody else writes these, or this scratch.
+    unsafe fn rows(
+        &self,
+        nest: &Nest<'_>,
+        item: usize,
+        rows: (usize, usize),
+        units: &mut dyn Iterator<Item = usize>,
+        scratch: *mut f32,
+    ) {
         // SAFETY: the caller's.
         unsafe {
             match &self.form {
@@ -91,9 +112,9 @@ impl ConvPlan {
                     let rows = (first + rows.0, first + rows.1);
                     let (_, behind) = nest.piece(item, (rows.0 - first, rows.1 - first));
                     let input = nest.args.input.wrapping_byte_add(behind);
-                    direct.rows(0, (0, direct.panels()), rows, input, nest, scratch);
+                    direct.rows(0, (units, direct.panels()), rows, input, nest, scratch);
                 }
-                Form::Mapped(mapped) => mapped.part(nest, item, rows, (0, mapped.parts()), scratch),
+                Form::Mapped(mapped) => mapped.part(nest, item, rows, units, scratch),
                 _ => {}
             }
         }
@@ -123,40 +144,57 @@ pub(crate) struct Link<'a> {
 ///
 /// # Safety
 /// As for each [`run`](ConvPlan::run), and of each operand with copies there are as many as chunks. None writes what one before
-/// it reads or wrote, and none but the first reads what one before it wrote, but as its input.
+/// it reads or wrote, and none but the first reads what one before it wrote, but as its input. Scratch is that of all of
+/// them, and what [`chain_scratch`] says.
 pub(crate) unsafe fn run_chain(links: &[Link<'_>], cut: RowCut, team: &Team, scratch: &ScratchPool) {
-    let links = &Links(links);
+    // SAFETY: the caller's.
+    let help = unsafe { Help::new(scratch.shared().cast(), cut.chunks) };
+    let (chain, help) = (&Chain { links, cut }, &help);
     team.parallel(cut.chunks, &|chunk, worker| {
-        for (item, rows) in cut.rows(chunk) {
-            // SAFETY: the caller's; chunks write different rows.
-            unsafe { links.rows(cut, chunk, item, rows, scratch.worker(worker)) };
-        }
+        let units = cut.rows(chunk).flat_map(|_| chain.units());
+        help.run(chunk, units, |chunk, stage, units| {
+            // SAFETY: the caller's; chunks write different rows, and each unit is computed once.
+            unsafe { chain.run(chunk, stage, units, scratch.worker(worker)) };
+        });
     });
 }
 
-struct Links<'a>(&'a [Link<'a>]);
+/// What a chain needs beside the scratch of its links.
+pub(crate) fn chain_scratch(cut: RowCut) -> ScratchNeed {
+    ScratchNeed { per_worker: 0, shared: Help::bytes(cut.chunks) }
+}
+
+struct Chain<'a> {
+    links: &'a [Link<'a>],
+    cut: RowCut,
+}
 
 // SAFETY: operands are read, and written in parts that do not overlap.
-unsafe impl Sync for Links<'_> {}
+unsafe impl Sync for Chain<'_> {}
 
-impl Links<'_> {
-    /// A chunk's rows of an item, through all links.
+impl Chain<'_> {
+    /// Units of each link.
+    fn units(&self) -> impl Iterator<Item = usize> {
+        self.links.iter().map(|link| link.plan.units())
+    }
+
+    /// Units of a link, of a chunk's rows of an item: these are stages, item by item.
     ///
     /// # Safety
-    /// As for [`run_chain`]; nobody else writes these rows, or this scratch.
-    unsafe fn rows(&self, cut: RowCut, chunk: usize, item: usize, rows: (usize, usize), scratch: *mut f32) {
-        for link in self.0 {
-            let Link { plan, mut args, copies } = *link;
-            args.output = args.output.wrapping_byte_add(chunk * copies.output);
-            let mut extras = SmallVec::<[*mut u8; 2]>::new();
-            if let Some(residual) = plan.residual().filter(|_| copies.residual > 0) {
-                extras.extend_from_slice(args.extras);
-                extras[residual] = extras[residual].wrapping_add(chunk * copies.residual);
-                args.extras = &extras;
-            }
-            let nest = Nest { args, copies: (copies.input > 0).then_some((cut, copies.input)) };
-            // SAFETY: the caller's; of the links before, only these rows are read.
-            unsafe { plan.rows(&nest, item, rows, scratch) };
+    /// As for [`run_chain`]; nobody else writes these, or this scratch, and of the stages before all is written.
+    unsafe fn run(&self, chunk: usize, stage: usize, units: &mut dyn Iterator<Item = usize>, scratch: *mut f32) {
+        let (piece, link) = (stage / self.links.len(), stage % self.links.len());
+        let Some((item, rows)) = self.cut.rows(chunk).nth(piece) else { return };
+        let Link { plan, mut args, copies } = self.links[link];
+        args.output = args.output.wrapping_byte_add(chunk * copies.output);
+        let mut extras = SmallVec::<[*mut u8; 2]>::new();
+        if let Some(residual) = plan.residual().filter(|_| copies.residual > 0) {
+            extras.extend_from_slice(args.extras);
+            extras[residual] = extras[residual].wrapping_add(chunk * copies.residual);
+            args.extras = &extras;
         }
+        let nest = Nest { args, copies: (copies.input > 0).then_some((self.cut, copies.input)) };
+        // SAFETY: the caller's; of the links before, only these rows are read.
+        unsafe { plan.rows(&nest, item, rows, units, scratch) };
     }
 }

@@ -1,4 +1,4 @@
-use super::chain::{Copies, Link, run_chain};
+use super::chain::{Copies, Link, chain_scratch, run_chain};
 use super::tests::{blocked, problem};
 use super::*;
 use crate::cpu::drivers::testing::{buffer, isas, values};
@@ -153,6 +153,8 @@ fn chains_compute_what_their_links_do() {
                 let floats = link.problem.batch * link.problem.out_batch_stride;
                 link.output.as_f32()[..floats].iter().map(|x| x.to_bits()).collect::<Vec<_>>()
             };
+            let room = RowCut { items: 1, height: 1, together: 1, chunks: MOST };
+            let need = need.max(chain_scratch(room));
             let scratch = |threads| ScratchPool::new(threads, need).unwrap();
             clear();
             for (link, input) in all().zip(inputs.into_iter().chain([&links[1].output])) {

@@ -193,7 +193,8 @@ impl Direct {
                     let (u0, u1) = part(units(grid), chunk / by_panel, by_row.min(units(grid)));
                     let end = (u1 * grid.rows_per_tile).min(grid.rows(self.batch));
                     let rows = (u0 * grid.rows_per_tile, end);
-                    let panels = part(all_panels, chunk % by_panel, by_panel);
+                    let (first, last) = part(all_panels, chunk % by_panel, by_panel);
+                    let panels = (&mut (first..last) as &mut dyn Iterator<Item = usize>, last);
                     // SAFETY: chunks write different rows, or different channels of them.
                     unsafe { self.rows(index, panels, rows, nest.input(), nest, scratch.worker(worker)) };
                     return;
@@ -256,14 +257,15 @@ impl Direct {
         }
     }
 
-    /// Rows `r0..r1` (of all batch items) of panels `p0..p1` of a grid. `input` is where row 0 of the grid would be; `strip` is scratch.
+    /// Rows `r0..r1` (of all batch items) of panels of a grid, whose weights are fetched ahead up to panel `end`. `input` is where
+    /// row 0 of the grid would be; `strip` is scratch.
     ///
     /// # Safety
     /// As for the plan; nobody else writes these rows of these channels.
     pub(super) unsafe fn rows(
         &self,
         grid: usize,
-        (p0, p1): (usize, usize),
+        (panels, end): (&mut dyn Iterator<Item = usize>, usize),
         (r0, r1): (usize, usize),
         input: *const f32,
         nest: &Nest<'_>,
@@ -307,7 +309,8 @@ impl Direct {
         let ahead = max_rows * grid.in_step[2];
         let one_tap = self.prefetch_input && grid.rows_per_tile == 1;
 
-        for panel in p0..p1 {
+        let mut is_first = true;
+        for panel in panels {
             let OutputPanel { group, first, count } = self.panels[panel];
             let list = &grid.groups[group];
             let (first_block, first_lane) = (first / lanes, first % lanes);
@@ -337,13 +340,14 @@ impl Direct {
                 if grid.rows_per_tile > 1 { (r1 - r0).div_ceil(grid.rows_per_tile) } else { (r1 - r0) * tiles_in_row };
             let mut lines_left = 0;
             tile.prefetch_lines = 0;
-            if self.prefetch_weights && panel + 1 < p1 && !list.taps.is_empty() {
+            if self.prefetch_weights && panel + 1 < end && !list.taps.is_empty() {
                 let lines = self.panel_len.div_ceil(16);
                 tile.prefetch_lines = lines.div_ceil(tiles * list.taps.len());
                 tile.prefetch = weights.wrapping_add(self.panel_len);
                 lines_left = lines;
             }
-            let next_tile = if one_tap && panel == p0 { ahead } else { 0 };
+            let next_tile = if one_tap && is_first { ahead } else { 0 };
+            is_first = false;
             let panel_input = panel * self.read_panel;
             let mut row = r0;
             while row < r1 {

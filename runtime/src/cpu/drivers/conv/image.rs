@@ -103,7 +103,8 @@ impl ImageConv {
                 self.copy_rows(image, copy, r0, r1);
                 let input = copy.cast_const().wrapping_sub(r0 * grid.in_step[1]);
                 let rows = (item * self.out_rows + r0, item * self.out_rows + r1);
-                self.direct.rows(0, (0, self.direct.panels()), rows, input, nest, strip);
+                let panels = self.direct.panels();
+                self.direct.rows(0, (&mut (0..panels), panels), rows, input, nest, strip);
             }
         });
     }

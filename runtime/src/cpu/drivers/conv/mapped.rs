@@ -174,11 +174,11 @@ impl MappedConv {
         team.parallel(self.batch * by_row * by_panel, &|chunk, worker| {
             let (item, chunk) = (chunk / (by_row * by_panel), chunk % (by_row * by_panel));
             let (t0, t1) = part(tiles, chunk / by_panel, by_row);
-            let blocks = part(parts, chunk % by_panel, by_panel);
+            let (p0, p1) = part(parts, chunk % by_panel, by_panel);
             let end = (t1 * grid.rows_per_tile).min(self.out_rows);
             let rows = (t0 * grid.rows_per_tile, end);
             // SAFETY: the scratch is this worker's; chunks write different rows, or different channels of them.
-            unsafe { self.part(nest, item, rows, blocks, scratch.worker(worker)) };
+            unsafe { self.part(nest, item, rows, &mut (p0..p1), scratch.worker(worker)) };
         });
     }
 
@@ -190,30 +190,33 @@ impl MappedConv {
         &self,
         nest: &Nest<'_>,
         item: usize,
-        (mut r0, end): (usize, usize),
-        (p0, p1): (usize, usize),
+        (first, end): (usize, usize),
+        parts: &mut dyn Iterator<Item = usize>,
         copy: *mut f32,
     ) {
         let grid = &self.direct.grids[0];
         let strip = copy.wrapping_add(self.copy_len());
-        // there may be more rows than the scratch has room for
-        while r0 < end {
-            let r1 = end.min(r0 + self.block);
-            let window = self.window(r0, r1);
-            // SAFETY: the caller's.
-            unsafe { self.surround(copy, &window) };
-            for part in p0..p1 {
-                let blocks = part * self.held..(part + 1) * self.held;
-                let panels = if self.is_depthwise { (part, part + 1) } else { (0, self.direct.panels()) };
+        let mut around = None;
+        for part in parts {
+            let blocks = part * self.held..(part + 1) * self.held;
+            let panels = if self.is_depthwise { part..part + 1 } else { 0..self.direct.panels() };
+            // there may be more rows than the scratch has room for
+            let mut r0 = first;
+            while r0 < end {
+                let r1 = end.min(r0 + self.block);
+                let window = self.window(r0, r1);
                 // SAFETY: the caller's.
                 unsafe {
-                    self.fill(nest, item, copy, &window, blocks);
+                    if around.replace(r0) != Some(r0) {
+                        self.surround(copy, &window);
+                    }
+                    self.fill(nest, item, copy, &window, blocks.clone());
                     let input = copy.cast_const().wrapping_sub(r0 * grid.in_step[1]);
                     let rows = (item * self.out_rows + r0, item * self.out_rows + r1);
-                    self.direct.rows(0, panels, rows, input, nest, strip);
+                    self.direct.rows(0, (&mut panels.clone(), panels.end), rows, input, nest, strip);
                 }
+                r0 = r1;
             }
-            r0 = r1;
         }
     }
 

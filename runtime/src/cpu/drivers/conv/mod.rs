@@ -22,7 +22,7 @@ mod winograd_tests;
 mod word_tests;
 mod words;
 
-pub(crate) use chain::{Copies, Link, MAX_LINKS, run_chain};
+pub(crate) use chain::{Copies, Link, MAX_LINKS, chain_scratch, run_chain};
 pub(crate) use geometry::{Surface, dims, gradient_phases};
 pub(crate) use hooked::{Hooked, Lattice, Place};
 
