@@ -20,8 +20,11 @@ const MOST_ITEMS: usize = 4096;
 /// Fewer rows in a chunk read more rows of others than they are worth.
 const LEAST_ROWS: usize = 8;
 
-/// How much longer than others the thread with most rows may take.
-const UNEVEN: f64 = 1.08;
+/// How many rows the thread with most may have, of an even share: others help it.
+const UNEVEN: f64 = 1.2;
+
+/// Floats of weights that each thread may read all of, rather than those of its channels: half of a second-level cache.
+const FEW_WEIGHTS: usize = 128 << 10;
 
 impl ConvPlan {
     /// The nest, if rows of it can be computed by themselves: forward, of one grid, of at most two spatial dims.
@@ -35,17 +38,18 @@ impl ConvPlan {
         (grid.count[0] == 1 && grid.lattice.step == [1; 3]).then_some(direct)
     }
 
-    /// Whether a team cuts it by rows, evenly, and a join is worth something beside it.
+    /// Whether a team cuts it by rows, or may as well, about evenly, and a join is worth something beside it.
     fn links(&self, threads: usize) -> bool {
         let Some(direct) = self.by_rows() else { return false };
         let grid = &direct.grids[0];
         let (rows, together) = (grid.rows(direct.batch), grid.rows_per_tile);
+        let nest = direct.nest(grid, direct.batch);
         let most = (rows.div_ceil(together).div_ceil(threads) * together).min(rows) * threads;
         rows >= threads
             && direct.batch <= MOST_ITEMS
             && most as f64 <= UNEVEN * rows as f64
-            && self.spread(threads) == Spread::Rows
-            && direct.nest(grid, direct.batch).products / threads <= LARGE
+            && (self.spread(threads) == Spread::Rows || nest.weights <= FEW_WEIGHTS)
+            && nest.products / threads <= LARGE
     }
 
     /// Whether a team may go on with it behind `before`, whose result it reads, without a join.
