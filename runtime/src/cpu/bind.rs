@@ -216,7 +216,11 @@ impl Work<'_> {
             _ => return Err(RuntimeError::malformed(format!("the kernel `{}` is launched, but a hook", kernel.name))),
         };
         self.push(op);
-        chain::link(&mut self.bound, &mut self.uses, launch, self.binder.threads);
+        if let Some(spread) = chain::link(&mut self.bound, &mut self.uses, launch, self.binder.threads) {
+            for arg in launch.args.iter().filter(|arg| arg.writes) {
+                self.spreads[arg.buffer.0 as usize] = spread;
+            }
+        }
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! Which operations run one behind the other without a join.
 
 use super::bound::{Address, Bound, Item, Op, Span};
-use super::drivers::{Copies, MAX_LINKS, RowCut, chain_scratch};
+use super::drivers::{Copies, MAX_LINKS, RowCut, Spread, chain_scratch};
 use super::lifetime::Uses;
 use egret_program::Launch;
 
@@ -13,17 +13,17 @@ const PAGE: usize = 4096;
 /// Most bytes of all copies of a result.
 const MOST: usize = 4 << 20;
 
-/// Lets the last operation, which `launch` was bound to, run with those before it, if a team may do so. What they use then
-/// lives as long as all of them run, so that none writes where one before it still reads.
-pub(crate) fn link(bound: &mut Bound, uses: &mut Uses, launch: &Launch, threads: usize) {
-    let Some((last, before)) = bound.ops.len().checked_sub(2).map(|before| (before + 1, before)) else { return };
-    let (Some(args), Some(read)) = (args(bound, last), args(bound, before)) else { return };
+/// Lets the last operation, which `launch` was bound to, run with those before it, if a team may do so: then it is cut by rows.
+/// What they use lives as long as all of them run, so that none writes where one before it still reads.
+pub(crate) fn link(bound: &mut Bound, uses: &mut Uses, launch: &Launch, threads: usize) -> Option<Spread> {
+    let (last, before) = bound.ops.len().checked_sub(2).map(|before| (before + 1, before))?;
+    let (args, read) = (args(bound, last)?, args(bound, before)?);
     if !follows(bound, (before, last), threads) || !is_same(bound.args[args.first], bound.args[read.first + RESULT]) {
-        return;
+        return None;
     }
     // the longest chain that ends with the operation before
     let ends = |more: &usize| before.checked_sub(*more).is_some_and(|first| bound.ops[first].links == *more);
-    let Some(more) = (0..MAX_LINKS - 1).rev().find(ends) else { return };
+    let more = (0..MAX_LINKS - 1).rev().find(ends)?;
     let first = before - more;
     let root = |at: usize| uses.root(bound.args[at].buffer as usize);
     let result = |op: usize| self::args(bound, op).map(|args| root(args.first + RESULT));
@@ -35,7 +35,7 @@ pub(crate) fn link(bound: &mut Bound, uses: &mut Uses, launch: &Launch, threads:
     let is_used =
         |buffer: usize| earlier().any(|args| (args.first..args.first + args.len).any(|at| root(at) == buffer));
     if reads_more || written.any(is_used) {
-        return;
+        return None;
     }
     let used: Vec<Span> = earlier().collect();
     uses.add(bound.args[args.first + RESULT].buffer as usize, first, true);
@@ -44,6 +44,7 @@ pub(crate) fn link(bound: &mut Bound, uses: &mut Uses, launch: &Launch, threads:
     }
     bound.most_args = bound.most_args.max(used.iter().map(|args| args.len).sum::<usize>() + args.len);
     bound.ops[first].links = last - first;
+    Some(Spread::Rows)
 }
 
 /// Cuts chains. Results that only chains of the same cut use, and of those only their own rows or through a map, get a copy for

@@ -1,5 +1,5 @@
 //! Convolutions that run one behind the other without a join: each but the first reads, of what the one before wrote, only the
-//! pixels in the places of those that it writes. Each thread takes the same rows through all of them, and nobody waits.
+//! pixels in the places of those that it writes. Each chunk of rows goes through all of them; who is done helps others with theirs.
 
 use super::direct::{Direct, Nest};
 use super::{ConvArgs, ConvPlan, Form};
