@@ -118,7 +118,7 @@ impl ConvPlan {
                     let input = nest.args.input.wrapping_byte_add(behind);
                     direct.rows(0, (units, direct.panels()), rows, input, nest, scratch);
                 }
-                Form::Mapped(mapped) => mapped.part(nest, item, rows, units, scratch),
+                Form::Mapped(mapped) => mapped.rows(nest, item, rows, units, scratch),
                 _ => {}
             }
         }

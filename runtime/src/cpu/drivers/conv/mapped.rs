@@ -177,45 +177,69 @@ impl MappedConv {
             let (p0, p1) = part(parts, chunk % by_panel, by_panel);
             let end = (t1 * grid.rows_per_tile).min(self.out_rows);
             let rows = (t0 * grid.rows_per_tile, end);
-            // SAFETY: the scratch is this worker's; chunks write different rows, or different channels of them.
-            unsafe { self.part(nest, item, rows, &mut (p0..p1), scratch.worker(worker)) };
+            for rows in self.blocks(rows) {
+                // SAFETY: the scratch is this worker's; chunks write different rows, or different channels of them.
+                unsafe { self.part(nest, item, rows, &mut (p0..p1), scratch.worker(worker)) };
+            }
         });
     }
 
-    /// Rows of an item, of so many scratches full of channels.
+    /// A block of rows of an item, of so many scratches full of channels.
     ///
     /// # Safety
     /// As for the plan; nobody else writes these rows of these channels, or this scratch.
-    pub(super) unsafe fn part(
+    unsafe fn part(
         &self,
         nest: &Nest<'_>,
         item: usize,
-        (first, end): (usize, usize),
+        (r0, r1): (usize, usize),
         parts: &mut dyn Iterator<Item = usize>,
         copy: *mut f32,
     ) {
         let grid = &self.direct.grids[0];
         let strip = copy.wrapping_add(self.copy_len());
-        let mut around = None;
+        let window = self.window(r0, r1);
+        // SAFETY: the caller's.
+        unsafe { self.surround(copy, &window) };
         for part in parts {
             let blocks = part * self.held..(part + 1) * self.held;
-            let panels = if self.is_depthwise { part..part + 1 } else { 0..self.direct.panels() };
-            // there may be more rows than the scratch has room for
-            let mut r0 = first;
-            while r0 < end {
-                let r1 = end.min(r0 + self.block);
-                let window = self.window(r0, r1);
-                // SAFETY: the caller's.
-                unsafe {
-                    if around.replace(r0) != Some(r0) {
-                        self.surround(copy, &window);
-                    }
-                    self.fill(nest, item, copy, &window, blocks.clone());
-                    let input = copy.cast_const().wrapping_sub(r0 * grid.in_step[1]);
-                    let rows = (item * self.out_rows + r0, item * self.out_rows + r1);
-                    self.direct.rows(0, (&mut panels.clone(), panels.end), rows, input, nest, strip);
-                }
-                r0 = r1;
+            let mut panels = if self.is_depthwise { part..part + 1 } else { 0..self.direct.panels() };
+            let end = panels.end;
+            // SAFETY: the caller's.
+            unsafe {
+                self.fill(nest, item, copy, &window, blocks);
+                let input = copy.cast_const().wrapping_sub(r0 * grid.in_step[1]);
+                let rows = (item * self.out_rows + r0, item * self.out_rows + r1);
+                self.direct.rows(0, (&mut panels, end), rows, input, nest, strip);
+            }
+        }
+    }
+
+    /// Rows in blocks that the scratch has room for.
+    fn blocks(&self, (first, end): (usize, usize)) -> impl Iterator<Item = (usize, usize)> {
+        let block = self.block;
+        (first..end).step_by(block).map(move |r0| (r0, end.min(r0 + block)))
+    }
+
+    /// Rows of an item, however many, of so many scratches full of channels, each taken once.
+    ///
+    /// # Safety
+    /// As for the plan; nobody else writes these rows of these channels, or this scratch.
+    pub(super) unsafe fn rows(
+        &self,
+        nest: &Nest<'_>,
+        item: usize,
+        rows: (usize, usize),
+        parts: &mut dyn Iterator<Item = usize>,
+        copy: *mut f32,
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            if rows.1 - rows.0 <= self.block {
+                return self.part(nest, item, rows, parts, copy);
+            }
+            for part in parts {
+                self.blocks(rows).for_each(|rows| self.part(nest, item, rows, &mut std::iter::once(part), copy));
             }
         }
     }
